@@ -1,0 +1,1 @@
+//! gateway.yaml to a validated configuration; the only file that knows `serde_yaml`.

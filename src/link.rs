@@ -1,0 +1,1 @@
+//! TCP to brokers: connects, reads, and writes what is ready in one go.

@@ -1,0 +1,3 @@
+//! The `mqtt-sn-gateway` program.
+
+fn main() {}

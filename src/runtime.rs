@@ -1,0 +1,1 @@
+//! The loop around the core: inboxes by priority, one deadline, dispatch.

@@ -1,0 +1,1 @@
+//! One task per port: datagrams and frames between sockets and the core.

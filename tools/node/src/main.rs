@@ -1,0 +1,3 @@
+//! The `mqtt-sn-node` program.
+
+fn main() {}
