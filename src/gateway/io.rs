@@ -1,0 +1,277 @@
+//! The whole boundary of the core in one file: what goes in, what comes out, and the settings it is made with.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::topic::{ClientId, TopicName};
+
+/// A transport instance: the index of its settings in [`Settings::ports`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortId(pub u16);
+
+/// A connection to a broker. Never used again for another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// The address a frame came from, in the terms of its carrier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    /// Source address and port of a datagram.
+    Udp(SocketAddr),
+}
+
+/// What a forwarder calls one of its nodes (§5.5); at most [`crate::wire::NODE_ID_LEN_MAX`] octets.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WirelessNodeId(pub Bytes);
+
+/// Who sent a frame: the identity by which messages are attributed to a client (§6.12).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Peer {
+    /// The transport it came through.
+    pub port: PortId,
+    /// The address it came from; a forwarder's, if there is one between.
+    pub addr: Address,
+    /// The node behind the forwarder.
+    pub node: Option<WirelessNodeId>,
+}
+
+/// How a frame reached a transport, handed back with the answer so that it leaves the same way. No part of an identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Route {
+    /// Which of the transport's sockets.
+    pub socket: u16,
+    /// The address of ours that was spoken to, if it was not a group.
+    pub local: Option<IpAddr>,
+}
+
+/// What the core is told.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// A datagram or radio frame, as received. The core takes a forwarder's encapsulation off itself, so `from.node` is
+    /// `None` here.
+    Frame {
+        /// The sender.
+        from: Peer,
+        /// For the answer.
+        route: Route,
+        /// The octets.
+        frame: Bytes,
+    },
+    /// Something happened to a transport.
+    Port(PortId, PortEvent),
+    /// Something happened to a connection to a broker.
+    Link(LinkId, LinkEvent),
+    /// The operator wants something.
+    Control(Control),
+}
+
+/// What happens to a transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortEvent {
+    /// It can send and receive.
+    Up,
+    /// It cannot.
+    Down,
+}
+
+/// What happens to a connection to a broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkEvent {
+    /// The connection that [`LinkCommand::Connect`] asked for is open.
+    Connected,
+    /// Octets from the broker.
+    Bytes(Bytes),
+    /// Everything of the last [`LinkCommand::Write`] is with the operating system; the next one may come.
+    Drained,
+    /// The connection is gone or did not come about. It answers [`LinkCommand::Connect`] or ends what `Connected` began;
+    /// after [`LinkCommand::Close`] nothing more comes.
+    Closed(LinkFailure),
+}
+
+/// Why a connection to a broker is gone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkFailure {
+    /// The name of the broker has no address.
+    #[error("cannot find {host}: {reason}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// What the resolver says.
+        reason: String,
+    },
+    /// Nobody answers there.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// The broker closed the connection.
+    #[error("the broker closed the connection")]
+    Closed,
+    /// Reading or writing failed.
+    #[error("connection lost: {0}")]
+    Io(String),
+}
+
+/// What the operator wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Take leave: tell clients (§6.12), take leave of the broker. Ends with [`Output::Stopped`].
+    Shutdown,
+}
+
+/// What the core wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Put a frame on the air. May be dropped, and is then counted by the one who drops it.
+    Send {
+        /// To whom.
+        to: Target,
+        /// The octets of one frame.
+        frame: Bytes,
+    },
+    /// Do something with a connection to a broker.
+    Link(LinkId, LinkCommand),
+    /// Everything [`Control::Shutdown`] asked for is done.
+    Stopped,
+}
+
+/// Whom a frame is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// One address, by the route its frames come in.
+    Unicast {
+        /// The transport.
+        port: PortId,
+        /// The address; a forwarder's, if there is one between (the frame is then encapsulated).
+        addr: Address,
+        /// The way.
+        route: Route,
+    },
+    /// Everybody a transport reaches: its broadcast or multicast service (§6.1).
+    Broadcast {
+        /// The transport.
+        port: PortId,
+        /// Hops it may travel; 0: as far as the carrier can.
+        radius: u8,
+    },
+}
+
+/// What to do with a connection to a broker. One [`LinkCommand::Write`] at a time: the next comes after
+/// [`LinkEvent::Drained`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkCommand {
+    /// Open it, within [`BrokerSettings::connect_timeout`]. Answered by `Connected` or `Closed`.
+    Connect(Endpoint),
+    /// Write these octets, in one go where the operating system takes them.
+    Write(Bytes),
+    /// Close it once what was written is out. Nothing more is reported of it.
+    Close,
+}
+
+/// Where a broker listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// What a core is made with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// GwId, 1 to 255 (§5.3.5).
+    pub gw_id: u8,
+    /// T_ADV, 1 s to 65,535 s (§6.1).
+    pub advertise_interval: Duration,
+    /// The transports; a [`PortId`] is an index here.
+    pub ports: Vec<PortSettings>,
+    /// The broker.
+    pub broker: BrokerSettings,
+    /// Predefined topics of all clients (§6.7); ids 1 to 65,534.
+    pub predefined: BTreeMap<u16, TopicName>,
+    /// Predefined topics of single clients, looked up before the common ones.
+    pub client_predefined: BTreeMap<ClientId, BTreeMap<u16, TopicName>>,
+    /// Limits and times of sessions.
+    pub sessions: SessionSettings,
+    /// Seeds what must not be guessed or must not coincide: where topic ids start, how far reconnects are apart.
+    pub seed: u64,
+}
+
+/// One transport, as the core sees it.
+#[derive(Debug, Clone)]
+pub struct PortSettings {
+    /// Its name in logs.
+    pub name: String,
+    /// Octets in the largest frame it can send.
+    pub mtu: usize,
+    /// T_RETRY (§7.2).
+    pub retry_interval: Duration,
+    /// N_RETRY (§7.2).
+    pub retry_limit: u32,
+    /// Whether forwarders may speak here (§5.5).
+    pub forwarders: bool,
+    /// Whether QoS −1 is served (§6.8).
+    pub qos_minus_one: bool,
+    /// Whether ADVERTISE is sent here (§6.1): whether the transport can broadcast.
+    pub advertise: bool,
+}
+
+/// The broker and how to deal with it.
+#[derive(Debug, Clone)]
+pub struct BrokerSettings {
+    /// Where it is; several are tried in turn. Never empty.
+    pub endpoints: Vec<Endpoint>,
+    /// The gateway's own client id there.
+    pub client_id: String,
+    /// Whether that id was made up for this process, so that its session at the broker is of no use to the next one.
+    pub client_id_is_random: bool,
+    /// User name and password.
+    pub credentials: Option<(String, Bytes)>,
+    /// MQTT keep-alive; zero: none.
+    pub keep_alive: Duration,
+    /// How long the broker may take to acknowledge before a client is told `congestion` (Interpretation: A-34).
+    pub ack_timeout: Duration,
+    /// How long TCP may take to connect.
+    pub connect_timeout: Duration,
+}
+
+/// Limits and times of sessions.
+#[derive(Debug, Clone)]
+pub struct SessionSettings {
+    /// Sessions and half-open handshakes together.
+    pub max: usize,
+    /// How long a session with CleanSession 0 outlives its connection (§6.3).
+    pub expiry: Duration,
+    /// Topic ids of one client.
+    pub max_topics: usize,
+    /// Subscriptions of one client.
+    pub max_subscriptions: usize,
+    /// Messages that wait for one client.
+    pub queue: QueueSettings,
+    /// Octets of messages that wait, all clients together.
+    pub queue_total: usize,
+}
+
+/// Bounds of the messages that wait for one client, and what is shed beyond them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueSettings {
+    /// Messages.
+    pub messages: usize,
+    /// Octets of payloads and topics.
+    pub bytes: usize,
+    /// Which message goes when the queue is full.
+    pub full: QueueFull,
+    /// Whether QoS 0 is kept for a client that cannot take it at once.
+    pub qos0: bool,
+}
+
+/// What a full queue sheds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueFull {
+    /// The message that has waited longest.
+    DropOldest,
+    /// The message that would join.
+    DropNewest,
+}
