@@ -1,3 +1,506 @@
 //! The core: what arrives goes in, what must leave comes out. No clock, socket, task, lock or file.
+//!
+//! [`Gateway::handle`] with every [`Input`], [`Gateway::poll_output`] until `None`, then wait for the next input or for
+//! [`Gateway::poll_timeout`]. Several inputs may go in before outputs are taken: what they have for the broker then
+//! leaves in one write.
 
+mod air;
+mod clients;
+mod counters;
+mod discovery;
+mod downlink;
+mod exchange;
+mod handshake;
 pub mod io;
+mod links;
+mod outbox;
+mod registry;
+mod session;
+mod timer;
+mod uplink;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tracing::{info, trace};
+
+use self::air::Air;
+use self::clients::Clients;
+pub use self::counters::Counters;
+use self::downlink::Reach;
+use self::handshake::Handshakes;
+use self::io::{Control, Input, Output, Peer, PortEvent, PortId, Route, Settings, WirelessNodeId};
+use self::links::{Delivery, LinkCx, Links, Update};
+use self::registry::predefined;
+use self::session::{Cx, Session, State};
+use self::timer::{ClientTimer, Timer, Timers};
+use crate::mqtt::{Message, QoS};
+use crate::topic::TopicName;
+use crate::wire::{Disconnect, Packet, PingReq, Publish, Qos, TopicRef, decode};
+
+/// Names a session; never used again for another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ClientKey(u64);
+
+/// After a DISCONNECT that nobody asked for, a DISCONNECT from that peer within this time may be the answer, and is not
+/// answered: two sides with simpler rules would go on for ever (Interpretation: R-123).
+const DISCONNECT_GUARD: Duration = Duration::from_secs(10);
+
+/// Between two DISCONNECTs to a peer without a session (Interpretation: R-102).
+const DISCONNECT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Peers remembered for the two rules above. Enough for every sensor of a large network to be told at once after a
+/// restart; beyond, the oldest is forgotten and may be answered once more.
+const DISCONNECTS_MAX: usize = 8192;
+
+/// The gateway as a value: every client, every rule, and the link to the broker.
+#[derive(Debug)]
+pub struct Gateway {
+    settings: Settings,
+    /// The time of the call under way.
+    now: Instant,
+    clients: Clients,
+    handshakes: Handshakes,
+    links: Links,
+    timers: Timers,
+    air: Air,
+    counters: Counters,
+    rng: fastrand::Rng,
+    queued_octets: usize,
+    disconnects: Disconnects,
+    stopping: Option<Stopping>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopping {
+    Asked,
+    Done,
+}
+
+/// Which peers were told that they have no session, and when.
+#[derive(Debug, Default)]
+struct Disconnects {
+    told: HashMap<Peer, Instant>,
+    order: VecDeque<(Instant, Peer)>,
+}
+
+impl Disconnects {
+    fn remember(&mut self, peer: &Peer, now: Instant) {
+        while let Some((at, _)) = self.order.front()
+            && (self.order.len() >= DISCONNECTS_MAX || *at + DISCONNECT_GUARD <= now)
+        {
+            if let Some((at, peer)) = self.order.pop_front()
+                && self.told.get(&peer) == Some(&at)
+            {
+                self.told.remove(&peer);
+            }
+        }
+        self.told.insert(peer.clone(), now);
+        self.order.push_back((now, peer.clone()));
+    }
+
+    fn within(&self, span: Duration, peer: &Peer, now: Instant) -> bool {
+        self.told.get(peer).is_some_and(|at| now.saturating_duration_since(*at) < span)
+    }
+}
+
+impl Gateway {
+    /// A gateway without clients; it begins to connect to the broker and to advertise at the first
+    /// [`Gateway::handle_timeout`], which is due at once.
+    pub fn new(settings: Settings, now: Instant) -> Self {
+        let mut timers = Timers::default();
+        timers.set(Timer::Advertise, now + settings.advertise_interval);
+        Self {
+            now,
+            clients: Clients::default(),
+            handshakes: Handshakes::default(),
+            links: Links::new(&settings.broker, now),
+            timers,
+            air: Air::default(),
+            counters: Counters::default(),
+            rng: fastrand::Rng::with_seed(settings.seed),
+            queued_octets: 0,
+            disconnects: Disconnects::default(),
+            stopping: None,
+            settings,
+        }
+    }
+
+    /// Takes in what happened. `now` never goes back.
+    pub fn handle(&mut self, now: Instant, input: Input) {
+        self.now = now;
+        match input {
+            Input::Frame { from, route, frame } => self.handle_frame(from, route, frame),
+            Input::Port(port, event) => self.handle_port(port, event),
+            Input::Link(id, event) => {
+                let (links, mut cx) =
+                    link_cx(&mut self.links, &mut self.air, &mut self.counters, &mut self.rng);
+                links.handle(now, id, event, &self.settings.broker, &mut cx);
+                self.take_updates();
+            }
+            Input::Control(Control::Shutdown) => self.shut_down(),
+        }
+    }
+
+    /// Does what is due at `now`; early is harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.now = now;
+        let (links, mut cx) = link_cx(&mut self.links, &mut self.air, &mut self.counters, &mut self.rng);
+        links.handle_timeout(now, &self.settings.broker, &mut cx);
+        self.take_updates();
+        while let Some(timer) = self.timers.pop_due(now) {
+            match timer {
+                Timer::Advertise => self.advertise(),
+                Timer::Handshake(peer) => {
+                    if self.abandon_handshake(&peer) {
+                        self.counters.handshakes_expired += 1;
+                    }
+                }
+                Timer::Client(key, timer) => self.handle_client_timer(key, timer),
+            }
+        }
+    }
+
+    /// When [`Gateway::handle_timeout`] is due, if nothing else happens.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.links.poll_timeout().into_iter().chain(self.timers.next()).min()
+    }
+
+    /// The next thing to be done. What is ready for the broker comes last, in one piece.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if self.air.outputs.is_empty() {
+            let (links, mut cx) = link_cx(&mut self.links, &mut self.air, &mut self.counters, &mut self.rng);
+            links.flush(self.now, &self.settings.broker, &mut cx);
+            if self.stopping == Some(Stopping::Asked) && links.has_left() {
+                self.stopping = Some(Stopping::Done);
+                self.air.outputs.push_back(Output::Stopped);
+            }
+        }
+        self.air.outputs.pop_front()
+    }
+
+    /// What was counted since the gateway was made.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Sessions, connected or not.
+    pub fn sessions(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Octets of messages that wait for clients, all outboxes together.
+    pub fn queued_octets(&self) -> usize {
+        self.queued_octets
+    }
+
+    /// Messages of the broker that clients have yet to settle.
+    pub fn unsettled_deliveries(&self) -> usize {
+        self.links.unsettled_deliveries()
+    }
+
+    /// Whether the broker accepted us and has not gone.
+    pub fn is_connected(&self) -> bool {
+        self.links.is_up()
+    }
+
+    /// What a datagram is and whom it concerns, in the order of digest section 3.22.
+    fn handle_frame(&mut self, mut from: Peer, route: Route, frame: Bytes) {
+        self.counters.frames_received += 1;
+        let decoded = match decode(&frame) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                trace!(?from, %error, "malformed");
+                self.counters.frames_malformed += 1;
+                return;
+            }
+        };
+        let Some(port) = self.settings.ports.get(usize::from(from.port.0)) else { return };
+        if let Some(encapsulation) = decoded.encapsulation {
+            if !port.forwarders {
+                self.counters.forwarders_refused += 1;
+                return;
+            }
+            from.node = Some(WirelessNodeId(Bytes::copy_from_slice(encapsulation.node_id)));
+        }
+        match decoded.packet {
+            // From other gateways, and clients that answer for them: nothing to do (§6.1).
+            Packet::Advertise(_) | Packet::GwInfo(_) => {}
+            Packet::ConnAck(_)
+            | Packet::WillTopicReq
+            | Packet::WillMsgReq
+            | Packet::SubAck(_)
+            | Packet::UnsubAck(_)
+            | Packet::WillTopicResp(_)
+            | Packet::WillMsgResp(_) => self.counters.frames_misdirected += 1,
+            Packet::SearchGw(search) => self.handle_searchgw(&from, route, search),
+            Packet::Publish(publish) if publish.qos == Qos::MinusOne => {
+                self.handle_publish_minus_one(&from, route, &publish, &frame);
+            }
+            Packet::Connect(connect) => self.handle_connect(from, route, &connect, &frame),
+            Packet::WillTopic(will) => self.handle_will_topic(from, route, &will),
+            Packet::WillMsg(will) => self.handle_will_msg(from, route, &will),
+            packet => match self.clients.by_peer(&from) {
+                Some(key) => {
+                    // A client that goes on with its session did not mean the CONNECT: it was a late copy.
+                    self.abandon_handshake(&from);
+                    self.handle_from_client(key, route, packet, &frame);
+                }
+                None => self.handle_from_stranger(&from, route, packet),
+            },
+        }
+    }
+
+    /// A message from the peer of a session.
+    fn handle_from_client(&mut self, key: ClientKey, route: Route, packet: Packet<'_>, frame: &Bytes) {
+        let Some((session, mut cx)) = self.session_cx(key) else { return };
+        session.handle_heard(route, cx.now);
+        (session.connect, session.prompted) = (None, false);
+        match packet {
+            Packet::Register(register) => session.handle_register(&register, &mut cx),
+            Packet::RegAck(ack) => session.handle_regack(ack, &mut cx),
+            Packet::Publish(publish) => session.handle_publish(&publish, frame, &mut cx),
+            Packet::PubAck(ack) => session.handle_puback(ack, &mut cx),
+            Packet::PubRec(ack) => session.handle_pubrec(ack.msg_id, &mut cx),
+            Packet::PubRel(release) => session.handle_pubrel(release.msg_id, &mut cx),
+            Packet::PubComp(ack) => session.handle_pubcomp(ack.msg_id, &mut cx),
+            Packet::Subscribe(subscribe) => session.handle_subscribe(&subscribe, &mut cx),
+            Packet::Unsubscribe(unsubscribe) => session.handle_unsubscribe(&unsubscribe, &mut cx),
+            Packet::PingReq(ping) => self.handle_pingreq(key, &ping),
+            Packet::Disconnect(Disconnect { .. }) => self.handle_disconnect(key),
+            Packet::WillTopicUpd(_) | Packet::WillMsgUpd(_) => session.refuse_will_update(&packet, &mut cx),
+            // It answers our PINGREQ; being heard is all it is for (§6.11).
+            Packet::PingResp => {}
+            _ => cx.counters.frames_unexpected += 1,
+        }
+    }
+
+    /// PINGREQ (§5.4.19). With another client's id it is not for this session (Interpretation: R-116).
+    fn handle_pingreq(&mut self, key: ClientKey, ping: &PingReq<'_>) {
+        let Some((session, mut cx)) = self.session_cx(key) else { return };
+        if ping.client_id.is_empty() || ping.client_id == session.id.as_str().as_bytes() {
+            session.send(Packet::PingResp, &mut cx);
+        } else if let (Some(peer), route) = (session.peer.clone(), session.route) {
+            self.disconnect_peer(&peer, route);
+        }
+    }
+
+    /// DISCONNECT (§5.4.21): the client takes leave, and no Will is published.
+    fn handle_disconnect(&mut self, key: ClientKey) {
+        let Some((session, mut cx)) = self.session_cx(key) else { return };
+        session.send(Packet::Disconnect(Disconnect { duration: None }), &mut cx);
+        info!(client = %session.id, "client disconnected");
+        self.end_connection(key, State::Disconnected);
+    }
+
+    /// A message from a peer without a session (§6.12): most need one, and the client shall connect again.
+    fn handle_from_stranger(&mut self, from: &Peer, route: Route, packet: Packet<'_>) {
+        // While its Will is being asked for, everything else is dropped (Interpretation: R-027).
+        let connecting = self.handshakes.contains_key(from);
+        let guard = match packet {
+            Packet::RegAck(_)
+            | Packet::PubAck(_)
+            | Packet::PubComp(_)
+            | Packet::PubRec(_)
+            | Packet::PubRel(_)
+            | Packet::PingResp => {
+                self.counters.frames_unexpected += 1;
+                return;
+            }
+            Packet::Disconnect(_) => {
+                self.abandon_handshake(from);
+                DISCONNECT_GUARD
+            }
+            _ if connecting => {
+                self.counters.frames_unexpected += 1;
+                return;
+            }
+            _ => DISCONNECT_INTERVAL,
+        };
+        if self.disconnects.within(guard, from, self.now) {
+            self.counters.disconnects_withheld += 1;
+        } else {
+            self.disconnect_peer(from, route);
+        }
+    }
+
+    /// QoS −1 (§6.8): for everybody, on predefined ids and short names, answered by nobody.
+    fn handle_publish_minus_one(&mut self, from: &Peer, route: Route, publish: &Publish<'_>, frame: &Bytes) {
+        let mut client = None;
+        if let Some(session) = self.clients.by_peer_mut(from) {
+            session.handle_heard(route, self.now);
+            client = Some(session.id.clone());
+        }
+        let served = self.settings.ports.get(usize::from(from.port.0)).is_some_and(|port| port.qos_minus_one);
+        let topic = match publish.topic {
+            TopicRef::Predefined(id) => predefined(id, client.as_ref(), &self.settings).cloned(),
+            TopicRef::Short(name) => TopicName::new(name).ok(),
+            TopicRef::Normal(_) | TopicRef::Reserved(_) => None,
+        };
+        let sent = topic.filter(|_| served).is_some_and(|topic| {
+            let payload = frame.slice_ref(publish.data);
+            let message = Message { topic, payload, qos: QoS::AtMostOnce, retain: publish.retain };
+            self.links.publish(ClientKey(0), message).is_ok()
+        });
+        if sent {
+            self.counters.uplink_messages += 1;
+        } else {
+            self.counters.qos_minus_one_dropped += 1;
+        }
+    }
+
+    fn handle_client_timer(&mut self, key: ClientKey, timer: ClientTimer) {
+        let Some((session, mut cx)) = self.session_cx(key) else { return };
+        match timer {
+            ClientTimer::Supervision => match session.supervision_deadline() {
+                Some(at) if at > cx.now => session.set_timer(ClientTimer::Supervision, at, &mut cx),
+                Some(_) => self.lose(key),
+                None => {}
+            },
+            ClientTimer::Retry => {
+                if session.handle_retry(&mut cx) == Reach::Lost {
+                    self.lose(key);
+                }
+            }
+            ClientTimer::BrokerAnswer => session.handle_broker_late(&mut cx),
+            ClientTimer::Pause => session.handle_pause_over(&mut cx),
+            ClientTimer::Expiry => {
+                cx.counters.sessions_expired += 1;
+                self.remove_session(key);
+            }
+        }
+    }
+
+    /// The client has gone without a word: its Will is published (§6.3).
+    fn lose(&mut self, key: ClientKey) {
+        let Some((session, mut cx)) = self.session_cx(key) else { return };
+        info!(client = %session.id, will = session.will.is_some(), "client lost");
+        cx.counters.clients_lost += 1;
+        session.publish_will(&mut cx);
+        self.end_connection(key, State::Lost);
+    }
+
+    /// Ends what binds the client to its peer; the session goes too if it was a clean one (§6.3).
+    fn end_connection(&mut self, key: ClientKey, state: State) {
+        self.clients.unbind(key);
+        let expiry = self.now + self.settings.sessions.expiry;
+        let Some((session, mut cx)) = self.session_cx(key) else { return };
+        session.leave(state, &mut cx);
+        if session.clean {
+            self.remove_session(key);
+        } else {
+            session.set_timer(ClientTimer::Expiry, expiry, &mut cx);
+        }
+    }
+
+    fn remove_session(&mut self, key: ClientKey) {
+        if let Some((session, mut cx)) = self.session_cx(key) {
+            session.clear(&mut cx);
+            for timer in [ClientTimer::Supervision, ClientTimer::Expiry] {
+                cx.timers.cancel(&Timer::Client(key, timer));
+            }
+        }
+        self.clients.remove(key);
+    }
+
+    /// Tells a peer that it has no session, and remembers that (Interpretation: R-123).
+    fn disconnect_peer(&mut self, peer: &Peer, route: Route) {
+        self.counters.peers_without_session += 1;
+        self.disconnects.remember(peer, self.now);
+        let packet = Packet::Disconnect(Disconnect { duration: None });
+        self.air.send(peer, route, packet, &mut self.counters);
+    }
+
+    /// What the link has to say, to whom it concerns.
+    fn take_updates(&mut self) {
+        while let Some(update) = self.links.poll_update() {
+            match update {
+                Update::Up => self.advertise(),
+                Update::Received(key, id) => {
+                    if let Some((session, mut cx)) = self.session_cx(key) {
+                        session.handle_broker_received(id, &mut cx);
+                    }
+                }
+                Update::Completed(key, id, result) => {
+                    if let Some((session, mut cx)) = self.session_cx(key) {
+                        session.handle_broker_completed(id, result, &mut cx);
+                    }
+                }
+                Update::Subscribed(key, id, result) => {
+                    if let Some((session, mut cx)) = self.session_cx(key) {
+                        session.handle_subscribed(id, result, &mut cx);
+                    }
+                }
+                Update::Message(message, delivery, recipients) => {
+                    self.hand_out(&message, delivery, recipients);
+                }
+            }
+        }
+    }
+
+    fn hand_out(
+        &mut self,
+        message: &Arc<Message>,
+        delivery: Option<Delivery>,
+        recipients: Vec<(ClientKey, QoS)>,
+    ) {
+        for (key, qos) in recipients {
+            match self.session_cx(key) {
+                Some((session, mut cx)) => session.deliver(message.clone(), qos, delivery, &mut cx),
+                None => {
+                    if let Some(delivery) = delivery {
+                        self.links.settle(delivery);
+                    }
+                }
+            }
+        }
+    }
+
+    fn handle_port(&mut self, port: PortId, event: PortEvent) {
+        let name = self.settings.ports.get(usize::from(port.0)).map(|port| port.name.as_str());
+        info!(port = name, ?event, "transport");
+    }
+
+    /// Tells active clients that the gateway goes (§6.12), since nothing is kept for them, then the broker.
+    fn shut_down(&mut self) {
+        if self.stopping.is_some() {
+            return;
+        }
+        self.stopping = Some(Stopping::Asked);
+        for key in self.clients.keys() {
+            if let Some((session, mut cx)) = self.session_cx(key)
+                && session.is_active()
+            {
+                session.send(Packet::Disconnect(Disconnect { duration: None }), &mut cx);
+            }
+        }
+        let (links, mut cx) = link_cx(&mut self.links, &mut self.air, &mut self.counters, &mut self.rng);
+        links.shut_down(self.now, &self.settings.broker, &mut cx);
+    }
+
+    /// A session together with everything else, so that both can be changed.
+    fn session_cx(&mut self, key: ClientKey) -> Option<(&mut Session, Cx<'_>)> {
+        let session = self.clients.get_mut(key)?;
+        let cx = Cx {
+            now: self.now,
+            settings: &self.settings,
+            air: &mut self.air,
+            links: &mut self.links,
+            timers: &mut self.timers,
+            counters: &mut self.counters,
+            queued_octets: &mut self.queued_octets,
+        };
+        Some((session, cx))
+    }
+}
+
+fn link_cx<'a>(
+    links: &'a mut Links,
+    air: &'a mut Air,
+    counters: &'a mut Counters,
+    rng: &'a mut fastrand::Rng,
+) -> (&'a mut Links, LinkCx<'a>) {
+    (links, LinkCx { outputs: &mut air.outputs, counters, rng })
+}

@@ -1,0 +1,68 @@
+//! What leaves the core for the air: packets become frames here, encapsulated where a forwarder stands between (§5.5).
+
+use std::collections::VecDeque;
+
+use bytes::BytesMut;
+use tracing::trace;
+
+use super::counters::Counters;
+use super::io::{Output, Peer, PortId, Route, Target};
+use crate::wire::{Encapsulation, Frame, Packet};
+
+/// Octets reserved at a time for frames to be cut from.
+const SCRATCH_LEN: usize = 4096;
+
+/// Outputs in the order they were made.
+#[derive(Debug, Default)]
+pub(super) struct Air {
+    pub(super) outputs: VecDeque<Output>,
+    scratch: BytesMut,
+}
+
+impl Air {
+    pub(super) fn send(&mut self, peer: &Peer, route: Route, packet: Packet<'_>, counters: &mut Counters) {
+        self.send_within(usize::MAX, peer, route, 0, packet, counters);
+    }
+
+    /// Sends unless the frame has more than `mtu` octets; returns whether it was sent. Towards a forwarder `radius` says
+    /// how far a broadcast shall go, 0 for unicast.
+    pub(super) fn send_within(
+        &mut self,
+        mtu: usize,
+        peer: &Peer,
+        route: Route,
+        radius: u8,
+        packet: Packet<'_>,
+        counters: &mut Counters,
+    ) -> bool {
+        let node = peer.node.as_ref();
+        let encapsulation = node.map(|node| Encapsulation { radius, node_id: &node.0 });
+        let to = Target::Unicast { port: peer.port, addr: peer.addr, route };
+        self.put(mtu, to, Frame { encapsulation, packet }, counters)
+    }
+
+    pub(super) fn broadcast(
+        &mut self,
+        port: PortId,
+        radius: u8,
+        packet: Packet<'_>,
+        counters: &mut Counters,
+    ) {
+        let frame = Frame { encapsulation: None, packet };
+        self.put(usize::MAX, Target::Broadcast { port, radius }, frame, counters);
+    }
+
+    fn put(&mut self, mtu: usize, to: Target, frame: Frame<'_>, counters: &mut Counters) -> bool {
+        if self.scratch.capacity() < 64 {
+            self.scratch.reserve(SCRATCH_LEN);
+        }
+        if frame.encode(&mut self.scratch).is_err() || self.scratch.len() > mtu {
+            self.scratch.clear();
+            return false;
+        }
+        trace!(?to, ?frame, "sent");
+        counters.frames_sent += 1;
+        self.outputs.push_back(Output::Send { to, frame: self.scratch.split().freeze() });
+        true
+    }
+}

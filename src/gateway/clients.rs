@@ -1,0 +1,88 @@
+//! The client table and the peer table: who has a session, and where it is reached.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use super::ClientKey;
+use super::io::Peer;
+use super::session::Session;
+use crate::topic::ClientId;
+
+/// All sessions. A session is bound to at most one peer, and a peer to at most one session.
+#[derive(Debug, Default)]
+pub(super) struct Clients {
+    sessions: HashMap<ClientKey, Session>,
+    by_id: HashMap<ClientId, ClientKey>,
+    by_peer: HashMap<Peer, ClientKey>,
+    last_key: u64,
+}
+
+impl Clients {
+    pub(super) fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    pub(super) fn get_mut(&mut self, key: ClientKey) -> Option<&mut Session> {
+        self.sessions.get_mut(&key)
+    }
+
+    pub(super) fn key(&self, id: &ClientId) -> Option<ClientKey> {
+        self.by_id.get(id).copied()
+    }
+
+    pub(super) fn by_peer(&self, peer: &Peer) -> Option<ClientKey> {
+        self.by_peer.get(peer).copied()
+    }
+
+    pub(super) fn by_peer_mut(&mut self, peer: &Peer) -> Option<&mut Session> {
+        self.by_peer(peer).and_then(|key| self.sessions.get_mut(&key))
+    }
+
+    /// The session of this client, an empty one if it has none.
+    pub(super) fn key_or_insert(
+        &mut self,
+        id: &ClientId,
+        now: Instant,
+        rng: &mut fastrand::Rng,
+    ) -> ClientKey {
+        if let Some(key) = self.key(id) {
+            return key;
+        }
+        self.last_key += 1;
+        let key = ClientKey(self.last_key);
+        self.sessions.insert(key, Session::new(key, id.clone(), now, rng));
+        self.by_id.insert(id.clone(), key);
+        key
+    }
+
+    /// Reaches the session at this peer from now on. The peer must not be bound to another session.
+    pub(super) fn bind(&mut self, key: ClientKey, peer: &Peer) {
+        self.unbind(key);
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.peer = Some(peer.clone());
+            self.by_peer.insert(peer.clone(), key);
+        }
+        debug_assert!(self.by_peer.len() <= self.sessions.len());
+    }
+
+    pub(super) fn unbind(&mut self, key: ClientKey) {
+        if let Some(peer) = self.sessions.get_mut(&key).and_then(|session| session.peer.take()) {
+            self.by_peer.remove(&peer);
+        }
+    }
+
+    /// Takes the session out. Nothing finds it any more.
+    pub(super) fn remove(&mut self, key: ClientKey) -> Option<Session> {
+        self.unbind(key);
+        let session = self.sessions.remove(&key)?;
+        self.by_id.remove(&session.id);
+        Some(session)
+    }
+
+    /// Every key, in the order the sessions were made.
+    pub(super) fn keys(&self) -> Vec<ClientKey> {
+        let mut keys: Vec<_> = self.by_id.values().copied().collect();
+        keys.sort_unstable();
+        keys
+    }
+}

@@ -1,0 +1,107 @@
+//! One counter per fact, incremented where the fact is established.
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// What the core has counted since it was made.
+        #[derive(Debug, Clone, Default, PartialEq, Eq)]
+        pub struct Counters {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl Counters {
+            /// Every counter by name, in a fixed order.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)+].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Frames that came in.
+    frames_received,
+    /// Frames that went out.
+    frames_sent,
+    /// Frames dropped: not one well-formed message (§5.2).
+    frames_malformed,
+    /// Frames dropped: a message only a gateway may send.
+    frames_misdirected,
+    /// Frames dropped: encapsulated, where forwarders may not speak.
+    forwarders_refused,
+    /// Frames dropped: the state of the client has no use for them.
+    frames_unexpected,
+    /// DISCONNECTs sent to peers without a session (§6.12).
+    peers_without_session,
+    /// DISCONNECTs not sent because the peer had one a moment ago.
+    disconnects_withheld,
+    /// Connections set up.
+    connects_accepted,
+    /// CONNECTs refused: something in them is not supported.
+    connects_refused,
+    /// CONNECTs refused: as many sessions as allowed.
+    sessions_full,
+    /// Handshakes abandoned by the client.
+    handshakes_expired,
+    /// Sessions moved to another peer (§6.1).
+    sessions_taken_over,
+    /// Clients lost: not heard in time, or deaf to every repetition.
+    clients_lost,
+    /// Sessions ended by their life time.
+    sessions_expired,
+    /// Wills published.
+    wills_published,
+    /// Wills shed: more than may wait for the broker.
+    wills_shed,
+    /// Messages of clients passed to the broker.
+    uplink_messages,
+    /// Repetitions of a message that is or was on its way already.
+    uplink_duplicates,
+    /// Messages of clients refused: no topic by that id.
+    uplink_invalid_topic,
+    /// Messages of clients refused: a topic that cannot be published on.
+    uplink_unsupported,
+    /// Messages of clients refused: the broker is away, or too much is on its way to it.
+    uplink_congestion,
+    /// Messages answered with congestion because the broker took too long; its answer still counts (§6.6).
+    uplink_late,
+    /// Messages refused by the broker.
+    uplink_refused,
+    /// Messages with QoS -1 dropped (§6.8).
+    qos_minus_one_dropped,
+    /// Messages from the broker.
+    downlink_messages,
+    /// Messages from the broker for which there is no client.
+    downlink_unrouted,
+    /// Messages clients have taken, one for each client.
+    downlink_delivered,
+    /// Messages to clients sent again.
+    downlink_retransmissions,
+    /// Messages shed: the queue of the client was full.
+    downlink_queue_full,
+    /// Messages shed: the queues of all clients together were full.
+    downlink_total_full,
+    /// Messages shed: QoS 0 for a client that was away.
+    downlink_offline,
+    /// Messages dropped: too large for the transport (§6.10).
+    downlink_oversize,
+    /// Messages dropped: the client refused them or their topic.
+    downlink_refused,
+    /// Messages dropped: the client never answered.
+    downlink_unanswered,
+    /// Messages dropped: no topic id left for the client.
+    downlink_no_topic_id,
+    /// Messages dropped: the session ended or the subscription did.
+    downlink_ended,
+    /// REGISTERs refused: as many topic ids as allowed.
+    topics_full,
+    /// SUBSCRIBEs refused: as many subscriptions as allowed, or the broker is congested.
+    subscriptions_full,
+    /// SUBSCRIBEs refused by the broker.
+    subscriptions_refused,
+    /// Connections to the broker that came about.
+    link_connects,
+    /// Connections to the broker that were lost or did not come about.
+    link_failures,
+    /// Events of connections that are no more.
+    link_stale,
+}

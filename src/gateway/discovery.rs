@@ -1,0 +1,34 @@
+//! ADVERTISE, SEARCHGW and GWINFO (§6.1).
+
+use super::Gateway;
+use super::io::{Peer, PortId, Route};
+use super::timer::Timer;
+use crate::wire::{Advertise, GwInfo, Packet, SearchGw};
+
+/// The farthest a forwarder can be asked to carry a broadcast: two bits (§5.5).
+const FORWARDER_RADIUS_MAX: u8 = 3;
+
+impl Gateway {
+    /// Answers at once and to the one who asked, so that clients which answer for gateways after a delay stay silent,
+    /// and one that is in no group hears it (Interpretation: A-19). Served also while the broker is away, as CONNECT is.
+    pub(super) fn handle_searchgw(&mut self, peer: &Peer, route: Route, search: SearchGw) {
+        let info = Packet::GwInfo(GwInfo { gw_id: self.settings.gw_id, gw_add: &[] });
+        let radius = search.radius.min(FORWARDER_RADIUS_MAX);
+        self.air.send_within(usize::MAX, peer, route, radius, info, &mut self.counters);
+    }
+
+    /// Broadcasts ADVERTISE and sets the time of the next one. Silent while the broker is away (§6.1).
+    pub(super) fn advertise(&mut self) {
+        self.timers.set(Timer::Advertise, self.now + self.settings.advertise_interval);
+        if !self.links.is_up() {
+            return;
+        }
+        let duration = u16::try_from(self.settings.advertise_interval.as_secs()).unwrap_or(u16::MAX);
+        let packet = Packet::Advertise(Advertise { gw_id: self.settings.gw_id, duration });
+        for (index, port) in (0..).zip(&self.settings.ports) {
+            if port.advertise {
+                self.air.broadcast(PortId(index), 0, packet, &mut self.counters);
+            }
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! Broker to client (§6.10): REGISTER where the client does not know the topic id, then PUBLISH, one exchange at a time.
+//!
+//! ```text
+//! G> REGISTER   C> REGACK                             if the id is unknown
+//! G> PUBLISH                                          QoS 0
+//! G> PUBLISH    C> PUBACK                             QoS 1
+//! G> PUBLISH    C> PUBREC    G> PUBREL    C> PUBCOMP  QoS 2
+//! ```
+//!
+//! A message is settled, and the broker may be told, when the client has it (PUBACK, PUBREC), refuses it, or never
+//! answers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::debug;
+
+use super::exchange::{Exchange, Repair, Request, publish};
+use super::links::Delivery;
+use super::outbox::{Item, Joined, Outbox};
+use super::registry::Naming;
+use super::session::{Cx, Session};
+use super::timer::ClientTimer;
+use crate::mqtt::{Message, QoS};
+use crate::topic::TopicFilter;
+use crate::wire::{MsgIdOnly, Packet, ReturnCode, TopicAck, TopicRef};
+
+/// T_WAIT (§7.2): how long a client that said `congestion` is left alone, and a name that it did not take.
+const T_WAIT: Duration = Duration::from_secs(330);
+
+/// Messages for one client and the exchange under way.
+#[derive(Debug, Default)]
+pub(super) struct Downlink {
+    outbox: Outbox,
+    exchange: Option<Exchange>,
+    /// The client said `congestion`: nothing more until then.
+    paused: Option<Instant>,
+    last_msg_id: u16,
+}
+
+/// What a client that cannot be reached is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// It answers, or may.
+    There,
+    /// It was not heard since the request left for the first time, for all repetitions (Interpretation: R-113).
+    Lost,
+}
+
+impl Downlink {
+    fn next_msg_id(&mut self) -> u16 {
+        self.last_msg_id = self.last_msg_id.checked_add(1).unwrap_or(1);
+        self.last_msg_id
+    }
+
+    /// Takes the exchange if `matches`.
+    fn take_exchange(&mut self, matches: impl Fn(&Exchange) -> bool) -> Option<Exchange> {
+        self.exchange.take_if(|exchange| matches(exchange))
+    }
+}
+
+impl Session {
+    /// A message for this client from the broker.
+    pub(super) fn deliver(
+        &mut self,
+        message: Arc<Message>,
+        qos: QoS,
+        delivery: Option<Delivery>,
+        cx: &mut Cx<'_>,
+    ) {
+        let mut item = Item { message, qos, delivery, sent_as: None };
+        if !self.is_active() {
+            // The broker does not wait for a client that is away (design section 3).
+            cx.settle(&item);
+            item.delivery = None;
+            if qos == QoS::AtMostOnce || self.clean {
+                cx.counters.downlink_offline += 1;
+                return;
+            }
+        }
+        let Joined { shed } =
+            self.downlink.outbox.push(item, &cx.settings.sessions, cx.queued_octets, cx.counters);
+        for item in shed {
+            cx.settle(&item);
+        }
+        self.advance(cx);
+    }
+
+    /// Sends what can be sent: until an exchange is open, or nothing is left.
+    pub(super) fn advance(&mut self, cx: &mut Cx<'_>) {
+        // SUBACK comes before what the subscription brings, also where the broker sends that first (§6.10): what waits
+        // stays behind while a SUBSCRIBE is with the broker.
+        let waits = |session: &Self| {
+            !session.is_active()
+                || session.downlink.exchange.is_some()
+                || session.downlink.paused.is_some()
+                || !session.requests.is_empty()
+        };
+        while !waits(self) {
+            let Some(item) = self.downlink.outbox.pop(cx.queued_octets) else { return };
+            let topic = &item.message.topic;
+            let subscribed = TopicFilter::new(topic.as_str()).ok().and_then(|filter| {
+                let subscription = self.subscriptions.get(&filter)?;
+                Some(subscription.topic)
+            });
+            let naming = self.registry.name(topic, subscribed, cx.now, &self.id, cx.settings);
+            self.send_named(item, naming, Repair::Possible, cx);
+        }
+    }
+
+    fn send_named(&mut self, item: Item, naming: Naming, repair: Repair, cx: &mut Cx<'_>) {
+        match naming {
+            Naming::Known(topic) => self.send_publish(item, topic, repair, cx),
+            Naming::Register(topic_id) => self.open(Request::Register { topic_id, item, repair }, None, cx),
+            Naming::Declined => {
+                cx.counters.downlink_refused += 1;
+                cx.settle(&item);
+            }
+            Naming::Exhausted => {
+                cx.counters.downlink_no_topic_id += 1;
+                cx.settle(&item);
+            }
+        }
+    }
+
+    fn send_publish(&mut self, item: Item, topic: TopicRef, repair: Repair, cx: &mut Cx<'_>) {
+        if item.qos == QoS::AtMostOnce {
+            if self.send_within_mtu(publish(&item, topic, 0, false), cx) {
+                cx.counters.downlink_delivered += 1;
+            } else {
+                cx.counters.downlink_oversize += 1;
+            }
+            cx.settle(&item);
+            return;
+        }
+        let sent_as = item.sent_as;
+        self.open(Request::Publish { topic, item, repair }, sent_as, cx);
+    }
+
+    /// Sends a request for the first time, or again under the MsgId it had, and waits for its answer.
+    fn open(&mut self, request: Request, sent_as: Option<u16>, cx: &mut Cx<'_>) {
+        let msg_id = sent_as.unwrap_or_else(|| self.downlink.next_msg_id());
+        if !self.send_within_mtu(request.packet(msg_id, sent_as.is_some()), cx) {
+            cx.counters.downlink_oversize += 1;
+            if let Request::Register { item, .. } | Request::Publish { item, .. } = &request {
+                debug!(topic = %item.message.topic, "too large for the transport");
+                cx.settle(item);
+            }
+            return;
+        }
+        self.downlink.exchange = Some(Exchange { msg_id, request, repeated: 0, since: cx.now });
+        self.set_timer(ClientTimer::Retry, cx.now + self.retry_interval(cx.settings), cx);
+    }
+
+    fn send_within_mtu(&self, packet: Packet<'_>, cx: &mut Cx<'_>) -> bool {
+        let Some(peer) = &self.peer else { return false };
+        let mtu = self.port(cx.settings).mtu;
+        cx.air.send_within(mtu, peer, self.route, 0, packet, cx.counters)
+    }
+
+    /// REGACK (§5.4.11); matched by both ids, else it is not for what is open.
+    pub(super) fn handle_regack(&mut self, ack: TopicAck, cx: &mut Cx<'_>) {
+        let open = self.downlink.take_exchange(|exchange| {
+            exchange.msg_id == ack.msg_id
+                && matches!(exchange.request, Request::Register { topic_id, .. } if topic_id == ack.topic_id)
+        });
+        let Some(Exchange { request: Request::Register { topic_id, item, repair }, .. }) = open else {
+            return;
+        };
+        match ack.code {
+            ReturnCode::Accepted => {
+                self.registry.confirm(topic_id);
+                self.send_publish(item, TopicRef::Normal(topic_id), repair, cx);
+            }
+            ReturnCode::Congestion => self.pause(item, cx),
+            // The rejection counts as an unsubscription from this name (§6.10).
+            ReturnCode::InvalidTopicId | ReturnCode::NotSupported | ReturnCode::Reserved(_) => {
+                self.registry.reject(topic_id);
+                cx.counters.downlink_refused += 1;
+                cx.settle(&item);
+            }
+        }
+        self.advance(cx);
+    }
+
+    /// PUBACK (§5.4.13): of QoS 1, and the refusal of any QoS.
+    pub(super) fn handle_puback(&mut self, ack: TopicAck, cx: &mut Cx<'_>) {
+        let open = self.downlink.take_exchange(|exchange| {
+            exchange.msg_id == ack.msg_id
+                && matches!(&exchange.request, Request::Publish { topic, item, .. }
+                    if topic.raw() == ack.topic_id
+                        && (item.qos == QoS::AtLeastOnce || ack.code != ReturnCode::Accepted))
+        });
+        let Some(Exchange { request: Request::Publish { topic, item, repair }, .. }) = open else {
+            if ack.msg_id == 0 && ack.code == ReturnCode::InvalidTopicId {
+                self.registry.unconfirm(ack.topic_id);
+            }
+            return;
+        };
+        match ack.code {
+            ReturnCode::Accepted => {
+                cx.counters.downlink_delivered += 1;
+                cx.settle(&item);
+            }
+            ReturnCode::Congestion => self.pause(item, cx),
+            ReturnCode::InvalidTopicId if repair == Repair::Possible => self.repair(topic, item, cx),
+            ReturnCode::InvalidTopicId | ReturnCode::NotSupported | ReturnCode::Reserved(_) => {
+                cx.counters.downlink_refused += 1;
+                cx.settle(&item);
+            }
+        }
+        self.advance(cx);
+    }
+
+    /// The client does not know the topic id: it is registered again, once for each message (§6.10).
+    fn repair(&mut self, topic: TopicRef, item: Item, cx: &mut Cx<'_>) {
+        if let TopicRef::Normal(id) = topic {
+            self.registry.unconfirm(id);
+        }
+        let item = Item { sent_as: None, ..item };
+        let naming = self.registry.register(&item.message.topic, cx.now, &self.id, cx.settings);
+        self.send_named(item, naming, Repair::Tried, cx);
+    }
+
+    /// The client is congested: the message goes back, and nothing is sent until T_WAIT is over.
+    fn pause(&mut self, item: Item, cx: &mut Cx<'_>) {
+        self.downlink.outbox.push_front(item, cx.queued_octets);
+        self.downlink.paused = Some(cx.now + T_WAIT);
+        self.set_timer(ClientTimer::Pause, cx.now + T_WAIT, cx);
+    }
+
+    pub(super) fn handle_pause_over(&mut self, cx: &mut Cx<'_>) {
+        self.downlink.paused = None;
+        self.advance(cx);
+    }
+
+    /// PUBREC (§5.4.14): the client has the message. A late one gets its PUBREL again.
+    pub(super) fn handle_pubrec(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
+        let open = self.downlink.take_exchange(|exchange| {
+            exchange.msg_id == msg_id
+                && matches!(&exchange.request, Request::Publish { item, .. } if item.qos == QoS::ExactlyOnce)
+        });
+        match open {
+            Some(Exchange { request: Request::Publish { item, .. }, .. }) => {
+                cx.counters.downlink_delivered += 1;
+                cx.settle(&item);
+                self.open(Request::Release, Some(msg_id), cx);
+            }
+            _ => self.send(Packet::PubRel(MsgIdOnly { msg_id }), cx),
+        }
+    }
+
+    /// PUBCOMP (§5.4.14): the exchange is over.
+    pub(super) fn handle_pubcomp(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
+        let released =
+            |exchange: &Exchange| exchange.msg_id == msg_id && matches!(exchange.request, Request::Release);
+        if self.downlink.take_exchange(released).is_some() {
+            self.advance(cx);
+        }
+    }
+
+    /// T_RETRY is over without an answer (§6.13; for gateways Interpretation: R-110, R-113).
+    pub(super) fn handle_retry(&mut self, cx: &mut Cx<'_>) -> Reach {
+        let Some(mut exchange) = self.downlink.exchange.take() else { return Reach::There };
+        if exchange.repeated < self.port(cx.settings).retry_limit {
+            exchange.repeated += 1;
+            cx.counters.downlink_retransmissions += 1;
+            self.send(exchange.request.packet(exchange.msg_id, true), cx);
+            self.downlink.exchange = Some(exchange);
+            self.set_timer(ClientTimer::Retry, cx.now + self.retry_interval(cx.settings), cx);
+            return Reach::There;
+        }
+        let heard = self.last_heard > exchange.since;
+        match exchange.request {
+            Request::Register { topic_id, item, .. } => {
+                self.registry.pause(topic_id, cx.now + T_WAIT);
+                cx.counters.downlink_unanswered += 1;
+                cx.settle(&item);
+            }
+            Request::Publish { item, .. } if heard => {
+                cx.counters.downlink_unanswered += 1;
+                cx.settle(&item);
+            }
+            Request::Release if heard => {}
+            Request::Publish { item, .. } => {
+                let item = Item { sent_as: Some(exchange.msg_id), ..item };
+                self.downlink.outbox.push_front(item, cx.queued_octets);
+                return Reach::Lost;
+            }
+            Request::Release => return Reach::Lost,
+        }
+        self.advance(cx);
+        Reach::There
+    }
+
+    /// The client is back, and may have forgotten what it was asked (§6.10): what was open is asked again, a message
+    /// under its MsgId.
+    pub(super) fn resume_downlink(&mut self, cx: &mut Cx<'_>) {
+        self.downlink.paused = None;
+        self.registry.unconfirm_all();
+        match self.downlink.exchange.take() {
+            Some(Exchange { msg_id, request: Request::Publish { item, .. }, .. }) => {
+                let item = Item { sent_as: Some(msg_id), ..item };
+                self.downlink.outbox.push_front(item, cx.queued_octets);
+            }
+            Some(Exchange { request: Request::Register { item, .. }, .. }) => {
+                self.downlink.outbox.push_front(item, cx.queued_octets);
+            }
+            Some(Exchange { msg_id, request: Request::Release, .. }) => {
+                self.open(Request::Release, Some(msg_id), cx);
+            }
+            None => {}
+        }
+        self.advance(cx);
+    }
+
+    /// Drops what waits and no subscription matches any more (Interpretation: A-44); what is under way is finished.
+    pub(super) fn drop_unsubscribed(&mut self, cx: &mut Cx<'_>) {
+        let subscriptions = &self.subscriptions;
+        let wanted = |item: &Item| subscriptions.keys().any(|filter| filter.matches(&item.message.topic));
+        for item in self.downlink.outbox.remove_unless(cx.queued_octets, wanted) {
+            cx.counters.downlink_ended += 1;
+            cx.settle(&item);
+        }
+    }
+
+    /// Drops everything that was meant for the client.
+    pub(super) fn clear_downlink(&mut self, cx: &mut Cx<'_>) {
+        let exchange = self.downlink.exchange.take();
+        let under_way = exchange.and_then(|exchange| match exchange.request {
+            Request::Register { item, .. } | Request::Publish { item, .. } => Some(item),
+            Request::Release => None,
+        });
+        let waiting = self.downlink.outbox.remove_unless(cx.queued_octets, |_| false);
+        for item in under_way.into_iter().chain(waiting) {
+            cx.counters.downlink_ended += 1;
+            cx.settle(&item);
+        }
+        self.downlink.paused = None;
+    }
+
+    /// The client is away: QoS 0 does not wait for it, the broker does not either, and nothing is repeated.
+    pub(super) fn freeze_downlink(&mut self, cx: &mut Cx<'_>) {
+        let kept = |item: &Item| item.qos != QoS::AtMostOnce;
+        for item in self.downlink.outbox.remove_unless(cx.queued_octets, kept) {
+            cx.counters.downlink_offline += 1;
+            cx.settle(&item);
+        }
+        let under_way = self.downlink.exchange.as_mut().and_then(|exchange| match &mut exchange.request {
+            Request::Register { item, .. } | Request::Publish { item, .. } => Some(item),
+            Request::Release => None,
+        });
+        for item in self.downlink.outbox.iter_mut().chain(under_way) {
+            cx.settle(item);
+            item.delivery = None;
+        }
+    }
+}

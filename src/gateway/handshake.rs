@@ -1,0 +1,227 @@
+//! Connection set-up (§6.2, §6.3).
+//!
+//! ```text
+//! without Will:   C> CONNECT               G> CONNACK
+//! with Will:      C> CONNECT               G> WILLTOPICREQ
+//!                 C> WILLTOPIC             G> WILLMSGREQ
+//!                 C> WILLMSG               G> CONNACK
+//! Will deleted:   C> CONNECT               G> WILLTOPICREQ
+//!                 C> WILLTOPIC (empty)     G> CONNACK
+//! ```
+//!
+//! A session is touched when its handshake is complete, not before: one that the client abandons leaves everything as
+//! it was. Repetitions by the client are what recovers a lost message, so each gets its answer again (§6.13).
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Gateway;
+use super::io::{Peer, Route};
+use super::session::{State, Will};
+use super::timer::{ClientTimer, Timer};
+use crate::mqtt::QoS;
+use crate::topic::{ClientId, TopicName};
+use crate::wire::{Connect, Packet, Qos, Response, ReturnCode, WillMsg, WillTopic};
+
+/// Half-open handshakes, by the peer that began them.
+pub(super) type Handshakes = HashMap<Peer, Handshake>;
+
+/// A CONNECT whose Will is being asked for.
+#[derive(Debug)]
+pub(super) struct Handshake {
+    params: Params,
+    /// What WILLTOPIC said, once it came.
+    topic: Option<(TopicName, QoS, bool)>,
+}
+
+/// What a CONNECT asks for.
+#[derive(Debug, Clone)]
+struct Params {
+    id: ClientId,
+    clean: bool,
+    keep_alive: Duration,
+    /// The octets, by which a repetition is known.
+    frame: Bytes,
+}
+
+/// What a CONNECT does to the Will of the session (§6.3).
+#[derive(Debug)]
+enum WillChange {
+    Keep,
+    Delete,
+    Set(Will),
+}
+
+impl Gateway {
+    /// CONNECT (§5.4.4).
+    pub(super) fn handle_connect(&mut self, peer: Peer, route: Route, connect: &Connect<'_>, frame: &Bytes) {
+        if self.is_repeated_connect(&peer, frame) {
+            return self.answer_connect(&peer, route, ReturnCode::Accepted);
+        }
+        let params = match self.check_connect(&peer, connect, frame) {
+            Ok(params) => params,
+            Err(code) => return self.answer_connect(&peer, route, code),
+        };
+        if !connect.will {
+            let will = if params.clean { WillChange::Delete } else { WillChange::Keep };
+            return self.establish(peer, route, params, will);
+        }
+        // A repeated CONNECT restarts the prompts (§6.13).
+        let port = &self.settings.ports[usize::from(peer.port.0)];
+        let patience = port.retry_interval * (port.retry_limit + 1);
+        self.timers.set(Timer::Handshake(peer.clone()), self.now + patience);
+        self.air.send(&peer, route, Packet::WillTopicReq, &mut self.counters);
+        self.handshakes.insert(peer, Handshake { params, topic: None });
+    }
+
+    /// The same octets from a client that sent nothing in between: its CONNACK was lost (Interpretation: A-03).
+    fn is_repeated_connect(&mut self, peer: &Peer, frame: &Bytes) -> bool {
+        let Some(session) = self.clients.by_peer_mut(peer) else { return false };
+        let repeated = session.connect.as_ref() == Some(frame);
+        if repeated {
+            session.last_heard = self.now;
+        }
+        repeated
+    }
+
+    fn check_connect(
+        &mut self,
+        peer: &Peer,
+        connect: &Connect<'_>,
+        frame: &Bytes,
+    ) -> Result<Params, ReturnCode> {
+        let id = ClientId::new(connect.client_id);
+        let (Ok(id), Connect::PROTOCOL_ID) = (id, connect.protocol_id) else {
+            self.counters.connects_refused += 1;
+            return Err(ReturnCode::NotSupported);
+        };
+        let known = self.clients.key(&id).is_some() || self.handshakes.contains_key(peer);
+        if !known && self.clients.len() + self.handshakes.len() >= self.settings.sessions.max {
+            self.counters.sessions_full += 1;
+            return Err(ReturnCode::Congestion);
+        }
+        let keep_alive = Duration::from_secs(connect.duration.into());
+        Ok(Params { id, clean: connect.clean_session, keep_alive, frame: frame.clone() })
+    }
+
+    /// WILLTOPIC (§5.4.7).
+    pub(super) fn handle_will_topic(&mut self, peer: Peer, route: Route, will: &WillTopic<'_>) {
+        let Some(handshake) = self.handshakes.get_mut(&peer) else {
+            self.counters.frames_unexpected += 1;
+            return;
+        };
+        if will.topic.is_empty() {
+            return self.complete(peer, route, WillChange::Delete);
+        }
+        match (TopicName::new(will.topic), mqtt_qos(will.qos)) {
+            (Ok(topic), Some(qos)) => {
+                handshake.topic = Some((topic, qos, will.retain));
+                self.air.send(&peer, route, Packet::WillMsgReq, &mut self.counters);
+            }
+            _ => {
+                self.abandon_handshake(&peer);
+                self.counters.connects_refused += 1;
+                self.answer_connect(&peer, route, ReturnCode::NotSupported);
+            }
+        }
+    }
+
+    /// WILLMSG (§5.4.9).
+    pub(super) fn handle_will_msg(&mut self, peer: Peer, route: Route, will: &WillMsg<'_>) {
+        let handshake = self.handshakes.get_mut(&peer);
+        if let Some((topic, qos, retain)) = handshake.and_then(|handshake| handshake.topic.take()) {
+            let message = Bytes::copy_from_slice(will.message);
+            return self.complete(peer, route, WillChange::Set(Will { topic, qos, retain, message }));
+        }
+        // The CONNACK was lost (§6.13).
+        match self.clients.by_peer_mut(&peer) {
+            Some(session) if session.prompted => {
+                session.last_heard = self.now;
+                self.answer_connect(&peer, route, ReturnCode::Accepted);
+            }
+            _ => self.counters.frames_unexpected += 1,
+        }
+    }
+
+    fn complete(&mut self, peer: Peer, route: Route, will: WillChange) {
+        self.timers.cancel(&Timer::Handshake(peer.clone()));
+        if let Some(handshake) = self.handshakes.remove(&peer) {
+            self.establish(peer.clone(), route, handshake.params, will);
+            if let Some(session) = self.clients.by_peer_mut(&peer) {
+                (session.connect, session.prompted) = (None, true);
+            }
+        }
+    }
+
+    /// The client did not go on (§6.13), or went on with something else.
+    pub(super) fn abandon_handshake(&mut self, peer: &Peer) -> bool {
+        let was_open = self.handshakes.remove(peer).is_some();
+        if was_open {
+            self.timers.cancel(&Timer::Handshake(peer.clone()));
+        }
+        was_open
+    }
+
+    /// Makes the client Active at this peer, with what CleanSession and Will say of its session (§6.3).
+    fn establish(&mut self, peer: Peer, route: Route, params: Params, will: WillChange) {
+        self.abandon_handshake(&peer);
+        self.unbind_others(&peer, &params.id);
+        self.take_over(&peer, &params.id);
+        let key = self.clients.key_or_insert(&params.id, self.now, &mut self.rng);
+        self.clients.bind(key, &peer);
+        let Some((session, mut cx)) = self.session_cx(key) else { return };
+        if params.clean {
+            session.clear(&mut cx);
+        }
+        match will {
+            WillChange::Keep => {}
+            WillChange::Delete => session.will = None,
+            WillChange::Set(will) => session.will = Some(will),
+        }
+        (session.state, session.clean, session.keep_alive) = (State::Active, params.clean, params.keep_alive);
+        (session.route, session.last_heard) = (route, cx.now);
+        (session.connect, session.prompted) = (Some(params.frame), false);
+        cx.timers.cancel(&Timer::Client(key, ClientTimer::Expiry));
+        cx.timers.cancel(&Timer::Client(key, ClientTimer::Supervision));
+        if let Some(at) = session.supervision_deadline() {
+            session.set_timer(ClientTimer::Supervision, at, &mut cx);
+        }
+        cx.counters.connects_accepted += 1;
+        session.send(Packet::ConnAck(Response { code: ReturnCode::Accepted }), &mut cx);
+        session.resume_downlink(&mut cx);
+        tracing::info!(client = %params.id, clean_session = params.clean, "client connected");
+    }
+
+    /// A peer is one client at a time: the one it was before is gone without notice (Interpretation: R-101).
+    fn unbind_others(&mut self, peer: &Peer, id: &ClientId) {
+        let other = self.clients.by_peer_mut(peer).filter(|session| session.id != *id);
+        if let Some(key) = other.map(|session| session.key) {
+            self.end_connection(key, State::Lost);
+        }
+    }
+
+    /// A client id is at one peer at a time: the new one owns the session, the old one is told (Interpretation: R-100).
+    fn take_over(&mut self, peer: &Peer, id: &ClientId) {
+        let Some(session) = self.clients.key(id).and_then(|key| self.clients.get_mut(key)) else { return };
+        let route = session.route;
+        let Some(old) = session.peer.clone().filter(|old| old != peer) else { return };
+        session.requests.clear();
+        self.counters.sessions_taken_over += 1;
+        self.disconnect_peer(&old, route);
+    }
+
+    fn answer_connect(&mut self, peer: &Peer, route: Route, code: ReturnCode) {
+        self.air.send(peer, route, Packet::ConnAck(Response { code }), &mut self.counters);
+    }
+}
+
+fn mqtt_qos(qos: Qos) -> Option<QoS> {
+    match qos {
+        Qos::MinusOne => None,
+        Qos::AtMostOnce => Some(QoS::AtMostOnce),
+        Qos::AtLeastOnce => Some(QoS::AtLeastOnce),
+        Qos::ExactlyOnce => Some(QoS::ExactlyOnce),
+    }
+}

@@ -1,0 +1,438 @@
+//! Which broker link serves which client. In aggregating mode one link serves all (§4.2): this file knows who
+//! subscribed to what, asks the broker for the union of it, and finds the recipients of what comes.
+//!
+//! - A filter is at the broker from the first client that subscribes to it to the last that unsubscribes. Every
+//!   SUBSCRIBE of a client goes to the broker, so that retained messages come each time (MQTT 3.1.1 §3.8.4).
+//! - Retained messages are for the new subscriber alone: its SUBSCRIBE opens a hand-out, and a message with the retain
+//!   flag goes once per topic to every open hand-out that matches and to nobody else.
+//! - The broker gets its acknowledgement when the last recipient has settled the message (design promise G2).
+
+mod link;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, warn};
+
+use self::link::Link;
+pub(super) use self::link::LinkCx;
+use super::ClientKey;
+use super::io::{BrokerSettings, LinkEvent, LinkId};
+use crate::mqtt::{DeliveryId, Event, Full, Message, QoS, Refused, Token};
+use crate::topic::tree::FilterTree;
+use crate::topic::{TopicFilter, TopicName};
+
+/// How long after a SUBSCRIBE messages with the retain flag are its answer.
+const HAND_OUT: Duration = Duration::from_secs(10);
+
+/// Hand-outs open at a time; beyond, the oldest closes. A fleet that reconnects at once opens one each.
+const HAND_OUTS_MAX: usize = 4096;
+
+/// Wills that wait for the broker to come back. One per client of a small network; more are shed and counted.
+const WILLS_MAX: usize = 1024;
+
+/// Filters in one SUBSCRIBE when all are issued again: at most 65,535 octets each, so that the packet stays well below
+/// what brokers accept.
+const FILTERS_PER_SUBSCRIBE: usize = 16;
+
+/// A message from the broker that clients have yet to settle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Delivery(DeliveryId);
+
+/// Names one message of a client on its way to the broker; never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct UplinkId(u64);
+
+/// Names one SUBSCRIBE of a client on its way to the broker; never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct RequestId(u64);
+
+/// What the link has to say to the core.
+#[derive(Debug)]
+pub(super) enum Update {
+    /// The broker is there.
+    Up,
+    /// The broker has taken a QoS 2 message over (PUBREC).
+    Received(ClientKey, UplinkId),
+    /// The broker is done with a message.
+    Completed(ClientKey, UplinkId, Result<(), Refused>),
+    /// The broker answered a SUBSCRIBE.
+    Subscribed(ClientKey, RequestId, Result<QoS, Refused>),
+    /// A message for these clients, each at its QoS.
+    Message(Arc<Message>, Option<Delivery>, Vec<(ClientKey, QoS)>),
+}
+
+/// What came of a SUBSCRIBE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Subscribing {
+    /// The broker was asked; [`Update::Subscribed`] follows.
+    Asked(RequestId),
+    /// The broker is away and will be asked when it comes back; until then this holds.
+    Granted(QoS),
+}
+
+/// The aggregating link and everything that rides on it.
+#[derive(Debug)]
+pub(super) struct Links {
+    link: Link,
+    filters: FilterTree<Subscribers>,
+    /// Filters whose state at the broker may differ from ours.
+    unsettled: BTreeSet<TopicFilter>,
+    hand_outs: VecDeque<HandOut>,
+    purposes: HashMap<Token, Purpose>,
+    /// Clients that have yet to settle a message.
+    owed: HashMap<Delivery, usize>,
+    wills: VecDeque<Message>,
+    updates: VecDeque<Update>,
+    last_id: u64,
+}
+
+/// Who subscribed to a filter.
+#[derive(Debug, Default)]
+struct Subscribers {
+    clients: BTreeMap<ClientKey, QoS>,
+    /// The broker has the filter, or is about to.
+    at_broker: bool,
+}
+
+/// A SUBSCRIBE whose retained messages are still to come.
+#[derive(Debug)]
+struct HandOut {
+    client: ClientKey,
+    filter: TopicFilter,
+    qos: QoS,
+    /// Topics that came already, retained or live.
+    seen: BTreeSet<TopicName>,
+    until: Instant,
+}
+
+/// What was asked of the broker.
+#[derive(Debug)]
+enum Purpose {
+    Publish(ClientKey, UplinkId),
+    Subscribe(ClientKey, RequestId, TopicFilter, QoS),
+    Reissue(Vec<TopicFilter>),
+}
+
+impl Links {
+    pub(super) fn new(settings: &BrokerSettings, now: Instant) -> Self {
+        Self {
+            link: Link::new(settings, now),
+            filters: FilterTree::default(),
+            unsettled: BTreeSet::new(),
+            hand_outs: VecDeque::new(),
+            purposes: HashMap::new(),
+            owed: HashMap::new(),
+            wills: VecDeque::new(),
+            updates: VecDeque::new(),
+            last_id: 0,
+        }
+    }
+
+    /// Whether the broker accepted us and has not gone.
+    pub(super) fn is_up(&self) -> bool {
+        self.link.connection.is_connected()
+    }
+
+    /// Sends a message of a client, or says why that cannot be. `None` for QoS 0: nothing more will be heard of it.
+    pub(super) fn publish(&mut self, client: ClientKey, message: Message) -> Result<Option<UplinkId>, Full> {
+        if !self.is_up() {
+            return Err(Full::Offline);
+        }
+        let Some(token) = self.link.connection.publish(message)? else { return Ok(None) };
+        let id = UplinkId(self.next_id());
+        self.purposes.insert(token, Purpose::Publish(client, id));
+        Ok(Some(id))
+    }
+
+    /// Publishes a Will, now or when the broker is back. Returns whether it was taken.
+    pub(super) fn publish_will(&mut self, will: Message) -> bool {
+        if self.wills.len() >= WILLS_MAX {
+            return false;
+        }
+        self.wills.push_back(will);
+        self.publish_wills();
+        true
+    }
+
+    /// Asks the broker for a filter in the name of a client.
+    pub(super) fn subscribe(
+        &mut self,
+        now: Instant,
+        client: ClientKey,
+        filter: &TopicFilter,
+        qos: QoS,
+    ) -> Result<Subscribing, Full> {
+        let others = self.filters.get(filter).and_then(|subscribers| highest(subscribers.clients.values()));
+        let at_broker = others.map_or(qos, |others| higher(others, qos));
+        let outcome = if self.is_up() {
+            let token = self.link.connection.subscribe(&[(filter.clone(), at_broker)])?;
+            let id = RequestId(self.next_id());
+            self.purposes.insert(token, Purpose::Subscribe(client, id, filter.clone(), qos));
+            self.open_hand_out(now, client, filter, qos);
+            Subscribing::Asked(id)
+        } else {
+            self.unsettled.insert(filter.clone());
+            Subscribing::Granted(qos)
+        };
+        let subscribers = self.filters.get_or_default(filter);
+        subscribers.clients.insert(client, qos);
+        subscribers.at_broker |= matches!(outcome, Subscribing::Asked(_));
+        Ok(outcome)
+    }
+
+    /// The client no longer wants what the filter matches; the broker is told when it was the last.
+    pub(super) fn unsubscribe(&mut self, client: ClientKey, filter: &TopicFilter) {
+        self.hand_outs.retain(|hand_out| hand_out.client != client || hand_out.filter != *filter);
+        let Some(subscribers) = self.filters.get_mut(filter) else { return };
+        subscribers.clients.remove(&client);
+        if subscribers.clients.is_empty() {
+            self.unsettled.insert(filter.clone());
+            self.settle_filters();
+        }
+    }
+
+    /// A client is done with a message; the broker gets its acknowledgement when all are.
+    pub(super) fn settle(&mut self, delivery: Delivery) {
+        let Some(owed) = self.owed.get_mut(&delivery) else { return };
+        *owed -= 1;
+        if *owed == 0 {
+            self.owed.remove(&delivery);
+            self.link.connection.settle(delivery.0);
+        }
+    }
+
+    pub(super) fn handle(
+        &mut self,
+        now: Instant,
+        id: LinkId,
+        event: LinkEvent,
+        settings: &BrokerSettings,
+        cx: &mut LinkCx<'_>,
+    ) {
+        self.link.handle(now, id, event, settings, cx);
+        self.take_events(now, settings, cx);
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+        if self.link.poll_timeout().is_some_and(|at| at <= now) {
+            self.link.handle_timeout(now, settings, cx);
+            self.take_events(now, settings, cx);
+        }
+        while self.hand_outs.front().is_some_and(|hand_out| hand_out.until <= now) {
+            self.hand_outs.pop_front();
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let hand_out = self.hand_outs.front().map(|hand_out| hand_out.until);
+        self.link.poll_timeout().into_iter().chain(hand_out).min()
+    }
+
+    pub(super) fn poll_update(&mut self) -> Option<Update> {
+        self.updates.pop_front()
+    }
+
+    /// Lets everything that is ready for the broker leave in one write.
+    pub(super) fn flush(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+        self.link.flush(now, settings, cx);
+    }
+
+    pub(super) fn shut_down(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+        self.link.shut_down(now, settings, cx);
+    }
+
+    pub(super) fn unsettled_deliveries(&self) -> usize {
+        self.owed.len()
+    }
+
+    pub(super) fn has_left(&self) -> bool {
+        self.link.has_left()
+    }
+
+    fn take_events(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+        while let Some(event) = self.link.poll_event(now, settings, cx) {
+            match event {
+                Event::Connected { session_present } => self.handle_connected(session_present),
+                Event::Received(token) => {
+                    if let Some(Purpose::Publish(client, id)) = self.purposes.get(&token) {
+                        self.updates.push_back(Update::Received(*client, *id));
+                    }
+                }
+                Event::Completed(token, result) => {
+                    if let Some(Purpose::Publish(client, id)) = self.purposes.remove(&token) {
+                        self.updates.push_back(Update::Completed(client, id, result));
+                    }
+                }
+                Event::Subscribed(token, results) => self.handle_subscribed(token, results, cx),
+                Event::Message { message, delivery, .. } => {
+                    self.handle_message(message, delivery.map(Delivery), cx);
+                }
+                // What unsubscribes has no purpose that outlives it; the rest is the link's own.
+                Event::Unsubscribed(_) | Event::Reconnect | Event::Refused(_) | Event::Purged => {}
+            }
+        }
+    }
+
+    fn handle_connected(&mut self, session_present: bool) {
+        if !session_present {
+            let all = self.filters.iter().map(|(filter, _)| filter.clone());
+            self.unsettled.extend(all);
+        }
+        self.settle_filters();
+        self.publish_wills();
+        self.updates.push_back(Update::Up);
+    }
+
+    /// Brings the broker's filters in line with ours, as far as it can be asked.
+    fn settle_filters(&mut self) {
+        if !self.is_up() {
+            return;
+        }
+        let mut wanted = Vec::new();
+        for filter in std::mem::take(&mut self.unsettled) {
+            let Some(subscribers) = self.filters.get(&filter) else { continue };
+            if let Some(qos) = highest(subscribers.clients.values()) {
+                wanted.push((filter, qos));
+            } else if !subscribers.at_broker
+                || self.link.connection.unsubscribe(std::slice::from_ref(&filter)).is_ok()
+            {
+                self.filters.remove(&filter);
+            } else {
+                self.unsettled.insert(filter);
+            }
+        }
+        for filters in wanted.chunks(FILTERS_PER_SUBSCRIBE) {
+            let names = filters.iter().map(|(filter, _)| filter.clone());
+            let Ok(token) = self.link.connection.subscribe(filters) else {
+                self.unsettled.extend(names);
+                continue;
+            };
+            for (filter, _) in filters {
+                self.filters.get_or_default(filter).at_broker = true;
+            }
+            self.purposes.insert(token, Purpose::Reissue(names.collect()));
+        }
+    }
+
+    fn handle_subscribed(&mut self, token: Token, results: Vec<Result<QoS, Refused>>, cx: &mut LinkCx<'_>) {
+        match self.purposes.remove(&token) {
+            Some(Purpose::Subscribe(client, id, filter, asked)) => {
+                let result = results.into_iter().next().unwrap_or(Err(Refused(0x80)));
+                let result = result.map(|granted| lower(granted, asked));
+                if let Some(subscribers) = self.filters.get_mut(&filter) {
+                    match (subscribers.clients.get_mut(&client), result) {
+                        (Some(qos), Ok(granted)) => *qos = granted,
+                        (_, Ok(_)) => {}
+                        (_, Err(_)) => subscribers.at_broker = subscribers.clients.len() > 1,
+                    }
+                }
+                self.updates.push_back(Update::Subscribed(client, id, result));
+            }
+            Some(Purpose::Reissue(filters)) => {
+                for (filter, result) in filters.iter().zip(results) {
+                    if let Err(refused) = result {
+                        cx.counters.subscriptions_refused += 1;
+                        warn!(%refused, "the broker refuses a subscription that was granted while it was away");
+                        debug!(%filter, "refused");
+                    }
+                }
+            }
+            Some(Purpose::Publish(..)) | None => {}
+        }
+        self.settle_filters();
+    }
+
+    fn handle_message(&mut self, message: Message, delivery: Option<Delivery>, cx: &mut LinkCx<'_>) {
+        cx.counters.downlink_messages += 1;
+        let recipients = if message.retain {
+            self.retained_recipients(&message)
+        } else {
+            for hand_out in self.hand_outs.iter_mut().filter(|open| open.filter.matches(&message.topic)) {
+                hand_out.seen.insert(message.topic.clone());
+            }
+            self.recipients(&message)
+        };
+        if recipients.is_empty() {
+            cx.counters.downlink_unrouted += 1;
+            if let Some(delivery) = delivery {
+                self.link.connection.settle(delivery.0);
+            }
+            return;
+        }
+        if let Some(delivery) = delivery {
+            self.owed.insert(delivery, recipients.len());
+        }
+        let recipients = recipients.into_iter().collect();
+        self.updates.push_back(Update::Message(Arc::new(message), delivery, recipients));
+    }
+
+    /// Everybody who subscribed to a filter that matches, once, at the highest QoS granted to it.
+    fn recipients(&self, message: &Message) -> BTreeMap<ClientKey, QoS> {
+        let mut recipients = BTreeMap::new();
+        self.filters.matches(&message.topic, |_, subscribers| {
+            for (client, qos) in &subscribers.clients {
+                add_recipient(&mut recipients, *client, lower(message.qos, *qos));
+            }
+        });
+        recipients
+    }
+
+    fn retained_recipients(&mut self, message: &Message) -> BTreeMap<ClientKey, QoS> {
+        let mut recipients = BTreeMap::new();
+        for hand_out in self.hand_outs.iter_mut().filter(|open| open.filter.matches(&message.topic)) {
+            if hand_out.seen.insert(message.topic.clone()) {
+                add_recipient(&mut recipients, hand_out.client, lower(message.qos, hand_out.qos));
+            }
+        }
+        recipients
+    }
+
+    fn open_hand_out(&mut self, now: Instant, client: ClientKey, filter: &TopicFilter, qos: QoS) {
+        self.hand_outs.retain(|open| open.client != client || open.filter != *filter);
+        if self.hand_outs.len() >= HAND_OUTS_MAX {
+            self.hand_outs.pop_front();
+        }
+        let until = now + HAND_OUT;
+        self.hand_outs.push_back(HandOut {
+            client,
+            filter: filter.clone(),
+            qos,
+            seen: BTreeSet::new(),
+            until,
+        });
+    }
+
+    /// Wills of QoS 0 wait for the broker here, the others in the connection.
+    fn publish_wills(&mut self) {
+        while let Some(will) = self.wills.front() {
+            if !self.is_up() || self.link.connection.publish(will.clone()).is_err() {
+                return;
+            }
+            self.wills.pop_front();
+        }
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+}
+
+fn add_recipient(recipients: &mut BTreeMap<ClientKey, QoS>, client: ClientKey, qos: QoS) {
+    let best = recipients.entry(client).or_insert(qos);
+    *best = higher(*best, qos);
+}
+
+fn highest<'a>(qos: impl Iterator<Item = &'a QoS>) -> Option<QoS> {
+    qos.copied().reduce(higher)
+}
+
+fn higher(a: QoS, b: QoS) -> QoS {
+    if a >= b { a } else { b }
+}
+
+fn lower(a: QoS, b: QoS) -> QoS {
+    if a <= b { a } else { b }
+}

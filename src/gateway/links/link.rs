@@ -1,0 +1,257 @@
+//! One connection to a broker with its reconnects: a [`Connection`] and the socket that the shell holds for it.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use crate::gateway::counters::Counters;
+use crate::gateway::io::{BrokerSettings, LinkCommand, LinkEvent, LinkId, Output};
+use crate::mqtt::{Connection, Credentials, Event, Options};
+
+/// Bounds of the pause before a reconnect. It doubles with every failure; the pause itself is anywhere between the
+/// lower bound and what it has grown to, so that gateways that lost one broker do not come back all at once.
+const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
+
+/// How long the broker has to take leave at shutdown.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A link: the connection as MQTT sees it, and whether there is a socket for it.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) connection: Connection,
+    id: LinkId,
+    socket: Socket,
+    /// The last [`LinkCommand::Write`] is not yet with the operating system.
+    writing: bool,
+    /// Failures since the broker last accepted us.
+    failures: u32,
+    /// Which endpoint comes next.
+    endpoint: usize,
+    /// What follows once everything is written.
+    parting: Option<Parting>,
+    /// When the broker has had its time to take leave.
+    farewell: Option<Instant>,
+}
+
+/// What follows the last octets of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parting {
+    /// The next connection, at once.
+    Reconnect,
+    /// Nothing.
+    Leave,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Socket {
+    /// None until then; `None`: never again.
+    Waiting(Option<Instant>),
+    /// Asked for.
+    Connecting,
+    /// There.
+    Open,
+}
+
+impl Link {
+    pub(super) fn new(settings: &BrokerSettings, now: Instant) -> Self {
+        let mut options = Options::new(settings.client_id.clone());
+        options.keep_alive = settings.keep_alive;
+        options.connect_timeout = settings.connect_timeout;
+        options.credentials = settings.credentials.as_ref().map(|(username, password)| Credentials {
+            username: username.clone(),
+            password: password.clone(),
+        });
+        Self {
+            connection: Connection::new(options),
+            id: LinkId(0),
+            socket: Socket::Waiting(Some(now)),
+            writing: false,
+            failures: 0,
+            endpoint: 0,
+            parting: None,
+            farewell: None,
+        }
+    }
+
+    /// Takes in what the shell reports. What MQTT makes of it is in the connection's events.
+    pub(super) fn handle(
+        &mut self,
+        now: Instant,
+        id: LinkId,
+        event: LinkEvent,
+        settings: &BrokerSettings,
+        cx: &mut LinkCx<'_>,
+    ) {
+        if id != self.id || matches!(self.socket, Socket::Waiting(_)) {
+            cx.counters.link_stale += 1;
+            return;
+        }
+        let result = match event {
+            LinkEvent::Connected => {
+                self.socket = Socket::Open;
+                self.connection.handle_connected(now)
+            }
+            LinkEvent::Bytes(octets) => self.connection.handle_bytes(now, &octets),
+            LinkEvent::Drained => {
+                self.writing = false;
+                Ok(())
+            }
+            LinkEvent::Closed(failure) => {
+                let broker = self.broker(settings);
+                warn!(%broker, %failure, "no connection to the broker");
+                self.retry_later(now, settings, cx);
+                return;
+            }
+        };
+        if let Err(failure) = result {
+            self.give_up(now, &failure, settings, cx);
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+        if self.farewell.is_some_and(|at| at <= now) {
+            self.leave(cx);
+        } else if let Socket::Waiting(Some(at)) = self.socket {
+            if at <= now {
+                self.connect(settings, cx);
+            }
+        } else if let Err(failure) = self.connection.handle_timeout(now) {
+            self.give_up(now, &failure, settings, cx);
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let own = match self.socket {
+            Socket::Waiting(at) => at,
+            Socket::Connecting | Socket::Open => self.connection.poll_timeout(),
+        };
+        own.into_iter().chain(self.farewell).min()
+    }
+
+    /// The next event of MQTT that concerns more than this link.
+    pub(super) fn poll_event(
+        &mut self,
+        now: Instant,
+        settings: &BrokerSettings,
+        cx: &mut LinkCx<'_>,
+    ) -> Option<Event> {
+        loop {
+            match self.connection.poll_event()? {
+                Event::Reconnect => self.parting = Some(Parting::Reconnect),
+                Event::Refused(refusal) => self.give_up(now, &refusal, settings, cx),
+                Event::Purged => self.parting = Some(Parting::Leave),
+                event => {
+                    if let Event::Connected { session_present } = event {
+                        let broker = self.broker(settings);
+                        info!(%broker, session_present, "connected to the broker");
+                        self.failures = 0;
+                        cx.counters.link_connects += 1;
+                    }
+                    return Some(event);
+                }
+            }
+        }
+    }
+
+    /// Lets everything that is ready leave in one write, unless one is still under way.
+    pub(super) fn flush(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+        if self.socket != Socket::Open || self.writing {
+            return;
+        }
+        if let Some(octets) = self.connection.take_output(now) {
+            self.writing = true;
+            cx.outputs.push_back(Output::Link(self.id, LinkCommand::Write(octets)));
+        }
+        match self.parting.take() {
+            Some(Parting::Reconnect) => {
+                self.close(cx);
+                self.connect(settings, cx);
+            }
+            Some(Parting::Leave) => self.leave(cx),
+            None => {}
+        }
+    }
+
+    /// Takes leave of the broker, and of the session there if it will be of no use to anybody.
+    pub(super) fn shut_down(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+        if !self.connection.is_connected() {
+            self.leave(cx);
+            return;
+        }
+        self.farewell = Some(now + FAREWELL);
+        if settings.client_id_is_random {
+            self.connection.purge();
+        } else {
+            self.connection.disconnect();
+            self.parting = Some(Parting::Leave);
+        }
+    }
+
+    /// Whether [`Link::shut_down`] is done.
+    pub(super) fn has_left(&self) -> bool {
+        self.socket == Socket::Waiting(None)
+    }
+
+    fn connect(&mut self, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+        let endpoint = settings.endpoints[self.endpoint % settings.endpoints.len()].clone();
+        self.id = LinkId(self.id.0 + 1);
+        self.socket = Socket::Connecting;
+        self.writing = false;
+        cx.outputs.push_back(Output::Link(self.id, LinkCommand::Connect(endpoint)));
+    }
+
+    /// The connection cannot go on for a reason of MQTT's.
+    fn give_up(
+        &mut self,
+        now: Instant,
+        reason: &dyn std::fmt::Display,
+        settings: &BrokerSettings,
+        cx: &mut LinkCx<'_>,
+    ) {
+        let broker = self.broker(settings);
+        warn!(%broker, %reason, "leaving the connection to the broker");
+        cx.outputs.push_back(Output::Link(self.id, LinkCommand::Close));
+        self.retry_later(now, settings, cx);
+    }
+
+    fn retry_later(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+        self.connection.handle_closed();
+        self.parting = None;
+        cx.counters.link_failures += 1;
+        if self.farewell.is_some() {
+            self.socket = Socket::Waiting(None);
+            return;
+        }
+        self.failures += 1;
+        self.endpoint += 1;
+        let rounds = self.failures / u32::try_from(settings.endpoints.len()).unwrap_or(u32::MAX);
+        let grown = BACKOFF.start().saturating_mul(1 << rounds.min(8)).min(*BACKOFF.end());
+        let pause = BACKOFF.start().saturating_add((grown - *BACKOFF.start()).mul_f64(cx.rng.f64()));
+        self.socket = Socket::Waiting(Some(now + pause));
+    }
+
+    fn leave(&mut self, cx: &mut LinkCx<'_>) {
+        if !matches!(self.socket, Socket::Waiting(_)) {
+            self.close(cx);
+        }
+        self.socket = Socket::Waiting(None);
+    }
+
+    fn close(&mut self, cx: &mut LinkCx<'_>) {
+        cx.outputs.push_back(Output::Link(self.id, LinkCommand::Close));
+        self.connection.handle_closed();
+    }
+
+    fn broker(&self, settings: &BrokerSettings) -> String {
+        let endpoint = &settings.endpoints[self.endpoint % settings.endpoints.len()];
+        format!("{}:{}", endpoint.host, endpoint.port)
+    }
+}
+
+/// What a link needs of the core for one call.
+pub(in crate::gateway) struct LinkCx<'a> {
+    pub(in crate::gateway) outputs: &'a mut VecDeque<Output>,
+    pub(in crate::gateway) counters: &'a mut Counters,
+    pub(in crate::gateway) rng: &'a mut fastrand::Rng,
+}

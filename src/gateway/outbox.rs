@@ -1,0 +1,108 @@
+//! Messages that wait for one client: bounded, in order, and shed by name.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::counters::Counters;
+use super::io::{QueueFull, SessionSettings};
+use super::links::Delivery;
+use crate::mqtt::{Message, QoS};
+
+/// A message on its way to one client.
+#[derive(Debug, Clone)]
+pub(super) struct Item {
+    /// Shared with the other recipients.
+    pub(super) message: Arc<Message>,
+    /// At which it is sent to this client.
+    pub(super) qos: QoS,
+    /// What the broker is owed once the message is settled.
+    pub(super) delivery: Option<Delivery>,
+    /// The MsgId under which it was sent before: it keeps it, and says DUP (§6.13).
+    pub(super) sent_as: Option<u16>,
+}
+
+impl Item {
+    fn len(&self) -> usize {
+        self.message.topic.as_str().len() + self.message.payload.len()
+    }
+}
+
+/// The queue of one client. Octets are those of topics and payloads.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    items: VecDeque<Item>,
+    octets: usize,
+}
+
+/// What came of a message that was to join a queue. What is shed is to be settled by the caller.
+#[must_use]
+pub(super) struct Joined {
+    pub(super) shed: Vec<Item>,
+}
+
+impl Outbox {
+    /// Appends `item` within the bounds of one client and of all together, of which `total` is the sum of octets.
+    pub(super) fn push(
+        &mut self,
+        item: Item,
+        settings: &SessionSettings,
+        total: &mut usize,
+        counters: &mut Counters,
+    ) -> Joined {
+        let mut shed = Vec::new();
+        let limits = &settings.queue;
+        while self.items.len() >= limits.messages || self.octets + item.len() > limits.bytes {
+            counters.downlink_queue_full += 1;
+            let oldest = match limits.full {
+                QueueFull::DropOldest if item.len() <= limits.bytes => self.pop(total),
+                _ => None,
+            };
+            let Some(oldest) = oldest else { return Joined { shed: vec![item] } };
+            shed.push(oldest);
+        }
+        if *total + item.len() > settings.queue_total {
+            counters.downlink_total_full += 1;
+            shed.push(item);
+            return Joined { shed };
+        }
+        self.octets += item.len();
+        *total += item.len();
+        self.items.push_back(item);
+        Joined { shed }
+    }
+
+    /// Puts back what was taken out and not delivered; it was counted in once, so no bound applies.
+    pub(super) fn push_front(&mut self, item: Item, total: &mut usize) {
+        self.octets += item.len();
+        *total += item.len();
+        self.items.push_front(item);
+    }
+
+    pub(super) fn pop(&mut self, total: &mut usize) -> Option<Item> {
+        let item = self.items.pop_front()?;
+        self.octets -= item.len();
+        *total -= item.len();
+        Some(item)
+    }
+
+    /// What waits, in order; sizes may not be changed.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Item> {
+        self.items.iter_mut()
+    }
+
+    /// Takes out every message that does not pass `keep`, in order.
+    pub(super) fn remove_unless(&mut self, total: &mut usize, keep: impl Fn(&Item) -> bool) -> Vec<Item> {
+        let mut removed = Vec::new();
+        for _ in 0..self.items.len() {
+            let Some(item) = self.pop(total) else { break };
+            if keep(&item) {
+                self.octets += item.len();
+                *total += item.len();
+                self.items.push_back(item);
+            } else {
+                removed.push(item);
+            }
+        }
+        removed
+    }
+}

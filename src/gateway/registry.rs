@@ -1,0 +1,236 @@
+//! Topic ids of one client (§6.5, §6.7, §7.3): which number stands for which name, and whether the client knows.
+//!
+//! Ids are given out in one ascending run from a random start, never twice in a session, and never a number that is
+//! predefined for the client: an id the client remembers from another session leads nowhere rather than to another
+//! topic, and a client that matches by number alone is not misled (Interpretation: A-39).
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use super::io::Settings;
+use crate::topic::{ClientId, TopicName};
+use crate::wire::{ReturnCode, TopicRef};
+
+/// Lowest and highest number a registry starts from: above the small numbers people choose for predefined topics, and
+/// with room enough ahead that ids need not wrap in a session's life.
+const START: std::ops::Range<u16> = 0x0100..0x7000;
+
+/// The normal topic ids of one client.
+#[derive(Debug)]
+pub(super) struct Registry {
+    topics: BTreeMap<u16, Topic>,
+    ids: HashMap<TopicName, u16>,
+    next: u16,
+    /// Ids given out; the run ends before it meets its start again.
+    given: u16,
+}
+
+#[derive(Debug)]
+struct Topic {
+    name: TopicName,
+    standing: Standing,
+}
+
+/// What the client makes of an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It may not know the id: REGISTER before the next PUBLISH.
+    Unconfirmed,
+    /// It learnt the id from a REGACK or SUBACK of ours, or confirmed our REGISTER.
+    Known,
+    /// It rejected our REGISTER: the name is not offered again in this session (§6.10).
+    Rejected,
+    /// It did not answer our REGISTER: the name is not offered before that time (Interpretation: R-113).
+    Paused(Instant),
+}
+
+/// How a topic can be named in a PUBLISH to the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Naming {
+    /// The client knows this.
+    Known(TopicRef),
+    /// This id must be registered first (§6.10).
+    Register(u16),
+    /// The client will not have the name, now or ever.
+    Declined,
+    /// No id is left.
+    Exhausted,
+}
+
+/// As many ids as allowed are given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Exhausted;
+
+impl Registry {
+    pub(super) fn new(rng: &mut fastrand::Rng) -> Self {
+        Self { topics: BTreeMap::new(), ids: HashMap::new(), next: rng.u16(START), given: 0 }
+    }
+
+    /// The id of `name`, a new one if it has none. The client learns it from the answer that is about to leave.
+    pub(super) fn announce(
+        &mut self,
+        name: &TopicName,
+        client: &ClientId,
+        settings: &Settings,
+    ) -> Result<u16, Exhausted> {
+        let id = self.id_of(name, client, settings)?;
+        self.confirm(id);
+        Ok(id)
+    }
+
+    /// The id of `name`, a new one if it has none.
+    pub(super) fn id_of(
+        &mut self,
+        name: &TopicName,
+        client: &ClientId,
+        settings: &Settings,
+    ) -> Result<u16, Exhausted> {
+        if let Some(id) = self.ids.get(name) {
+            return Ok(*id);
+        }
+        if self.topics.len() >= settings.sessions.max_topics {
+            return Err(Exhausted);
+        }
+        let own = settings.client_predefined.get(client);
+        let id = loop {
+            if self.given == u16::MAX {
+                return Err(Exhausted);
+            }
+            let id = self.next;
+            self.next = self.next.wrapping_add(1);
+            self.given += 1;
+            let predefined = |topics: &BTreeMap<u16, TopicName>| topics.contains_key(&id);
+            let reserved = id == 0x0000 || id == 0xFFFF;
+            if !reserved && !predefined(&settings.predefined) && !own.is_some_and(predefined) {
+                break id;
+            }
+        };
+        self.topics.insert(id, Topic { name: name.clone(), standing: Standing::Unconfirmed });
+        self.ids.insert(name.clone(), id);
+        Ok(id)
+    }
+
+    /// Takes back an id that no answer has carried yet.
+    pub(super) fn withdraw(&mut self, id: u16) {
+        if self.topics.get(&id).is_some_and(|topic| topic.standing == Standing::Unconfirmed)
+            && let Some(topic) = self.topics.remove(&id)
+        {
+            self.ids.remove(&topic.name);
+        }
+    }
+
+    /// The topic of a PUBLISH from the client, or the refusal the client is told (§6.6, §6.7).
+    pub(super) fn resolve(
+        &self,
+        topic: TopicRef,
+        client: &ClientId,
+        settings: &Settings,
+    ) -> Result<TopicName, ReturnCode> {
+        match topic {
+            TopicRef::Normal(id) => {
+                self.topics.get(&id).map(|topic| topic.name.clone()).ok_or(ReturnCode::InvalidTopicId)
+            }
+            TopicRef::Predefined(id) => {
+                predefined(id, Some(client), settings).cloned().ok_or(ReturnCode::InvalidTopicId)
+            }
+            TopicRef::Short(name) => TopicName::new(name).map_err(|_| ReturnCode::NotSupported),
+            TopicRef::Reserved(_) => Err(ReturnCode::NotSupported),
+        }
+    }
+
+    /// How to name `topic` to the client, which subscribed to exactly this topic by `subscribed` or to a filter that
+    /// matches it by `None` (Interpretation: A-06).
+    pub(super) fn name(
+        &mut self,
+        topic: &TopicName,
+        subscribed: Option<TopicRef>,
+        now: Instant,
+        client: &ClientId,
+        settings: &Settings,
+    ) -> Naming {
+        if let Some(by @ (TopicRef::Predefined(_) | TopicRef::Short(_))) = subscribed {
+            return Naming::Known(by);
+        }
+        if !self.ids.contains_key(topic)
+            && let Some(id) = predefined_id(topic, client, settings)
+        {
+            return Naming::Known(TopicRef::Predefined(id));
+        }
+        self.register(topic, now, client, settings)
+    }
+
+    /// How to name `topic` by a normal id, whatever other ways there are.
+    pub(super) fn register(
+        &mut self,
+        topic: &TopicName,
+        now: Instant,
+        client: &ClientId,
+        settings: &Settings,
+    ) -> Naming {
+        let Ok(id) = self.id_of(topic, client, settings) else { return Naming::Exhausted };
+        match self.topics.get(&id).map(|topic| topic.standing) {
+            Some(Standing::Known) => Naming::Known(TopicRef::Normal(id)),
+            Some(Standing::Rejected) => Naming::Declined,
+            Some(Standing::Paused(until)) if now < until => Naming::Declined,
+            _ => Naming::Register(id),
+        }
+    }
+
+    /// The client knows the id from now on.
+    pub(super) fn confirm(&mut self, id: u16) {
+        self.set_standing(id, Standing::Known);
+    }
+
+    /// The client says that it does not know the id (§6.10).
+    pub(super) fn unconfirm(&mut self, id: u16) {
+        self.set_standing(id, Standing::Unconfirmed);
+    }
+
+    /// The client rejected the REGISTER of this id.
+    pub(super) fn reject(&mut self, id: u16) {
+        self.set_standing(id, Standing::Rejected);
+    }
+
+    /// The client did not answer the REGISTER of this id.
+    pub(super) fn pause(&mut self, id: u16, until: Instant) {
+        self.set_standing(id, Standing::Paused(until));
+    }
+
+    /// The client connected again and may have forgotten everything; its ids stay valid (Interpretation: A-04).
+    pub(super) fn unconfirm_all(&mut self) {
+        for topic in self.topics.values_mut() {
+            topic.standing = Standing::Unconfirmed;
+        }
+    }
+
+    /// Forgets all names. Their ids are not given out again.
+    pub(super) fn clear(&mut self) {
+        self.topics.clear();
+        self.ids.clear();
+    }
+
+    fn set_standing(&mut self, id: u16, standing: Standing) {
+        if let Some(topic) = self.topics.get_mut(&id) {
+            topic.standing = standing;
+        }
+    }
+}
+
+/// The topic of a predefined id: the client's own, else the common one (§6.7).
+pub(super) fn predefined<'a>(
+    id: u16,
+    client: Option<&ClientId>,
+    settings: &'a Settings,
+) -> Option<&'a TopicName> {
+    let own = client.and_then(|client| settings.client_predefined.get(client));
+    own.and_then(|topics| topics.get(&id)).or_else(|| settings.predefined.get(&id))
+}
+
+/// The predefined id under which the client knows `topic`. A common id that is the client's own for another topic does
+/// not count.
+fn predefined_id(topic: &TopicName, client: &ClientId, settings: &Settings) -> Option<u16> {
+    let own = settings.client_predefined.get(client);
+    let ids = own.into_iter().chain([&settings.predefined]).flatten();
+    let mut named = ids.filter(|(_, name)| *name == topic).map(|(id, _)| *id);
+    named.find(|id| predefined(*id, Some(client), settings) == Some(topic))
+}

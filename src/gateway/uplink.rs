@@ -1,0 +1,320 @@
+//! Client to broker (§6.6, §6.8): the topic is looked up, the message goes to the link, and the client is answered when
+//! the broker has answered.
+//!
+//! ```text
+//! QoS 1   C> PUBLISH   broker: PUBLISH, PUBACK    G> PUBACK
+//! QoS 2   C> PUBLISH   broker: PUBLISH, PUBREC    G> PUBREC    C> PUBREL   (broker: PUBREL, PUBCOMP)   G> PUBCOMP
+//! ```
+//!
+//! A repetition of a message that is on its way is not sent on again. Interpretation (R-063, R-064): what marks a
+//! repetition is the MsgId together with the content, because clients reuse ids: of a QoS 2 exchange that is over, for
+//! T_RETRY, so that a copy which the radio delayed is not a new message; of a QoS 1 exchange that is over, only with DUP.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::links::UplinkId;
+use super::session::{Cx, Session};
+use super::timer::ClientTimer;
+use crate::mqtt::{Full, Message, QoS, Refused};
+use crate::topic::TopicName;
+use crate::wire::{MsgIdOnly, Packet, Publish, Qos, ReturnCode, TopicAck, TopicRef};
+
+/// QoS 1 and 2 messages of one client under way at a time. §6.6 allows one; clients that do not wait are served within
+/// reason (Interpretation: R-074).
+const OPEN_MAX: usize = 16;
+
+/// Exchanges remembered after their end.
+const FINISHED_MAX: usize = 16;
+
+/// Between two answers `congestion` to messages of QoS 0, which ask for none (Interpretation: R-073).
+const CONGESTION_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The QoS 1 and 2 messages of one client.
+#[derive(Debug, Default)]
+pub(super) struct Uplink {
+    /// By MsgId.
+    open: BTreeMap<u16, Open>,
+    finished: VecDeque<Finished>,
+    /// When a message of QoS 0 was last answered with `congestion`.
+    told_congestion: Option<Instant>,
+}
+
+/// A message for which the client has not had its last answer.
+#[derive(Debug)]
+struct Open {
+    id: UplinkId,
+    digest: u64,
+    qos: QoS,
+    topic: TopicRef,
+    /// What the broker has said.
+    broker: Broker,
+    /// The client's PUBREL came before the broker's PUBCOMP.
+    released: bool,
+    /// The client was told `congestion`; what the broker says is for a repetition (Interpretation: A-34).
+    late: bool,
+    /// When the client will be told so.
+    answer_by: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broker {
+    Silent,
+    /// PUBREC.
+    Received,
+    /// PUBACK or PUBCOMP.
+    Done(ReturnCode),
+}
+
+/// An exchange that is over.
+#[derive(Debug)]
+struct Finished {
+    msg_id: u16,
+    digest: u64,
+    code: ReturnCode,
+    at: Instant,
+}
+
+impl Uplink {
+    fn finish(&mut self, msg_id: u16, digest: u64, code: ReturnCode, now: Instant) {
+        if self.finished.len() >= FINISHED_MAX {
+            self.finished.pop_front();
+        }
+        self.finished.push_back(Finished { msg_id, digest, code, at: now });
+    }
+
+    fn find(&mut self, id: UplinkId) -> Option<(u16, &mut Open)> {
+        self.open.iter_mut().find(|(_, open)| open.id == id).map(|(msg_id, open)| (*msg_id, open))
+    }
+}
+
+impl Session {
+    /// PUBLISH of QoS 0, 1 or 2 (§5.4.12). `frame` holds the payload.
+    pub(super) fn handle_publish(&mut self, publish: &Publish<'_>, frame: &Bytes, cx: &mut Cx<'_>) {
+        let qos = match publish.qos {
+            Qos::MinusOne => return,
+            Qos::AtMostOnce => QoS::AtMostOnce,
+            Qos::AtLeastOnce => QoS::AtLeastOnce,
+            Qos::ExactlyOnce => QoS::ExactlyOnce,
+        };
+        let digest = digest(publish);
+        if qos != QoS::AtMostOnce && self.is_repetition(publish, digest, cx) {
+            cx.counters.uplink_duplicates += 1;
+            return;
+        }
+        let topic = match self.registry.resolve(publish.topic, &self.id, cx.settings) {
+            Ok(topic) => topic,
+            Err(code) => {
+                match code {
+                    ReturnCode::InvalidTopicId => cx.counters.uplink_invalid_topic += 1,
+                    _ => cx.counters.uplink_unsupported += 1,
+                }
+                return self.refuse(publish, code, cx);
+            }
+        };
+        match self.forward(publish, topic, qos, frame, cx) {
+            Ok(None) => cx.counters.uplink_messages += 1,
+            Ok(Some(id)) => {
+                cx.counters.uplink_messages += 1;
+                let answer_by = cx.now + cx.settings.broker.ack_timeout;
+                let open = Open {
+                    id,
+                    digest,
+                    qos,
+                    topic: publish.topic,
+                    broker: Broker::Silent,
+                    released: false,
+                    late: false,
+                    answer_by,
+                };
+                self.uplink.open.insert(publish.msg_id, open);
+                self.await_broker(cx);
+            }
+            Err(_) => self.refuse_for_now(publish, cx),
+        }
+    }
+
+    fn refuse_for_now(&mut self, publish: &Publish<'_>, cx: &mut Cx<'_>) {
+        cx.counters.uplink_congestion += 1;
+        if publish.qos == Qos::AtMostOnce {
+            let told = self.uplink.told_congestion;
+            if told.is_some_and(|told| cx.now.saturating_duration_since(told) < CONGESTION_INTERVAL) {
+                return;
+            }
+            self.uplink.told_congestion = Some(cx.now);
+        }
+        self.refuse(publish, ReturnCode::Congestion, cx);
+    }
+
+    fn forward(
+        &mut self,
+        publish: &Publish<'_>,
+        topic: TopicName,
+        qos: QoS,
+        frame: &Bytes,
+        cx: &mut Cx<'_>,
+    ) -> Result<Option<UplinkId>, Full> {
+        if qos != QoS::AtMostOnce && !self.uplink.open.contains_key(&publish.msg_id) {
+            self.make_room()?;
+        }
+        let payload = frame.slice_ref(publish.data);
+        cx.links.publish(self.key, Message { topic, payload, qos, retain: publish.retain })
+    }
+
+    /// A client may leave exchanges behind that the broker is done with; the others are limited.
+    fn make_room(&mut self) -> Result<(), Full> {
+        if self.uplink.open.len() < OPEN_MAX {
+            return Ok(());
+        }
+        let abandoned = |open: &Open| matches!(open.broker, Broker::Done(_));
+        let first = self.uplink.open.iter().find(|(_, open)| abandoned(open)).map(|(msg_id, _)| *msg_id);
+        let msg_id = first.ok_or(Full::Queue)?;
+        self.uplink.open.remove(&msg_id);
+        Ok(())
+    }
+
+    /// Whether the message is or was on its way; the client then gets the answer it is due, if there is one.
+    fn is_repetition(&mut self, publish: &Publish<'_>, digest: u64, cx: &mut Cx<'_>) -> bool {
+        let msg_id = publish.msg_id;
+        if let Some(open) = self.uplink.open.get_mut(&msg_id)
+            && open.digest == digest
+        {
+            let answer_by = cx.now + cx.settings.broker.ack_timeout;
+            match open.broker {
+                Broker::Silent if open.late => (open.late, open.answer_by) = (false, answer_by),
+                Broker::Silent => {}
+                Broker::Received => open.late = false,
+                Broker::Done(_) if open.qos == QoS::ExactlyOnce => open.late = false,
+                Broker::Done(_) => {}
+            }
+            match (open.broker, open.qos) {
+                (Broker::Silent, _) => self.await_broker(cx),
+                (Broker::Done(code), QoS::AtLeastOnce) => self.close_uplink(msg_id, code, cx),
+                _ => self.send(Packet::PubRec(MsgIdOnly { msg_id }), cx),
+            }
+            return true;
+        }
+        let window = self.retry_interval(cx.settings);
+        let finished = self.uplink.finished.iter().find(|finished| {
+            let fresh = cx.now.saturating_duration_since(finished.at) < window;
+            finished.msg_id == msg_id
+                && finished.digest == digest
+                && (publish.dup || (publish.qos == Qos::ExactlyOnce && fresh))
+        });
+        let Some(Finished { code, .. }) = finished else { return false };
+        match (publish.qos, *code) {
+            (Qos::ExactlyOnce, ReturnCode::Accepted) => self.send(Packet::PubRec(MsgIdOnly { msg_id }), cx),
+            (_, code) => self.refuse(publish, code, cx),
+        }
+        true
+    }
+
+    /// The broker said PUBREC.
+    pub(super) fn handle_broker_received(&mut self, id: UplinkId, cx: &mut Cx<'_>) {
+        let Some((msg_id, open)) = self.uplink.find(id) else { return };
+        if open.broker == Broker::Silent {
+            open.broker = Broker::Received;
+            if !open.late {
+                self.send(Packet::PubRec(MsgIdOnly { msg_id }), cx);
+            }
+        }
+    }
+
+    /// The broker said PUBACK or PUBCOMP, or refused.
+    pub(super) fn handle_broker_completed(
+        &mut self,
+        id: UplinkId,
+        result: Result<(), Refused>,
+        cx: &mut Cx<'_>,
+    ) {
+        let Some((msg_id, open)) = self.uplink.find(id) else { return };
+        let code = match result {
+            Ok(()) => ReturnCode::Accepted,
+            Err(_) => {
+                cx.counters.uplink_refused += 1;
+                ReturnCode::NotSupported
+            }
+        };
+        let was_silent = open.broker == Broker::Silent;
+        open.broker = Broker::Done(code);
+        let (late, released) = (open.late, open.released);
+        match (open.qos, code) {
+            (QoS::ExactlyOnce, ReturnCode::Accepted) if released => self.complete(msg_id, cx),
+            (QoS::ExactlyOnce, ReturnCode::Accepted) => {
+                if was_silent && !late {
+                    self.send(Packet::PubRec(MsgIdOnly { msg_id }), cx);
+                }
+            }
+            _ if late => {}
+            (_, code) => self.close_uplink(msg_id, code, cx),
+        }
+    }
+
+    /// PUBREL (§5.4.14). For what is not open PUBCOMP is the answer: it was, and the PUBCOMP got lost (§6.6).
+    pub(super) fn handle_pubrel(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
+        match self.uplink.open.get_mut(&msg_id) {
+            Some(open) if open.qos == QoS::ExactlyOnce => match open.broker {
+                Broker::Silent => {}
+                Broker::Received => open.released = true,
+                Broker::Done(_) => self.complete(msg_id, cx),
+            },
+            _ => self.send(Packet::PubComp(MsgIdOnly { msg_id }), cx),
+        }
+    }
+
+    fn complete(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
+        if let Some(open) = self.uplink.open.remove(&msg_id) {
+            self.uplink.finish(msg_id, open.digest, ReturnCode::Accepted, cx.now);
+        }
+        self.send(Packet::PubComp(MsgIdOnly { msg_id }), cx);
+    }
+
+    /// PUBACK ends the exchange of a QoS 1 message, and of any that is refused.
+    fn close_uplink(&mut self, msg_id: u16, code: ReturnCode, cx: &mut Cx<'_>) {
+        let Some(open) = self.uplink.open.remove(&msg_id) else { return };
+        self.uplink.finish(msg_id, open.digest, code, cx.now);
+        let topic_id = open.topic.raw();
+        self.send(Packet::PubAck(TopicAck { topic_id, msg_id, code }), cx);
+    }
+
+    /// PUBACK with a refusal, whatever the QoS (§6.6, Interpretation: A-07).
+    fn refuse(&self, publish: &Publish<'_>, code: ReturnCode, cx: &mut Cx<'_>) {
+        let msg_id = if publish.qos == Qos::AtMostOnce { 0 } else { publish.msg_id };
+        self.send(Packet::PubAck(TopicAck { topic_id: publish.topic.raw(), msg_id, code }), cx);
+    }
+
+    /// The broker has had its time: the client is told `congestion` before it takes the gateway for dead.
+    pub(super) fn handle_broker_late(&mut self, cx: &mut Cx<'_>) {
+        let late = |open: &Open| open.broker == Broker::Silent && !open.late && open.answer_by <= cx.now;
+        let mut due = Vec::new();
+        for (msg_id, open) in self.uplink.open.iter_mut().filter(|(_, open)| late(open)) {
+            open.late = true;
+            due.push(TopicAck { topic_id: open.topic.raw(), msg_id: *msg_id, code: ReturnCode::Congestion });
+        }
+        for ack in due {
+            cx.counters.uplink_late += 1;
+            self.send(Packet::PubAck(ack), cx);
+        }
+        self.expire_requests(cx);
+        self.await_broker(cx);
+    }
+
+    /// Sets the timer for the first thing the broker owes this client.
+    pub(super) fn await_broker(&mut self, cx: &mut Cx<'_>) {
+        let silent = self.uplink.open.values().filter(|open| open.broker == Broker::Silent && !open.late);
+        let requests = self.requests.iter().map(|request| request.answer_by);
+        if let Some(at) = silent.map(|open| open.answer_by).chain(requests).min() {
+            self.set_timer(ClientTimer::BrokerAnswer, at, cx);
+        }
+    }
+}
+
+/// What tells a repetition from another message under the same MsgId: everything but DUP.
+fn digest(publish: &Publish<'_>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (publish.qos, publish.retain, publish.topic, publish.data).hash(&mut hasher);
+    hasher.finish()
+}
