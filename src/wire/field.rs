@@ -190,7 +190,8 @@ impl TopicRef {
     }
 }
 
-/// The topic of a SUBSCRIBE or UNSUBSCRIBE (§5.4.15).
+/// The topic of a SUBSCRIBE or UNSUBSCRIBE (§5.4.15). A message without one is refused by [`decode`](super::decode), so
+/// do not send what is empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FilterRef<'a> {
     /// TopicIdType `00`: a topic name or filter, not yet validated.
@@ -203,7 +204,15 @@ pub enum FilterRef<'a> {
     Reserved(&'a [u8]),
 }
 
-impl<'a> FilterRef<'a> {
+impl FilterRef<'_> {
+    /// Octets of the field.
+    pub(super) fn len(self) -> usize {
+        match self {
+            Self::Name(octets) | Self::Reserved(octets) => octets.len(),
+            Self::Predefined(_) | Self::Short(_) => 2,
+        }
+    }
+
     pub(super) fn kind(self) -> u8 {
         match self {
             Self::Name(_) => 0,

@@ -34,7 +34,8 @@ pub struct Frame<'a> {
 /// What a forwarder puts before a message (§5.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Encapsulation<'a> {
-    /// How far a broadcast shall go, 0 to 3; 0 for unicast. The reserved bits of Ctrl are ignored and sent as 0.
+    /// How far a broadcast shall go, 0 to [`Self::RADIUS_MAX`], and no more is sent; 0 for unicast. The reserved bits
+    /// of Ctrl are ignored and sent as 0.
     pub radius: u8,
     /// Which node; opaque, at most [`NODE_ID_LEN_MAX`] octets.
     pub node_id: &'a [u8],
@@ -109,35 +110,59 @@ pub enum DecodeError {
         /// How many.
         octets: usize,
     },
+    /// An encapsulation with the long form of Length, which §5.5 does not know.
+    #[error("an encapsulation has the long form of Length")]
+    LongEncapsulation,
     /// An encapsulation inside an encapsulation.
     #[error("an encapsulated message is encapsulated again")]
     Nested,
 }
 
-/// A message that no Length can announce, or an encapsulation of a node id that is too long.
+/// A message, or an encapsulation for the length of its node id, that no Length can announce; holds its octets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} octets are more than a message can have")]
+#[error("{0} octets are more than Length can say")]
 pub struct TooLong(pub usize);
 
-/// Reads one datagram or radio frame, which holds exactly one message (§5.2, §5.5).
+/// Reads one datagram or radio frame, which holds exactly one message (§5.2, §5.5). Nothing is copied.
+///
+/// Interpretation: Length has to be what was received, without exceptions for clients that get totals near 255 wrong
+/// (A-29, A-30).
 ///
 /// # Errors
 /// [`DecodeError`] says what is wrong and where; nothing of such a frame may be used.
+///
+/// # Examples
+/// ```
+/// use mqtt_sn_gateway::wire::{DecodeError, Packet, decode};
+///
+/// let frame = decode(b"\x08\x04\x04\x01\x00\x3Cc1")?;
+/// let Packet::Connect(connect) = frame.packet else { panic!("{frame:?}") };
+/// assert_eq!((connect.client_id, connect.duration, connect.clean_session), (&b"c1"[..], 60, true));
+///
+/// assert_eq!(decode(b"\x02\x11"), Err(DecodeError::ReservedType(0x11)));
+/// # Ok::<(), DecodeError>(())
+/// ```
 pub fn decode(datagram: &[u8]) -> Result<Frame<'_>, DecodeError> {
     // The type decides before Length is compared: an encapsulation's Length does not cover the message inside (§5.5).
-    let [length, ENCAPSULATED, rest @ ..] = datagram else {
-        return Ok(Frame { encapsulation: None, packet: decode_message(datagram)? });
-    };
-    let length = usize::from(*length);
-    let node_id_len = length.checked_sub(3).ok_or(DecodeError::Length(length))?;
-    let [ctrl, rest @ ..] = rest else { return Err(DecodeError::TooShort(datagram.len())) };
+    match datagram {
+        [LONG_FORM, _, _, ENCAPSULATED, ..] => Err(DecodeError::LongEncapsulation),
+        // In the long form the second octet belongs to Length, whatever it is.
+        [length @ (0 | 2..), ENCAPSULATED, rest @ ..] => decode_encapsulated(*length, rest),
+        _ => Ok(decode_message(datagram)?.into()),
+    }
+}
+
+fn decode_encapsulated(length: u8, rest: &[u8]) -> Result<Frame<'_>, DecodeError> {
+    let (declared, received) = (usize::from(length), rest.len() + 2);
+    let node_id_len = declared.checked_sub(3).ok_or(DecodeError::Length(declared))?;
+    let [ctrl, rest @ ..] = rest else { return Err(DecodeError::TooShort(received)) };
     let Some((node_id, message)) = rest.split_at_checked(node_id_len) else {
-        return Err(DecodeError::LengthMismatch { declared: length, received: datagram.len() });
+        return Err(DecodeError::LengthMismatch { declared, received });
     };
-    if let [_, ENCAPSULATED, ..] = message {
+    if let [LONG_FORM, _, _, ENCAPSULATED, ..] | [0 | 2.., ENCAPSULATED, ..] = message {
         return Err(DecodeError::Nested);
     }
-    let encapsulation = Some(Encapsulation { radius: ctrl & 3, node_id });
+    let encapsulation = Some(Encapsulation { radius: ctrl & Encapsulation::RADIUS_MAX, node_id });
     Ok(Frame { encapsulation, packet: decode_message(message)? })
 }
 
@@ -211,14 +236,46 @@ impl Frame<'_> {
     /// # Errors
     /// [`TooLong`], and `out` is as it was, if the message passes [`MESSAGE_LEN_MAX`] or the node id
     /// [`NODE_ID_LEN_MAX`].
+    ///
+    /// # Examples
+    /// ```
+    /// use bytes::BytesMut;
+    /// use mqtt_sn_gateway::wire::{Encapsulation, Frame, Packet, Response, ReturnCode};
+    ///
+    /// let packet = Packet::ConnAck(Response { code: ReturnCode::Accepted });
+    /// let encapsulation = Some(Encapsulation { radius: 0, node_id: b"\x0A\x0B" });
+    /// let mut out = BytesMut::new();
+    /// Frame { encapsulation, packet }.encode(&mut out)?;
+    /// assert_eq!(out[..], *b"\x05\xFE\x00\x0A\x0B\x03\x05\x00");
+    /// # Ok::<(), mqtt_sn_gateway::wire::TooLong>(())
+    /// ```
     pub fn encode(&self, out: &mut BytesMut) -> Result<(), TooLong> {
+        let Some(Encapsulation { radius, node_id }) = self.encapsulation else {
+            return self.packet.encode(out);
+        };
         let start = out.len();
-        if let Some(Encapsulation { radius, node_id }) = self.encapsulation {
-            let length = u8::try_from(node_id.len() + 3).map_err(|_| TooLong(node_id.len()))?;
-            out.put_slice(&[length, ENCAPSULATED, radius & 3]);
-            out.put_slice(node_id);
-        }
+        let length = u8::try_from(3 + node_id.len()).map_err(|_| TooLong(3 + node_id.len()))?;
+        out.reserve(self.encoded_len());
+        out.put_slice(&[length, ENCAPSULATED, radius.min(Encapsulation::RADIUS_MAX)]);
+        out.put_slice(node_id);
         self.packet.encode(out).inspect_err(|_| out.truncate(start))
+    }
+
+    /// Octets that [`Self::encode`] appends: what a carrier has to take in one piece.
+    pub fn encoded_len(&self) -> usize {
+        let encapsulation = self.encapsulation.map_or(0, |encapsulation| 3 + encapsulation.node_id.len());
+        encapsulation + self.packet.encoded_len()
+    }
+}
+
+impl Encapsulation<'_> {
+    /// The largest broadcast radius: two bits of Ctrl (§5.5).
+    pub const RADIUS_MAX: u8 = 3;
+}
+
+impl<'a> From<Packet<'a>> for Frame<'a> {
+    fn from(packet: Packet<'a>) -> Self {
+        Self { encapsulation: None, packet }
     }
 }
 
@@ -228,23 +285,52 @@ impl Packet<'_> {
     /// # Errors
     /// [`TooLong`], and `out` is as it was, if the message passes [`MESSAGE_LEN_MAX`].
     pub fn encode(&self, out: &mut BytesMut) -> Result<(), TooLong> {
+        let total = self.encoded_len();
+        let length = u16::try_from(total).map_err(|_| TooLong(total))?;
         let start = out.len();
-        out.put_slice(&[0, self.msg_type()]);
-        self.emit(out);
-        let total = out.len() - start;
-        if let (Ok(length), true) = (u8::try_from(total), total <= SHORT_LEN_MAX) {
-            out[start] = length;
-            return Ok(());
+        out.reserve(total);
+        match u8::try_from(length) {
+            Ok(length) => out.put_u8(length),
+            Err(_) => {
+                out.put_u8(LONG_FORM);
+                out.put_u16(length);
+            }
         }
-        let Ok(length) = u16::try_from(total + 2) else {
-            out.truncate(start);
-            return Err(TooLong(total + 2));
-        };
-        let [high, low] = length.to_be_bytes();
-        out.put_slice(&[0, 0]);
-        out.copy_within(start + 1..start + total, start + 3);
-        out[start..start + 3].copy_from_slice(&[LONG_FORM, high, low]);
+        out.put_u8(self.msg_type());
+        self.emit(out);
+        debug_assert_eq!(out.len() - start, total, "{self:?}");
         Ok(())
+    }
+
+    /// Octets that [`Self::encode`] appends. Never 256 or 257: what the short form cannot say grows by two.
+    pub fn encoded_len(&self) -> usize {
+        match 2 + self.body_len() {
+            short @ ..=SHORT_LEN_MAX => short,
+            long => long + 2,
+        }
+    }
+
+    /// Octets that [`Self::emit`] appends.
+    fn body_len(&self) -> usize {
+        match self {
+            Self::WillTopicReq | Self::WillMsgReq | Self::PingResp => 0,
+            Self::SearchGw(_) | Self::ConnAck(_) | Self::WillTopicResp(_) | Self::WillMsgResp(_) => 1,
+            Self::PubComp(_) | Self::PubRec(_) | Self::PubRel(_) | Self::UnsubAck(_) => 2,
+            Self::Advertise(_) => 3,
+            Self::RegAck(_) | Self::PubAck(_) => 5,
+            Self::SubAck(_) => 6,
+            Self::GwInfo(m) => 1 + m.gw_add.len(),
+            Self::Connect(m) => 4 + m.client_id.len(),
+            Self::WillTopic(m) | Self::WillTopicUpd(m) if m.topic.is_empty() => 0,
+            Self::WillTopic(m) | Self::WillTopicUpd(m) => 1 + m.topic.len(),
+            Self::WillMsg(m) | Self::WillMsgUpd(m) => m.message.len(),
+            Self::Register(m) => 4 + m.topic_name.len(),
+            Self::Publish(m) => 5 + m.data.len(),
+            Self::Subscribe(m) => 3 + m.topic.len(),
+            Self::Unsubscribe(m) => 3 + m.topic.len(),
+            Self::PingReq(m) => m.client_id.len(),
+            Self::Disconnect(m) => m.duration.map_or(0, |_| 2),
+        }
     }
 
     fn msg_type(&self) -> u8 {

@@ -165,7 +165,7 @@ impl Response {
 }
 
 /// WILLTOPIC or WILLTOPICUPD (§5.4.7, §5.4.22). With an empty topic both delete the Will; that form is sent with no
-/// fields at all, and read also from clients that send the flags (Interpretation: A-38).
+/// fields at all. Interpretation: flags without a topic, which some clients send, are the empty form too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WillTopic<'a> {
     /// Of the Will.
@@ -186,6 +186,9 @@ impl<'a> WillTopic<'a> {
         }
         let (input, flags) = flags(input)?;
         let (input, topic) = named("WillTopic", rest)(input)?;
+        if topic.is_empty() {
+            return Ok((input, WillTopic::EMPTY));
+        }
         Ok((input, Self { qos: flags.qos(), retain: flags.retain(), topic }))
     }
 
@@ -350,7 +353,7 @@ impl<'a> Subscribe<'a> {
 
 fn filter<'a>(flags: Flags) -> impl FnMut(&'a [u8]) -> Parsed<'a, FilterRef<'a>> {
     move |input| match flags.topic_id_type() {
-        0 if input.is_empty() => Err(nom::Err::Error(BadField("TopicName"))),
+        0 | 3 if input.is_empty() => Err(nom::Err::Error(BadField("TopicName"))),
         0 => rest.map(FilterRef::Name).parse(input),
         1 => word("TopicId")(input).map(|(input, id)| (input, FilterRef::Predefined(id))),
         2 => word("TopicName")(input).map(|(input, name)| (input, FilterRef::Short(name.to_be_bytes()))),
