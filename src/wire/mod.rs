@@ -3,6 +3,7 @@
 //! [`decode`] is strict (§5.2): a frame holds exactly one message, Length says what was received, and every message has
 //! the size its type allows. Parsers are nom's and do not leave this module: callers see [`DecodeError`].
 
+mod dump;
 mod field;
 mod packet;
 mod v1;

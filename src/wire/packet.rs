@@ -136,7 +136,7 @@ pub struct TooLong(pub usize);
 /// use mqtt_sn_gateway::wire::{DecodeError, Packet, decode};
 ///
 /// let frame = decode(b"\x08\x04\x04\x01\x00\x3Cc1")?;
-/// let Packet::Connect(connect) = frame.packet else { panic!("{frame:?}") };
+/// let Packet::Connect(connect) = frame.packet else { panic!("{frame}") };
 /// assert_eq!((connect.client_id, connect.duration, connect.clean_session), (&b"c1"[..], 60, true));
 ///
 /// assert_eq!(decode(b"\x02\x11"), Err(DecodeError::ReservedType(0x11)));
@@ -298,7 +298,7 @@ impl Packet<'_> {
         }
         out.put_u8(self.msg_type());
         self.emit(out);
-        debug_assert_eq!(out.len() - start, total, "{self:?}");
+        debug_assert_eq!(out.len() - start, total, "{self}");
         Ok(())
     }
 
