@@ -45,13 +45,31 @@
 //! What is deliberately absent: a socket, a clock, backoff, topic matching, and the owner's subscriptions, which it
 //! issues again when [`Event::Connected`] says that the broker has none of them.
 
-use std::fmt;
-use std::time::{Duration, Instant};
+use std::collections::VecDeque;
+use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 pub use rumqttc::QoS;
 
-use crate::topic::{NameError, TopicFilter, TopicName};
+use crate::topic::{TopicFilter, TopicName};
+
+use self::inbound::{Ack, Arrival, Inbound, Stale};
+use self::outbound::{Outbound, Sending, SubAck};
+use self::packet::Packet;
+use self::v4::Codec;
+
+mod failure;
+mod inbound;
+mod options;
+mod outbound;
+mod packet;
+mod v4;
+
+pub use self::failure::{ConnectRefusal, Failure, Full, Malformed, PacketType, Refused};
+pub use self::options::{
+    BUFFER, Credentials, Options, PACKET_LEN_MAX, PING_TIMEOUT_MIN, QUEUE, QUEUE_OCTETS, REQUESTS_MAX,
+    Session, WINDOW, WINDOW_MAX,
+};
 
 /// One MQTT connection to a broker.
 ///
@@ -61,21 +79,102 @@ use crate::topic::{NameError, TopicFilter, TopicName};
 #[derive(Debug)]
 pub struct Connection {
     options: Options,
+    codec: Codec,
+    state: State,
+    session: AtBroker,
+    purge: Option<Purge>,
+    outbound: Outbound,
+    inbound: Inbound,
+    /// The beginning of a packet whose end has not come yet.
+    input: Vec<u8>,
+    /// Octets still to come of a message that is not kept.
+    skip: usize,
+    output: BytesMut,
+    events: VecDeque<Event>,
+    counters: Counters,
 }
+
+/// The state of the connection.
+///
+/// ```text
+///              handle_connected             CONNACK 0
+/// Down  ------------------------>  Asked  ------------>  Up
+///   ^                                |                   |
+///   |         handle_closed          v                   v   DISCONNECT of ours, refusal, failure
+///   +----------------------------  Over  <---------------+
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// There is no socket.
+    Down,
+    /// CONNECT is out.
+    Asked { deadline: Option<Instant> },
+    /// The broker has accepted us.
+    Up { sent: Instant, received: Instant, ping_deadline: Option<Instant> },
+    /// Nothing more is read; the owner is about to close.
+    Over,
+}
+
+/// What is known of the session under our client id at the broker. Only [`Session::Resume`] looks at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AtBroker {
+    /// There may be one that is not ours.
+    Unknown,
+    /// There was none when we looked.
+    None,
+    /// Ours.
+    Ours,
+    /// Ours, or a younger and empty one: a CONNECT was not answered, and the broker may have lost ours before it.
+    Doubtful,
+}
+
+/// A session is being removed from the broker: DISCONNECT, CONNECT with CleanSession 1, DISCONNECT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purge {
+    /// Somebody else left it; then our own begins.
+    Foreign,
+    /// [`Connection::purge`].
+    Ours,
+}
+
+/// Octets of acknowledgements that may wait, beside [`Options::buffer`], for a broker that goes on sending: one of
+/// each kind for each of its packet ids.
+const ANSWERS_MAX: usize = 3 * 4 * u16::MAX as usize;
+
+/// Octets of an empty buffer that are kept for the next use.
+const SPARE_MAX: usize = 64 * 1024;
 
 /// The wire.
 impl Connection {
-    /// A connection that has never been up.
+    /// A connection that has never been up. Options beyond their bounds are brought inside.
     pub fn new(options: Options) -> Self {
-        Self { options }
+        Self {
+            options: options.bounded(),
+            codec: Codec::new(),
+            state: State::Down,
+            session: AtBroker::Unknown,
+            purge: None,
+            outbound: Outbound::default(),
+            inbound: Inbound::default(),
+            input: Vec::new(),
+            skip: 0,
+            output: BytesMut::new(),
+            events: VecDeque::new(),
+            counters: Counters::default(),
+        }
     }
 
     /// The socket is connected: CONNECT goes out.
     ///
     /// # Errors
     /// [`Failure::Options`] if the options do not fit into a CONNECT.
-    pub fn handle_connected(&mut self, _now: Instant) -> Result<(), Failure> {
-        unimplemented!()
+    pub fn handle_connected(&mut self, now: Instant) -> Result<(), Failure> {
+        self.handle_closed();
+        let clean = self.purge.is_some() || self.options.session == Session::Clean;
+        self.state = State::Over;
+        self.codec.connect(&self.options, self.purge.is_some(), clean, &mut self.output)?;
+        self.state = State::Asked { deadline: now.checked_add(self.options.connect_timeout) };
+        Ok(())
     }
 
     /// Octets from the broker, cut anywhere.
@@ -83,42 +182,104 @@ impl Connection {
     /// # Errors
     /// What the broker did wrong. The owner closes the socket and calls [`handle_closed`](Self::handle_closed);
     /// nothing more is read or sent until then.
-    pub fn handle_bytes(&mut self, _now: Instant, _bytes: &[u8]) -> Result<(), Failure> {
-        unimplemented!()
+    pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Failure> {
+        if let State::Up { received, .. } = &mut self.state {
+            *received = now;
+        }
+        let result = if self.input.is_empty() {
+            let used = self.handle_input(now, bytes);
+            used.map(|used| self.input.extend_from_slice(&bytes[used..]))
+        } else {
+            let mut input = std::mem::take(&mut self.input);
+            input.extend_from_slice(bytes);
+            let used = self.handle_input(now, &input);
+            used.map(|used| {
+                input.drain(..used);
+                if !input.is_empty() || input.capacity() <= SPARE_MAX {
+                    self.input = input;
+                }
+            })
+        };
+        if result.is_err() {
+            self.leave(State::Over);
+            self.output.clear();
+        }
+        self.pump();
+        result
     }
 
     /// The socket is gone, whoever closed it. What is unfinished waits for the next connection.
     pub fn handle_closed(&mut self) {
-        unimplemented!()
+        self.leave(State::Down);
+        self.inbound.closed();
+        self.input = Vec::new();
+        self.skip = 0;
+        self.output = BytesMut::new();
     }
 
     /// The time of [`poll_timeout`](Self::poll_timeout) has come; early is harmless.
     ///
     /// # Errors
-    /// [`Failure::NoConnAck`] or [`Failure::NoPingResp`]; to be treated as those of [`handle_bytes`](Self::handle_bytes).
-    pub fn handle_timeout(&mut self, _now: Instant) -> Result<(), Failure> {
-        unimplemented!()
+    /// [`Failure::NoConnAck`] or [`Failure::NoPingResp`]; to be treated as those of
+    /// [`handle_bytes`](Self::handle_bytes).
+    pub fn handle_timeout(&mut self, now: Instant) -> Result<(), Failure> {
+        if self.poll_timeout().is_none_or(|deadline| now < deadline) {
+            return Ok(());
+        }
+        let failure = match &mut self.state {
+            State::Up { ping_deadline: ping_deadline @ None, .. } => {
+                *ping_deadline = now.checked_add(self.options.ping_timeout());
+                self.counters.pings += 1;
+                Codec::pingreq(&mut self.output);
+                return Ok(());
+            }
+            State::Up { .. } => Failure::NoPingResp,
+            _ => Failure::NoConnAck,
+        };
+        self.leave(State::Over);
+        self.output.clear();
+        Err(failure)
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout), if nothing else happens.
+    ///
+    /// A PINGREQ is due when nothing was sent for the keep-alive (MQTT 3.1.1 §3.1.2.10), and also when nothing was
+    /// received for as long: who only sends would not notice otherwise that nobody is there.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        unimplemented!()
+        match self.state {
+            State::Asked { deadline } => deadline,
+            State::Up { ping_deadline: Some(deadline), .. } => Some(deadline),
+            State::Up { .. } if self.options.keep_alive.is_zero() => None,
+            State::Up { sent, received, .. } => sent.min(received).checked_add(self.options.keep_alive),
+            State::Down | State::Over => None,
+        }
     }
 
     /// Everything that is ready to leave, as one buffer. To be called when the previous one has been written:
     /// `now` is taken for the time when these octets leave (it feeds the keep-alive).
-    pub fn take_output(&mut self, _now: Instant) -> Option<Bytes> {
-        unimplemented!()
+    pub fn take_output(&mut self, now: Instant) -> Option<Bytes> {
+        self.pump();
+        if self.output.is_empty() {
+            return None;
+        }
+        if let State::Up { sent, .. } = &mut self.state {
+            *sent = now;
+        }
+        let output = self.output.split().freeze();
+        if output.len() > SPARE_MAX {
+            self.output = BytesMut::new();
+        }
+        Some(output)
     }
 
     /// What happened, in order.
     pub fn poll_event(&mut self) -> Option<Event> {
-        unimplemented!()
+        self.events.pop_front()
     }
 
     /// Whether the broker has accepted the connection and it has not ended.
     pub fn is_connected(&self) -> bool {
-        unimplemented!()
+        matches!(self.state, State::Up { .. })
     }
 }
 
@@ -129,8 +290,26 @@ impl Connection {
     ///
     /// # Errors
     /// [`Full`]: nothing was taken, nothing is kept. While not connected QoS 0 is refused; QoS 1 and 2 are queued.
-    pub fn publish(&mut self, _message: Message) -> Result<Option<Token>, Full> {
-        unimplemented!()
+    pub fn publish(&mut self, message: Message) -> Result<Option<Token>, Full> {
+        if Codec::publish_len(&message) > self.options.packet_len_max {
+            return Err(self.full(Full::TooLarge));
+        }
+        if message.qos != QoS::AtMostOnce {
+            if !self.outbound.has_room(&message, &self.options) {
+                return Err(self.full(Full::Queue));
+            }
+            let token = self.outbound.publish(message);
+            self.pump();
+            return Ok(Some(token));
+        }
+        if !self.is_connected() {
+            return Err(self.full(Full::Offline));
+        }
+        if self.output.len() >= self.options.buffer {
+            return Err(self.full(Full::Buffer));
+        }
+        self.codec.publish(&message, 0, false, &mut self.output);
+        Ok(None)
     }
 
     /// Subscribes; ends with [`Event::Subscribed`]. Repeated on the next connection if this one ends before that.
@@ -138,34 +317,66 @@ impl Connection {
     ///
     /// # Errors
     /// [`Full::Requests`], [`Full::TooLarge`].
-    pub fn subscribe(&mut self, _filters: &[(TopicFilter, QoS)]) -> Result<Token, Full> {
-        unimplemented!()
+    pub fn subscribe(&mut self, filters: &[(TopicFilter, QoS)]) -> Result<Token, Full> {
+        self.check_request(Codec::subscribe_len(filters))?;
+        if filters.is_empty() {
+            let token = self.outbound.token();
+            self.events.push_back(Event::Subscribed(token, Vec::new()));
+            return Ok(token);
+        }
+        let token = self.outbound.subscribe(filters);
+        self.pump();
+        Ok(token)
     }
 
     /// Unsubscribes; ends with [`Event::Unsubscribed`]. Otherwise as [`subscribe`](Self::subscribe).
     ///
     /// # Errors
     /// [`Full::Requests`], [`Full::TooLarge`].
-    pub fn unsubscribe(&mut self, _filters: &[TopicFilter]) -> Result<Token, Full> {
-        unimplemented!()
+    pub fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Result<Token, Full> {
+        self.check_request(Codec::unsubscribe_len(filters))?;
+        if filters.is_empty() {
+            let token = self.outbound.token();
+            self.events.push_back(Event::Unsubscribed(token));
+            return Ok(token);
+        }
+        let token = self.outbound.unsubscribe(filters);
+        self.pump();
+        Ok(token)
     }
 
-    /// Acknowledges a message of the broker: PUBACK (QoS 1) or PUBREC (QoS 2) goes out now, or, while not connected,
-    /// when the broker repeats the message. A delivery that is settled already, or that ended with the broker's
-    /// session, is ignored and counted.
-    pub fn settle(&mut self, _delivery: DeliveryId) {
-        unimplemented!()
+    /// Acknowledges a message of the broker: PUBACK (QoS 1) or PUBREC (QoS 2) goes out now. If the connection on which
+    /// it came has ended, it goes out when the broker repeats the message. A delivery that is settled already, or that
+    /// ended with the broker's session, is ignored and counted.
+    ///
+    /// Interpretation: acknowledgements leave in the order of the settlements, although MQTT 3.1.1 §4.6 wants that of
+    /// the messages: a recipient that takes its time must not hold back all others.
+    pub fn settle(&mut self, delivery: DeliveryId) {
+        match self.inbound.settle(delivery) {
+            Ok(Some(ack)) => self.acknowledge(ack),
+            Ok(None) => {}
+            Err(Stale) => self.counters.stale_settles += 1,
+        }
     }
 
     /// Says DISCONNECT; the owner writes what [`take_output`](Self::take_output) gives and closes.
     pub fn disconnect(&mut self) {
-        unimplemented!()
+        if matches!(self.state, State::Asked { .. } | State::Up { .. }) {
+            Codec::disconnect(&mut self.output);
+            self.leave(State::Over);
+        }
     }
 
     /// Removes the session from the broker: DISCONNECT, [`Event::Reconnect`], CONNECT with CleanSession 1,
     /// DISCONNECT, [`Event::Purged`]. For an orderly stop of an owner whose client id will not come back.
     pub fn purge(&mut self) {
-        unimplemented!()
+        self.disconnect();
+        if self.options.session == Session::Clean {
+            self.events.push_back(Event::Purged);
+            return;
+        }
+        self.purge = Some(Purge::Ours);
+        self.events.push_back(Event::Reconnect);
     }
 }
 
@@ -173,116 +384,234 @@ impl Connection {
 impl Connection {
     /// QoS 1 and 2 publishes that have not completed, waiting or in flight.
     pub fn unfinished(&self) -> usize {
-        unimplemented!()
+        self.outbound.unfinished()
     }
 
     /// What was counted since the value was made.
     pub fn counters(&self) -> &Counters {
-        unimplemented!()
+        &self.counters
     }
 
-    /// The options it was made with.
+    /// The options as they are in force.
     pub fn options(&self) -> &Options {
         &self.options
     }
 }
 
-/// How to connect, and the bounds.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The client id; up to 65,535 octets, brokers may take fewer. Empty is for [`Session::Clean`] only.
-    pub client_id: String,
-    /// User name and password, if the broker wants them.
-    pub credentials: Option<Credentials>,
-    /// The longest silence in either direction before a PINGREQ; zero: none, and the broker is told so. Rounded up to
-    /// seconds for the broker, at most 65,535 s. Default 60 s.
-    pub keep_alive: Duration,
-    /// What the broker keeps between connections. Default [`Session::Resume`].
-    pub session: Session,
-    /// QoS 1 and 2 publishes in flight: sent and not completed; 1 to [`WINDOW_MAX`]. Default [`WINDOW`].
-    pub window: u16,
-    /// QoS 1 and 2 publishes that wait for the window. Default [`QUEUE`].
-    pub queue: usize,
-    /// Octets of topic and payload of all unfinished QoS 1 and 2 publishes. Default [`QUEUE_OCTETS`].
-    pub queue_octets: usize,
-    /// Octets of output that have not been taken, past which QoS 0 is refused and QoS 1 and 2 wait. Default [`BUFFER`].
-    pub buffer: usize,
-    /// How long the CONNACK may take. Default 10 s.
-    pub connect_timeout: Duration,
-    /// Octets of the largest packet after its fixed header. A larger PUBLISH of the broker is acknowledged, counted
-    /// and dropped; a larger one of ours is refused. Default [`PACKET_LEN_MAX`].
-    pub packet_len_max: usize,
-    /// What the broker publishes when the connection ends without DISCONNECT; the payload at most 65,535 octets.
-    pub will: Option<Message>,
-}
-
-/// Default of [`Options::window`]: 50 ms to the broker and back still allow 20,000 messages a second.
-pub const WINDOW: u16 = 1024;
-
-/// Bound of [`Options::window`]: leaves packet ids for [`REQUESTS_MAX`] subscribes.
-pub const WINDOW_MAX: u16 = u16::MAX - REQUESTS_MAX as u16;
-
-/// Default of [`Options::queue`]: a burst of one message each from a few thousand sensors.
-pub const QUEUE: usize = 4096;
-
-/// Default of [`Options::queue_octets`]: small on a router, and still [`WINDOW`] + [`QUEUE`] messages of 3 kB.
-pub const QUEUE_OCTETS: usize = 16 * 1024 * 1024;
-
-/// Default of [`Options::buffer`]: some seconds of a 4G uplink.
-pub const BUFFER: usize = 1024 * 1024;
-
-/// Default of [`Options::packet_len_max`]: sixteen times what fits into an MQTT-SN message.
-pub const PACKET_LEN_MAX: usize = 1024 * 1024;
-
-/// SUBSCRIBE and UNSUBSCRIBE packets without an answer; each may carry many filters.
-pub const REQUESTS_MAX: usize = 4096;
-
-/// The shortest time that a PINGRESP is given; else it is half the keep-alive.
-pub const PING_TIMEOUT_MIN: Duration = Duration::from_secs(5);
-
-impl Options {
-    /// The defaults for this client id.
-    pub fn new(client_id: impl Into<String>) -> Self {
-        Self {
-            client_id: client_id.into(),
-            credentials: None,
-            keep_alive: Duration::from_secs(60),
-            session: Session::Resume,
-            window: WINDOW,
-            queue: QUEUE,
-            queue_octets: QUEUE_OCTETS,
-            buffer: BUFFER,
-            connect_timeout: Duration::from_secs(10),
-            packet_len_max: PACKET_LEN_MAX,
-            will: None,
+impl Connection {
+    /// Handles the whole packets in `input` and says how many octets they were.
+    fn handle_input(&mut self, now: Instant, input: &[u8]) -> Result<usize, Failure> {
+        let mut used = 0;
+        loop {
+            if !matches!(self.state, State::Asked { .. } | State::Up { .. }) {
+                return Ok(input.len());
+            }
+            let skipped = self.skip.min(input.len() - used);
+            self.skip -= skipped;
+            used += skipped;
+            let Some(frame) = Codec::decode(&input[used..], self.options.packet_len_max)? else {
+                return Ok(used);
+            };
+            let whole = frame.len.min(input.len() - used);
+            used += whole;
+            self.skip = frame.len - whole;
+            self.handle_packet(now, frame.packet)?;
+            if self.output.len() > self.options.buffer + self.options.packet_len_max + ANSWERS_MAX {
+                return Err(Failure::NotReading);
+            }
         }
     }
-}
 
-/// What the broker may ask of who connects (MQTT 3.1.1 §3.1.3.4). An empty password is not sent.
-#[derive(Clone)]
-pub struct Credentials {
-    /// Up to 65,535 octets, not empty.
-    pub username: String,
-    /// Up to 65,535 octets of any kind.
-    pub password: Bytes,
-}
-
-/// Shows the user name only.
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+    fn handle_packet(&mut self, now: Instant, packet: Packet) -> Result<(), Failure> {
+        if matches!(self.state, State::Asked { .. }) != matches!(packet, Packet::ConnAck { .. }) {
+            return Err(Failure::Unexpected(packet.kind()));
+        }
+        match packet {
+            Packet::ConnAck { session_present, result } => self.handle_connack(now, session_present, result),
+            Packet::Publish { id, dup, message } => self.handle_publish(id, dup, message),
+            Packet::Oversized { id, dup, qos } => self.handle_oversized(id, dup, qos),
+            Packet::PubAck(id, result) => {
+                let token = self.outbound.acknowledged(id);
+                self.end(token, |token| Event::Completed(token, result));
+            }
+            Packet::PubRec(id, Ok(())) => {
+                // Also when nothing waits for it: PUBREL lets the broker forget the id (MQTT 3.1.1 §4.3.3).
+                Codec::pubrel(id, &mut self.output);
+                let token = self.outbound.received(id);
+                self.end(token, Event::Received);
+            }
+            Packet::PubRec(id, Err(refused)) => {
+                let token = self.outbound.refused(id);
+                self.end(token, |token| Event::Completed(token, Err(refused)));
+            }
+            Packet::PubRel(id) => {
+                // Also when the id is unknown, or the broker would ask for ever.
+                Codec::pubcomp(id, &mut self.output);
+                self.counters.strays += u64::from(!self.inbound.release(id));
+            }
+            Packet::PubComp(id, result) => {
+                let token = self.outbound.completed(id);
+                self.end(token, |token| Event::Completed(token, result));
+            }
+            Packet::SubAck(id, granted) => match self.outbound.subscribed(id, granted.len()) {
+                SubAck::Subscribed(token) => self.events.push_back(Event::Subscribed(token, granted)),
+                SubAck::Stray => self.counters.strays += 1,
+                SubAck::WrongCount => {
+                    let packet = Packet::SubAck(id, granted).kind();
+                    return Err(Failure::Malformed { packet, what: Malformed::ReturnCodes });
+                }
+            },
+            Packet::UnsubAck(id) => {
+                let token = self.outbound.unsubscribed(id);
+                self.end(token, Event::Unsubscribed);
+            }
+            Packet::PingResp => {
+                let State::Up { ping_deadline, .. } = &mut self.state else { return Ok(()) };
+                self.counters.strays += u64::from(ping_deadline.take().is_none());
+            }
+        }
+        Ok(())
     }
-}
 
-/// What the broker keeps of a client between two connections (MQTT 3.1.1 §3.1.2.4).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Session {
-    /// CleanSession 1: nothing.
-    Clean,
-    /// CleanSession 0: subscriptions, messages of QoS 1 and 2, and their state. A session that this value did not
-    /// begin is removed before the first [`Event::Connected`]: what it holds is somebody else's.
-    Resume,
+    fn handle_connack(&mut self, now: Instant, session_present: bool, result: Result<(), ConnectRefusal>) {
+        if let Err(refusal) = result {
+            self.state = State::Over;
+            self.events.push_back(Event::Refused(refusal));
+            return;
+        }
+        if let Some(purge) = self.purge.take() {
+            self.counters.purges += 1;
+            self.session = AtBroker::None;
+            self.state = State::Over;
+            Codec::disconnect(&mut self.output);
+            self.events.push_back(if purge == Purge::Ours { Event::Purged } else { Event::Reconnect });
+            return;
+        }
+        let present = session_present && self.options.session == Session::Resume;
+        if present && self.session == AtBroker::Unknown {
+            self.purge = Some(Purge::Foreign);
+            self.state = State::Over;
+            Codec::disconnect(&mut self.output);
+            self.events.push_back(Event::Reconnect);
+            return;
+        }
+        self.state = State::Up { sent: now, received: now, ping_deadline: None };
+        self.begin(present);
+    }
+
+    /// The broker has accepted us, with or without a session.
+    fn begin(&mut self, present: bool) {
+        let before = std::mem::replace(&mut self.session, AtBroker::Ours);
+        let had = matches!(before, AtBroker::Ours | AtBroker::Doubtful);
+        if present && had {
+            self.outbound.resumed();
+        } else {
+            self.counters.sessions_lost += u64::from(had && self.options.session == Session::Resume);
+            self.outbound.lost();
+            self.inbound.lost();
+        }
+        if before == AtBroker::Doubtful {
+            self.inbound.doubt();
+        }
+        self.events.push_back(Event::Connected { session_present: present && before == AtBroker::Ours });
+        self.pump();
+    }
+
+    fn handle_publish(&mut self, id: u16, dup: bool, message: Message) {
+        if message.qos == QoS::AtMostOnce {
+            self.events.push_back(Event::Message { message, dup, delivery: None });
+            return;
+        }
+        if let Some(delivery) = self.arrive(id, message.qos, dup) {
+            self.events.push_back(Event::Message { message, dup, delivery: Some(delivery) });
+        }
+    }
+
+    /// A message that we cannot keep is acknowledged all the same: the broker would repeat it on every connection.
+    fn handle_oversized(&mut self, id: u16, dup: bool, qos: QoS) {
+        if qos == QoS::AtMostOnce {
+            self.counters.oversized += 1;
+        } else if let Some(delivery) = self.arrive(id, qos, dup) {
+            self.counters.oversized += 1;
+            self.settle(delivery);
+        }
+    }
+
+    /// The delivery that a PUBLISH of QoS 1 or 2 begins, unless it repeats one.
+    fn arrive(&mut self, id: u16, qos: QoS, dup: bool) -> Option<DeliveryId> {
+        let arrival = self.inbound.arrive(id, qos, dup);
+        if let Arrival::New(delivery) = arrival {
+            return Some(delivery);
+        }
+        self.counters.duplicates += 1;
+        if let Arrival::Settled(ack) = arrival {
+            self.acknowledge(ack);
+        }
+        None
+    }
+
+    fn acknowledge(&mut self, ack: Ack) {
+        if !self.is_connected() {
+            return;
+        }
+        match ack {
+            Ack::PubAck(id) => Codec::puback(id, &mut self.output),
+            Ack::PubRec(id) => Codec::pubrec(id, &mut self.output),
+        }
+    }
+
+    /// An answer of the broker: an event if something waited for it, else a stray.
+    fn end(&mut self, token: Option<Token>, event: impl FnOnce(Token) -> Event) {
+        match token {
+            Some(token) => self.events.push_back(event(token)),
+            None => self.counters.strays += 1,
+        }
+    }
+
+    /// Writes what may leave: as much as window and buffer have room for.
+    fn pump(&mut self) {
+        if !self.is_connected() {
+            return;
+        }
+        while self.output.len() < self.options.buffer {
+            let Some(sending) = self.outbound.next(self.options.window) else { return };
+            match sending {
+                Sending::Publish { id, dup, message } => {
+                    self.counters.resent += u64::from(dup);
+                    self.codec.publish(message, id, dup, &mut self.output);
+                }
+                Sending::PubRel(id) => {
+                    self.counters.resent += 1;
+                    Codec::pubrel(id, &mut self.output);
+                }
+                Sending::Subscribe(id, filters) => Codec::subscribe(id, filters, &mut self.output),
+                Sending::Unsubscribe(id, filters) => Codec::unsubscribe(id, filters, &mut self.output),
+            }
+        }
+    }
+
+    fn check_request(&mut self, len: usize) -> Result<(), Full> {
+        if len > self.options.packet_len_max {
+            return Err(self.full(Full::TooLarge));
+        }
+        if self.outbound.requests() >= REQUESTS_MAX {
+            return Err(self.full(Full::Requests));
+        }
+        Ok(())
+    }
+
+    fn full(&mut self, full: Full) -> Full {
+        self.counters.refused += 1;
+        full
+    }
+
+    /// The connection ends. If the broker has not answered CONNECT, it may have begun a new session all the same.
+    fn leave(&mut self, state: State) {
+        if matches!(self.state, State::Asked { .. }) && self.session == AtBroker::Ours {
+            self.session = AtBroker::Doubtful;
+        }
+        self.state = state;
+    }
 }
 
 /// An application message.
@@ -339,142 +668,6 @@ pub enum Event {
     },
 }
 
-/// The broker's refusal of one publish or filter: its reason code (in MQTT 3.1.1 only 0x80, of a SUBACK).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("refused by the broker with reason {0:#04x}")]
-pub struct Refused(pub u8);
-
-/// The broker's refusal of a connection: the return code of its CONNACK (MQTT 3.1.1 §3.2.2.3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConnectRefusal(pub u8);
-
-impl fmt::Display for ConnectRefusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reason = match self.0 {
-            1 => "unacceptable protocol version",
-            2 => "client id rejected",
-            3 => "server unavailable",
-            4 => "bad user name or password",
-            5 => "not authorized",
-            _ => "unknown reason",
-        };
-        write!(f, "{reason} (CONNACK {})", self.0)
-    }
-}
-
-/// Why a command was not taken. All but [`Full::TooLarge`] pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Full {
-    /// QoS 0 while the broker is not connected.
-    #[error("the broker is not connected")]
-    Offline,
-    /// [`Options::buffer`] octets of output have not been taken yet.
-    #[error("too many octets wait to be written")]
-    Buffer,
-    /// [`Options::queue`] messages or [`Options::queue_octets`] octets are unfinished.
-    #[error("too many messages wait for the broker")]
-    Queue,
-    /// [`REQUESTS_MAX`] subscribes and unsubscribes are unanswered.
-    #[error("too many subscriptions wait for the broker")]
-    Requests,
-    /// It would not fit into [`Options::packet_len_max`].
-    #[error("the packet is too large")]
-    TooLarge,
-}
-
-/// Why a connection cannot go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// Ours: an option that has no room in a CONNECT.
-    #[error("{0} has no room in a CONNECT")]
-    Options(&'static str),
-    /// No CONNACK within [`Options::connect_timeout`].
-    #[error("the broker did not answer CONNECT")]
-    NoConnAck,
-    /// No PINGRESP in time: the broker, or the way to it, is gone.
-    #[error("the broker did not answer PINGREQ")]
-    NoPingResp,
-    /// The broker goes on sending but does not read.
-    #[error("the broker does not read its answers")]
-    NotReading,
-    /// A packet that a broker does not send, or not at this time.
-    #[error("the broker sent an unexpected {0}")]
-    Unexpected(PacketType),
-    /// A packet, other than PUBLISH, of more than [`Options::packet_len_max`] octets.
-    #[error("the broker sent a {packet} of {len} octets")]
-    TooLarge {
-        /// Which packet.
-        packet: PacketType,
-        /// Its remaining length.
-        len: usize,
-    },
-    /// A packet that is not what MQTT says.
-    #[error("the broker sent a {packet} that {what}")]
-    Malformed {
-        /// Which packet.
-        packet: PacketType,
-        /// What is wrong with it.
-        what: Malformed,
-    },
-    /// A PUBLISH on something that is not a topic.
-    #[error("the broker sent a PUBLISH whose topic {0}")]
-    Topic(NameError),
-}
-
-/// What is wrong with a packet; reads on after "a PUBLISH that".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
-    /// A remaining length of more than four octets.
-    #[error("has no end to its length")]
-    Length,
-    /// The lower half of the first octet.
-    #[error("has wrong flags")]
-    Flags,
-    /// Fewer or more octets than its fields need.
-    #[error("is too short or too long")]
-    Size,
-    /// QoS 3.
-    #[error("has QoS 3")]
-    QoS,
-    /// Packet id 0.
-    #[error("has packet id 0")]
-    PacketId,
-    /// A text that is not UTF-8.
-    #[error("is not UTF-8")]
-    Utf8,
-    /// A SUBACK with an unknown return code, or with fewer or more of them than filters were sent.
-    #[error("has wrong return codes")]
-    ReturnCodes,
-}
-
-/// The type of a control packet: the upper half of its first octet (MQTT 3.1.1 §2.2.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PacketType(pub u8);
-
-impl fmt::Display for PacketType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [&str; 16] = [
-            "packet of type 0",
-            "CONNECT",
-            "CONNACK",
-            "PUBLISH",
-            "PUBACK",
-            "PUBREC",
-            "PUBREL",
-            "PUBCOMP",
-            "SUBSCRIBE",
-            "SUBACK",
-            "UNSUBSCRIBE",
-            "UNSUBACK",
-            "PINGREQ",
-            "PINGRESP",
-            "DISCONNECT",
-            "packet of type 15",
-        ];
-        f.write_str(NAMES[usize::from(self.0 & 0x0F)])
-    }
-}
-
 /// What a [`Connection`] counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -486,7 +679,7 @@ pub struct Counters {
     pub duplicates: u64,
     /// Messages of the broker larger than [`Options::packet_len_max`].
     pub oversized: u64,
-    /// PUBLISH and PUBREL packets that were repeated, PUBLISH packets after a lost session among them.
+    /// PUBLISH and PUBREL packets that were repeated in the same session.
     pub resent: u64,
     /// Settlements of deliveries that are not open.
     pub stale_settles: u64,

@@ -1,0 +1,252 @@
+use std::collections::{BTreeMap, VecDeque};
+
+use rumqttc::QoS;
+
+use super::v4::Codec;
+use super::{Message, Options, Token};
+use crate::topic::TopicFilter;
+
+/// What we have asked the broker for and it has not finished: publishes of QoS 1 and 2, subscribes, unsubscribes.
+///
+/// A publish waits without a packet id until the window has room; then it is open under its id until its end:
+///
+/// ```text
+///                    next             PUBACK
+/// QoS 1   waiting   ----->  sent  --------------------------------> completed
+/// QoS 2   waiting   ----->  sent  ------>  released  -------------> completed
+///                                 PUBREC             PUBCOMP
+/// ```
+///
+/// Tokens grow, so their order is the order in which everything was asked for, and in which it is repeated.
+#[derive(Debug, Default)]
+pub(super) struct Outbound {
+    open: BTreeMap<u16, Open>,
+    waiting: VecDeque<(Token, Message)>,
+    /// Whose packet is to be sent on this connection before anything that waits; some may be over.
+    due: VecDeque<(Token, u16)>,
+    /// Publishes in `open`; the rest of them are requests.
+    in_flight: usize,
+    /// Topics and payloads of all publishes, open and waiting.
+    octets: usize,
+    id: u16,
+    token: u64,
+}
+
+#[derive(Debug)]
+enum Open {
+    Publish { token: Token, message: Message, phase: Phase },
+    Subscribe { token: Token, filters: Box<[(TopicFilter, QoS)]> },
+    Unsubscribe { token: Token, filters: Box<[TopicFilter]> },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Sent,
+    Released,
+}
+
+/// A packet to be sent.
+#[derive(Debug)]
+pub(super) enum Sending<'a> {
+    Publish { id: u16, dup: bool, message: &'a Message },
+    PubRel(u16),
+    Subscribe(u16, &'a [(TopicFilter, QoS)]),
+    Unsubscribe(u16, &'a [TopicFilter]),
+}
+
+/// What a SUBACK ends.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum SubAck {
+    Subscribed(Token),
+    WrongCount,
+    Stray,
+}
+
+impl Outbound {
+    /// Publishes that have not completed.
+    pub(super) fn unfinished(&self) -> usize {
+        self.in_flight + self.waiting.len()
+    }
+
+    /// Subscribes and unsubscribes without an answer.
+    pub(super) fn requests(&self) -> usize {
+        self.open.len() - self.in_flight
+    }
+
+    /// Whether the queue takes another publish.
+    pub(super) fn has_room(&self, message: &Message, options: &Options) -> bool {
+        self.waiting.len() < options.queue && self.octets + octets(message) <= options.queue_octets
+    }
+
+    pub(super) fn token(&mut self) -> Token {
+        self.token += 1;
+        Token(self.token)
+    }
+
+    pub(super) fn publish(&mut self, message: Message) -> Token {
+        let token = self.token();
+        self.octets += octets(&message);
+        self.waiting.push_back((token, message));
+        token
+    }
+
+    pub(super) fn subscribe(&mut self, filters: &[(TopicFilter, QoS)]) -> Token {
+        let token = self.token();
+        self.request(Open::Subscribe { token, filters: filters.into() });
+        token
+    }
+
+    pub(super) fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Token {
+        let token = self.token();
+        self.request(Open::Unsubscribe { token, filters: filters.into() });
+        token
+    }
+
+    /// The next packet to send: first what is due, in its order, then what waits, while the window has room.
+    pub(super) fn next(&mut self, window: u16) -> Option<Sending<'_>> {
+        while let Some((token, id)) = self.due.pop_front() {
+            if self.open.get(&id).is_some_and(|open| open.token() == token) {
+                return self.sending(id, true);
+            }
+        }
+        if self.in_flight >= usize::from(window) {
+            return None;
+        }
+        let (token, message) = self.waiting.pop_front()?;
+        self.in_flight += 1;
+        let id = self.open(Open::Publish { token, message, phase: Phase::Sent });
+        self.sending(id, false)
+    }
+
+    /// A PUBACK.
+    pub(super) fn acknowledged(&mut self, id: u16) -> Option<Token> {
+        self.complete(id, QoS::AtLeastOnce, Phase::Sent)
+    }
+
+    /// A PUBREC that takes the message over. `None` if nothing waits for it.
+    pub(super) fn received(&mut self, id: u16) -> Option<Token> {
+        match self.open.get_mut(&id) {
+            Some(Open::Publish { token, message, phase })
+                if message.qos == QoS::ExactlyOnce && *phase == Phase::Sent =>
+            {
+                *phase = Phase::Released;
+                Some(*token)
+            }
+            _ => None,
+        }
+    }
+
+    /// A PUBREC that refuses the message.
+    pub(super) fn refused(&mut self, id: u16) -> Option<Token> {
+        self.complete(id, QoS::ExactlyOnce, Phase::Sent)
+    }
+
+    /// A PUBCOMP.
+    pub(super) fn completed(&mut self, id: u16) -> Option<Token> {
+        self.complete(id, QoS::ExactlyOnce, Phase::Released)
+    }
+
+    /// A SUBACK with so many return codes.
+    pub(super) fn subscribed(&mut self, id: u16, codes: usize) -> SubAck {
+        match self.open.get(&id) {
+            Some(Open::Subscribe { filters, .. }) if filters.len() != codes => SubAck::WrongCount,
+            Some(Open::Subscribe { token, .. }) => {
+                let token = *token;
+                self.open.remove(&id);
+                SubAck::Subscribed(token)
+            }
+            _ => SubAck::Stray,
+        }
+    }
+
+    /// An UNSUBACK.
+    pub(super) fn unsubscribed(&mut self, id: u16) -> Option<Token> {
+        let Some(Open::Unsubscribe { token, .. }) = self.open.get(&id) else { return None };
+        let token = *token;
+        self.open.remove(&id);
+        Some(token)
+    }
+
+    /// A connection to the same session: everything open is due again, in the original order (MQTT 3.1.1 §4.4, §4.6).
+    pub(super) fn resumed(&mut self) {
+        let mut due: Vec<(Token, u16)> = self.open.iter().map(|(id, open)| (open.token(), *id)).collect();
+        due.sort_unstable();
+        self.due = due.into();
+    }
+
+    /// A connection to a session without memory: publishes wait again, as if they had never been sent, before those
+    /// that have not been; requests are due.
+    pub(super) fn lost(&mut self) {
+        let mut again: Vec<(Token, Message)> = Vec::with_capacity(self.in_flight);
+        let mut requests = BTreeMap::new();
+        for (id, open) in std::mem::take(&mut self.open) {
+            match open {
+                Open::Publish { token, message, .. } => again.push((token, message)),
+                request => {
+                    requests.insert(id, request);
+                }
+            }
+        }
+        again.sort_unstable_by_key(|(token, _)| *token);
+        for publish in again.into_iter().rev() {
+            self.waiting.push_front(publish);
+        }
+        self.open = requests;
+        self.in_flight = 0;
+        self.resumed();
+    }
+
+    fn request(&mut self, request: Open) {
+        let token = request.token();
+        let id = self.open(request);
+        self.due.push_back((token, id));
+    }
+
+    /// Opens an exchange under a packet id that is not in use. There is one: `WINDOW_MAX` and `REQUESTS_MAX` together
+    /// are fewer than there are ids. Ids go round, so that one comes back as late as possible.
+    fn open(&mut self, open: Open) -> u16 {
+        loop {
+            self.id = self.id.checked_add(1).unwrap_or(1);
+            if !self.open.contains_key(&self.id) {
+                self.open.insert(self.id, open);
+                return self.id;
+            }
+        }
+    }
+
+    fn sending(&self, id: u16, dup: bool) -> Option<Sending<'_>> {
+        Some(match self.open.get(&id)? {
+            Open::Publish { phase: Phase::Released, .. } => Sending::PubRel(id),
+            Open::Publish { message, .. } => Sending::Publish { id, dup, message },
+            Open::Subscribe { filters, .. } => Sending::Subscribe(id, filters),
+            Open::Unsubscribe { filters, .. } => Sending::Unsubscribe(id, filters),
+        })
+    }
+
+    fn complete(&mut self, id: u16, qos: QoS, expected: Phase) -> Option<Token> {
+        match self.open.get(&id) {
+            Some(Open::Publish { token, message, phase }) if message.qos == qos && *phase == expected => {
+                let token = *token;
+                self.octets -= octets(message);
+                self.in_flight -= 1;
+                self.open.remove(&id);
+                Some(token)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Open {
+    fn token(&self) -> Token {
+        match self {
+            Self::Publish { token, .. } | Self::Subscribe { token, .. } | Self::Unsubscribe { token, .. } => {
+                *token
+            }
+        }
+    }
+}
+
+fn octets(message: &Message) -> usize {
+    Codec::publish_len(message)
+}
