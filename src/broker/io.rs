@@ -110,6 +110,8 @@ pub struct Counters {
     pub closed_too_large: u64,
     /// Connections ended by a [`Fault`](super::Fault).
     pub closed_by_fault: u64,
+    /// Connections ended by [`Broker::restart`](super::Broker::restart).
+    pub closed_by_restart: u64,
     /// PUBLISH packets taken, repetitions of QoS 2 not counted.
     pub published: u64,
     /// QoS 2 PUBLISH packets recognised as repetitions and not delivered again.
@@ -158,6 +160,13 @@ pub struct Message {
     pub qos: QoS,
     /// What it says.
     pub payload: Bytes,
+}
+
+impl Message {
+    /// What it counts in queues.
+    pub(super) fn bytes(&self) -> usize {
+        self.topic.as_str().len() + self.payload.len()
+    }
 }
 
 /// A look at a session, for tests.
