@@ -1,0 +1,248 @@
+//! Connection set-up, Wills, addresses, take-over and leave (§6.2, §6.3, §6.12).
+
+use std::time::Duration;
+
+use mqtt_sn_gateway::wire::{
+    Advertise, GwInfo, Packet, PingReq, Qos, ReturnCode, SearchGw, TopicRef, WillMsg, WillTopic,
+};
+use rumqttc::QoS;
+
+use crate::world::*;
+
+const A: At = 1;
+const B: At = 2;
+
+fn will_topic(topic: &str) -> Packet<'_> {
+    Packet::WillTopic(WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: topic.as_bytes() })
+}
+
+fn will_msg(message: &str) -> Packet<'_> {
+    Packet::WillMsg(WillMsg { message: message.as_bytes() })
+}
+
+fn active_with_will(world: &mut World, at: At, id: &str, clean: bool) {
+    world.send(at, connect_with(id, true, clean, 2));
+    world.expect(at, Packet::WillTopicReq);
+    world.send(at, will_topic("w/1"));
+    world.expect(at, Packet::WillMsgReq);
+    world.send(at, will_msg("bye"));
+    world.expect(at, connack(ReturnCode::Accepted));
+}
+
+#[test]
+fn every_step_of_the_will_handshake_can_be_repeated() {
+    let mut w = world();
+    for _ in 0..2 {
+        w.send(A, connect_with("n1", true, true, 60));
+        w.expect(A, Packet::WillTopicReq);
+    }
+    for _ in 0..2 {
+        w.send(A, will_topic("w/1"));
+        w.expect(A, Packet::WillMsgReq);
+    }
+    for _ in 0..2 {
+        w.send(A, will_msg("bye"));
+        w.expect(A, connack(ReturnCode::Accepted));
+    }
+}
+
+#[test]
+fn the_will_of_a_lost_client_is_published_once() {
+    let mut w = world();
+    active_with_will(&mut w, A, "n1", true);
+    w.pass(Duration::from_millis(2_999));
+    w.broker_quiet();
+    w.pass(Duration::from_millis(2));
+    w.broker_gets("w/1", "bye", QoS::AtLeastOnce);
+    w.pass(Duration::from_secs(100));
+    w.broker_quiet();
+    assert_eq!(w.gw.sessions(), 0);
+}
+
+#[test]
+fn the_will_of_a_client_that_takes_leave_is_not_published() {
+    let mut w = world();
+    active_with_will(&mut w, A, "n1", true);
+    w.send(A, disconnect());
+    w.expect(A, disconnect());
+    w.pass(Duration::from_secs(100));
+    w.broker_quiet();
+}
+
+#[test]
+fn a_will_that_fires_while_the_broker_is_away_is_published_when_it_returns() {
+    let mut w = world();
+    active_with_will(&mut w, A, "n1", true);
+    w.broker_down();
+    w.pass(Duration::from_secs(4));
+    w.broker_up(true);
+    w.broker_gets("w/1", "bye", QoS::AtLeastOnce);
+}
+
+#[test]
+fn a_client_that_goes_on_with_its_session_drops_the_handshake_a_late_connect_opened() {
+    let mut w = world();
+    active_with_will(&mut w, A, "n1", false);
+    let id = w.registered(A, "a/b");
+    w.send(A, connect_with("n1", true, false, 2));
+    w.expect(A, Packet::WillTopicReq);
+    w.send(A, publish(TopicRef::Normal(id), Qos::AtMostOnce, 0, "21"));
+    w.broker_gets("a/b", "21", QoS::AtMostOnce);
+    w.send(A, will_topic("w/2"));
+    w.quiet();
+}
+
+#[test]
+fn an_abandoned_handshake_leaves_the_session_as_it_was() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.send(B, connect_with("n1", true, true, 60));
+    w.expect(B, Packet::WillTopicReq);
+    w.send(A, pingreq());
+    w.expect(A, Packet::PingResp);
+    for _ in 0..3 {
+        w.pass(RETRY + Duration::from_secs(5));
+        w.send(A, pingreq());
+        w.expect(A, Packet::PingResp);
+    }
+    w.send(B, will_topic("w/1"));
+    w.quiet();
+    assert_eq!(w.gw.counters().handshakes_expired, 1);
+}
+
+#[test]
+fn a_repeated_connect_is_answered_again_and_changes_nothing() {
+    let mut w = world();
+    w.send(A, connect("n1"));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.send(A, connect("n1"));
+    w.expect(A, connack(ReturnCode::Accepted));
+    assert_eq!(w.gw.counters().connects_accepted, 1);
+    let id = w.registered(A, "a/b");
+    w.send(A, connect("n1"));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.send(A, publish(TopicRef::Normal(id), Qos::AtLeastOnce, 9, "x"));
+    w.expect(A, puback(TopicRef::Normal(id), 9, ReturnCode::InvalidTopicId));
+}
+
+#[test]
+fn topic_ids_outlive_the_connection_of_a_persistent_session() {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, false, 60));
+    w.expect(A, connack(ReturnCode::Accepted));
+    let id = w.registered(A, "a/b");
+    w.send(A, disconnect());
+    w.expect(A, disconnect());
+    w.send(B, connect_with("n1", false, false, 60));
+    w.expect(B, connack(ReturnCode::Accepted));
+    w.send(B, publish(TopicRef::Normal(id), Qos::AtMostOnce, 0, "x"));
+    w.broker_gets("a/b", "x", QoS::AtMostOnce);
+}
+
+#[test]
+fn a_persistent_session_ends_with_its_life_time() {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, false, 60));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.send(A, disconnect());
+    w.expect(A, disconnect());
+    w.pass(Duration::from_secs(86_399));
+    assert_eq!(w.gw.sessions(), 1);
+    w.pass(Duration::from_secs(2));
+    assert_eq!(w.gw.sessions(), 0);
+}
+
+#[test]
+fn a_client_id_that_connects_from_elsewhere_takes_its_session_along() {
+    let mut w = world();
+    active_with_will(&mut w, A, "n1", true);
+    w.send(B, connect("n1"));
+    w.expect(A, disconnect());
+    w.expect(B, connack(ReturnCode::Accepted));
+    // What may be the answer to our DISCONNECT is not answered.
+    w.send(A, disconnect());
+    w.quiet();
+    w.pass(Duration::from_secs(4));
+    w.broker_quiet();
+    assert_eq!(w.gw.sessions(), 1);
+}
+
+#[test]
+fn another_client_id_from_the_same_peer_ends_the_first_client_without_its_will() {
+    let mut w = world();
+    active_with_will(&mut w, A, "n1", true);
+    w.send(A, connect("n2"));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.pass(Duration::from_secs(10));
+    w.broker_quiet();
+    assert_eq!(w.gw.sessions(), 1);
+    w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
+    w.expect(A, disconnect());
+}
+
+#[test]
+fn a_peer_without_a_session_is_told_so_at_most_once_a_second() {
+    let mut w = world();
+    w.send(A, pingreq());
+    w.expect(A, disconnect());
+    w.send(A, pingreq());
+    w.quiet();
+    w.pass(Duration::from_secs(1));
+    w.send(A, pingreq());
+    w.expect(A, disconnect());
+    w.send(A, disconnect());
+    w.quiet();
+    w.pass(Duration::from_secs(10));
+    w.send(A, disconnect());
+    w.expect(A, disconnect());
+}
+
+#[test]
+fn any_message_counts_as_a_sign_of_life() {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, true, 100));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.pass(Duration::from_secs(109));
+    w.send(A, Packet::PingResp);
+    w.pass(Duration::from_secs(109));
+    assert_eq!(w.gw.sessions(), 1);
+    w.pass(Duration::from_secs(2));
+    assert_eq!(w.gw.sessions(), 0);
+}
+
+#[test]
+fn the_gateway_advertises_itself_while_it_has_a_broker() {
+    let advertise = Packet::Advertise(Advertise { gw_id: 0x2A, duration: 1200 });
+    let mut w = offline_world(|_| {});
+    w.pass(Duration::from_secs(1));
+    w.no_broadcast();
+    w.broker_up(false);
+    w.expect_broadcast(advertise);
+    w.pass(Duration::from_secs(1200));
+    w.expect_broadcast(advertise);
+    w.broker_down();
+    w.pass(Duration::from_secs(1200));
+    w.no_broadcast();
+    w.send(A, Packet::SearchGw(SearchGw { radius: 1 }));
+    w.expect(A, Packet::GwInfo(GwInfo { gw_id: 0x2A, gw_add: &[] }));
+}
+
+#[test]
+fn nodes_behind_a_forwarder_are_clients_of_their_own() {
+    let mut w = world();
+    for node in ["01", "02"] {
+        let forwarded =
+            |message: &[u8]| bytes::Bytes::from([&hex(&format!("04 FE 00 {node}"))[..], message].concat());
+        w.send_octets(A, forwarded(&encode(&connect(node))));
+        assert_eq!(w.next(A), forwarded(&hex("03 05 00")));
+    }
+    assert_eq!(w.gw.sessions(), 2);
+    w.send_octets(A, hex("04 FE 00 02 02 16"));
+    assert_eq!(w.next(A), hex("04 FE 00 02 02 17"));
+}
+
+fn hex(text: &str) -> bytes::Bytes {
+    let digits: String = text.split_whitespace().collect();
+    let octets = (0..digits.len() / 2).map(|i| u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).unwrap());
+    octets.collect::<Vec<_>>().into()
+}

@@ -1,0 +1,260 @@
+//! Broker to client (§6.9, §6.10, §6.13).
+
+use std::time::Duration;
+
+use mqtt_sn_gateway::wire::{FilterRef, MsgIdOnly, Packet, Qos, ReturnCode, TopicRef, Unsubscribe};
+use rumqttc::QoS;
+use rumqttc::mqttbytes::v4;
+
+use crate::world::*;
+
+const A: At = 1;
+const B: At = 2;
+
+#[test]
+fn the_broker_gets_its_ack_when_the_client_has_given_one() {
+    let mut w = world();
+    w.active(A, "n1");
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+    w.broker_quiet();
+    w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+    w.broker_gets_puback(5);
+    assert_eq!(w.gw.unsettled_deliveries(), 0);
+}
+
+#[test]
+fn the_broker_waits_for_the_last_of_several_recipients() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.active(B, "n2");
+    let a = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let b = TopicRef::Normal(w.subscribed(B, "s/1", QoS::AtLeastOnce));
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    let for_a = w.expect_publish(A, a, Qos::AtLeastOnce, false, "on");
+    let for_b = w.expect_publish(B, b, Qos::AtLeastOnce, false, "on");
+    w.send(A, puback(a, for_a, ReturnCode::Accepted));
+    w.broker_quiet();
+    w.send(B, puback(b, for_b, ReturnCode::NotSupported));
+    w.broker_gets_puback(5);
+}
+
+#[test]
+fn a_topic_the_client_does_not_know_is_registered_first() {
+    let mut w = world();
+    w.active(A, "n1");
+    assert_eq!(w.subscribed(A, "s/#", QoS::AtLeastOnce), 0);
+    w.broker_publishes(0, "s/x", "on", QoS::AtMostOnce);
+    w.broker_publishes(0, "s/y", "on", QoS::AtMostOnce);
+    let (id, msg_id) = w.expect_register(A, "s/x");
+    w.quiet();
+    w.send(A, regack(id, msg_id.wrapping_add(1), ReturnCode::Accepted));
+    w.quiet();
+    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    w.expect_publish(A, TopicRef::Normal(id), Qos::AtMostOnce, false, "on");
+    w.expect_register(A, "s/y");
+}
+
+#[test]
+fn a_rejected_registration_drops_the_message_and_is_not_offered_again() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/x", "on", QoS::AtLeastOnce);
+    let (id, msg_id) = w.expect_register(A, "s/x");
+    w.send(A, regack(id, msg_id, ReturnCode::InvalidTopicId));
+    w.broker_gets_puback(5);
+    w.broker_publishes(6, "s/x", "on", QoS::AtLeastOnce);
+    w.broker_gets_puback(6);
+    w.quiet();
+}
+
+#[test]
+fn an_unanswered_publish_is_repeated_and_a_client_that_is_deaf_to_all_of_it_is_lost() {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, true, 600));
+    w.expect(A, connack(ReturnCode::Accepted));
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    w.pass(Duration::from_secs(1));
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+    for _ in 0..3 {
+        w.pass(RETRY);
+        assert_eq!(w.expect_publish(A, topic, Qos::AtLeastOnce, true, "on"), msg_id);
+    }
+    w.broker_quiet();
+    w.pass(RETRY);
+    w.broker_gets_puback(5);
+    assert_eq!((w.gw.sessions(), w.gw.counters().clients_lost), (0, 1));
+}
+
+#[test]
+fn a_client_that_is_heard_but_never_acknowledges_loses_the_message_alone() {
+    let mut w = world();
+    w.active(A, "n1");
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    w.broker_publishes(6, "s/1", "off", QoS::AtLeastOnce);
+    w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+    for _ in 0..3 {
+        w.pass(RETRY);
+        w.expect_publish(A, topic, Qos::AtLeastOnce, true, "on");
+        w.send(A, pingreq());
+        w.expect(A, Packet::PingResp);
+    }
+    w.pass(RETRY);
+    w.broker_gets_puback(5);
+    w.expect_publish(A, topic, Qos::AtLeastOnce, false, "off");
+    assert_eq!(w.gw.counters().downlink_unanswered, 1);
+}
+
+#[test]
+fn qos_2_to_the_client_takes_four_steps_and_repeats_only_the_open_one() {
+    let mut w = world();
+    w.active(A, "n1");
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::ExactlyOnce));
+    w.broker_publishes(5, "s/1", "on", QoS::ExactlyOnce);
+    let msg_id = w.expect_publish(A, topic, Qos::ExactlyOnce, false, "on");
+    w.send(A, pubrec(msg_id));
+    w.expect(A, pubrel(msg_id));
+    assert_eq!(w.broker_next(), v4::Packet::PubRec(v4::PubRec { pkid: 5 }));
+    w.pass(RETRY);
+    w.expect(A, pubrel(msg_id));
+    w.send(A, pubrec(msg_id));
+    w.expect(A, pubrel(msg_id));
+    w.send(A, pubcomp(msg_id));
+    w.pass(RETRY);
+    w.quiet();
+}
+
+#[test]
+fn an_id_the_client_forgot_is_registered_again_once_for_each_message() {
+    let mut w = world();
+    w.active(A, "n1");
+    let id = w.subscribed(A, "s/1", QoS::AtLeastOnce);
+    let topic = TopicRef::Normal(id);
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    let first = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+    w.send(A, puback(topic, first, ReturnCode::InvalidTopicId));
+    let (again, register) = w.expect_register(A, "s/1");
+    assert_eq!(again, id);
+    w.send(A, regack(id, register, ReturnCode::Accepted));
+    let second = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+    w.send(A, puback(topic, second, ReturnCode::InvalidTopicId));
+    w.broker_gets_puback(5);
+    w.quiet();
+}
+
+#[test]
+fn a_congested_client_is_left_alone_for_t_wait() {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, true, 0));
+    w.expect(A, connack(ReturnCode::Accepted));
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+    w.send(A, puback(topic, msg_id, ReturnCode::Congestion));
+    w.pass(Duration::from_secs(329));
+    w.quiet();
+    w.broker_quiet();
+    w.pass(Duration::from_secs(1));
+    w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+}
+
+#[test]
+fn nothing_of_a_filter_comes_after_its_unsuback() {
+    let mut w = world();
+    w.active(A, "n1");
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    w.broker_publishes(5, "s/1", "one", QoS::AtLeastOnce);
+    w.broker_publishes(6, "s/1", "two", QoS::AtLeastOnce);
+    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "one");
+    let filter = FilterRef::Name(b"s/1");
+    w.send(A, Packet::Unsubscribe(Unsubscribe { msg_id: 3, topic: filter }));
+    w.expect(A, Packet::UnsubAck(MsgIdOnly { msg_id: 3 }));
+    assert!(matches!(w.broker_next(), v4::Packet::Unsubscribe(_)));
+    w.broker_gets_puback(6);
+    w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+    w.broker_gets_puback(5);
+    w.quiet();
+}
+
+#[test]
+fn a_retained_message_that_overtakes_its_suback_waits_for_it() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.send(A, subscribe(2, "s/1", Qos::AtMostOnce));
+    let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
+    w.broker_publishes_retained("s/1", "on");
+    w.quiet();
+    w.broker_grants(pkid, QoS::AtMostOnce);
+    let suback = w.next(A);
+    assert_eq!(suback[1], 0x13);
+    let publish = w.next(A);
+    assert_eq!((publish[1], publish[2]), (0x0C, 0x10));
+}
+
+#[test]
+fn retained_messages_are_for_the_new_subscriber_alone_and_once_for_each_topic() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.active(B, "n2");
+    w.subscribed(A, "s/1", QoS::AtMostOnce);
+    w.pass(Duration::from_secs(11));
+    let b = TopicRef::Normal(w.subscribed(B, "s/1", QoS::AtMostOnce));
+    w.broker_publishes_retained("s/1", "on");
+    w.expect_publish(B, b, Qos::AtMostOnce, false, "on");
+    w.broker_publishes_retained("s/1", "on");
+    w.quiet();
+    assert_eq!(w.gw.counters().downlink_unrouted, 1);
+}
+
+#[test]
+fn overlapping_filters_of_one_client_bring_one_copy_at_the_highest_qos() {
+    let mut w = world();
+    w.active(A, "n1");
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtMostOnce));
+    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+    w.quiet();
+}
+
+#[test]
+fn a_persistent_session_gets_what_came_while_it_was_away() {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, false, 60));
+    w.expect(A, connack(ReturnCode::Accepted));
+    let id = w.subscribed(A, "s/1", QoS::AtLeastOnce);
+    w.send(A, disconnect());
+    w.expect(A, disconnect());
+    w.broker_publishes(5, "s/1", "one", QoS::AtLeastOnce);
+    w.broker_publishes(0, "s/1", "zero", QoS::AtMostOnce);
+    // The broker does not wait for a client that is away.
+    w.broker_gets_puback(5);
+    w.send(B, connect_with("n1", false, false, 60));
+    w.expect(B, connack(ReturnCode::Accepted));
+    let (again, msg_id) = w.expect_register(B, "s/1");
+    assert_eq!(again, id);
+    w.send(B, regack(id, msg_id, ReturnCode::Accepted));
+    w.expect_publish(B, TopicRef::Normal(id), Qos::AtLeastOnce, false, "one");
+}
+
+#[test]
+fn predefined_and_short_topics_are_named_as_they_were_subscribed() {
+    let mut w = world();
+    w.active(A, "n1");
+    for (msg_id, topic, name) in
+        [(1, FilterRef::Predefined(1), "pre/one"), (2, FilterRef::Short(*b"ab"), "ab")]
+    {
+        let qos = Qos::AtMostOnce;
+        w.send(A, Packet::Subscribe(mqtt_sn_gateway::wire::Subscribe { dup: false, qos, msg_id, topic }));
+        let pkid = w.broker_gets_subscribe(name, QoS::AtMostOnce);
+        w.broker_grants(pkid, QoS::AtMostOnce);
+        w.next(A);
+        w.broker_publishes(0, name, "on", QoS::AtMostOnce);
+        let by = if msg_id == 1 { TopicRef::Predefined(1) } else { TopicRef::Short(*b"ab") };
+        w.expect_publish(A, by, qos, false, "on");
+    }
+}

@@ -1,0 +1,127 @@
+//! The link to the broker: reconnects, subscriptions issued again, shutdown.
+
+use std::time::Duration;
+
+use mqtt_sn_gateway::gateway::io::{Control, Input, LinkCommand, LinkEvent, LinkFailure};
+use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, SubAck};
+use rumqttc::QoS;
+use rumqttc::mqttbytes::v4;
+
+use crate::world::*;
+
+const A: At = 1;
+
+#[test]
+fn reconnects_pause_between_1_and_30_seconds_longer_each_time_and_never_stop() {
+    let mut w = offline_world(|_| {});
+    let mut pauses = Vec::new();
+    for _ in 0..12 {
+        let (id, command) = w.commands.pop_front().expect("a connect");
+        assert!(matches!(command, LinkCommand::Connect(_)));
+        let failure = LinkFailure::Connect("connection refused".into());
+        w.input(Input::Link(id, LinkEvent::Closed(failure)));
+        let due = w.gw.poll_timeout().unwrap();
+        pauses.push((due - w.now).as_secs_f64());
+        w.pass(due - w.now);
+    }
+    assert!(pauses.iter().all(|pause| (1.0..=30.0).contains(pause)), "{pauses:?}");
+    assert!(pauses[..3].iter().all(|pause| *pause <= 8.0), "{pauses:?}");
+    assert!(pauses[6..].iter().any(|pause| *pause > 10.0), "{pauses:?}");
+    assert_ne!(pauses[10], pauses[11]);
+}
+
+#[test]
+fn a_broker_that_forgot_the_session_is_told_all_filters_again() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.subscribed(A, "s/1", QoS::AtLeastOnce);
+    w.pass(Duration::from_secs(11));
+    w.broker_down();
+    w.pass(Duration::from_secs(2));
+    w.broker_up(false);
+    let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
+    w.broker_grants(pkid, QoS::AtLeastOnce);
+    // What the broker kept is no news to anybody.
+    w.broker_publishes_retained("s/1", "old");
+    w.quiet();
+}
+
+#[test]
+fn subscriptions_made_while_the_broker_is_away_hold_and_are_issued_when_it_returns() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.broker_down();
+    w.send(A, subscribe(2, "s/#", Qos::ExactlyOnce));
+    let code = ReturnCode::Accepted;
+    w.expect(A, Packet::SubAck(SubAck { qos: Qos::ExactlyOnce, topic_id: 0, msg_id: 2, code }));
+    w.pass(Duration::from_secs(2));
+    w.broker_up(true);
+    w.broker_gets_subscribe("s/#", QoS::ExactlyOnce);
+}
+
+#[test]
+fn a_filter_stays_at_the_broker_until_the_last_client_leaves_it() {
+    let mut w = world();
+    for at in [1, 2] {
+        w.active(at, &format!("n{at}"));
+        w.subscribed(at, "s/1", QoS::AtMostOnce);
+    }
+    w.send(1, disconnect());
+    w.expect(1, disconnect());
+    w.broker_quiet();
+    w.send(2, disconnect());
+    w.expect(2, disconnect());
+    match w.broker_next() {
+        v4::Packet::Unsubscribe(unsubscribe) => assert_eq!(unsubscribe.topics, ["s/1"]),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_refused_subscription_is_the_clients_refusal_and_leaves_nothing() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.send(A, subscribe(2, "s/1", Qos::AtMostOnce));
+    let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
+    let return_codes = vec![v4::SubscribeReasonCode::Failure];
+    w.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+    let code = ReturnCode::NotSupported;
+    w.expect(A, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id: 2, code }));
+    w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
+    w.quiet();
+}
+
+#[test]
+fn a_shutdown_tells_active_clients_and_then_the_broker() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.input(Input::Control(Control::Shutdown));
+    w.expect(A, disconnect());
+    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    assert!(w.stopped);
+}
+
+#[test]
+fn a_shutdown_without_a_broker_is_done_at_once() {
+    let mut w = offline_world(|_| {});
+    w.input(Input::Control(Control::Shutdown));
+    assert!(w.stopped);
+}
+
+#[test]
+fn a_made_up_client_id_leaves_no_session_behind_at_the_broker() {
+    let mut w = world_with(|settings| settings.broker.client_id_is_random = true);
+    w.input(Input::Control(Control::Shutdown));
+    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    assert!(!w.stopped);
+    let (id, _) = w.commands.pop_back().expect("a connect");
+    w.input(Input::Link(id, LinkEvent::Connected));
+    match w.broker_next() {
+        v4::Packet::Connect(connect) => assert!(connect.clean_session),
+        other => panic!("{other:?}"),
+    }
+    let code = rumqttc::ConnectReturnCode::Success;
+    w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    assert!(w.stopped);
+}

@@ -1,0 +1,10 @@
+//! Conversations with the core on a virtual clock: what arrives, what must leave, and the next deadline.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod connect;
+mod downlink;
+mod limits;
+mod link;
+mod uplink;
+mod world;

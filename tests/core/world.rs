@@ -1,0 +1,438 @@
+//! A gateway, peers around it, and a broker that says what the test tells it to.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use mqtt_sn_gateway::gateway::Gateway;
+use mqtt_sn_gateway::gateway::io::{
+    Address, BrokerSettings, Endpoint, Input, LinkCommand, LinkEvent, LinkId, Output, Peer, PortId,
+    PortSettings, QueueFull, QueueSettings, Route, SessionSettings, Settings, Target,
+};
+use mqtt_sn_gateway::topic::TopicName;
+use mqtt_sn_gateway::wire::{
+    Connect, Disconnect, FilterRef, Frame, MsgIdOnly, Packet, Publish, Qos, Register, Response, ReturnCode,
+    SubAck, Subscribe, TopicAck, TopicRef, decode,
+};
+use rumqttc::mqttbytes::v4;
+use rumqttc::{ConnectReturnCode, QoS};
+
+pub const RETRY: Duration = Duration::from_secs(10);
+
+/// Which peer: a port number on one host.
+pub type At = u16;
+
+pub struct World {
+    pub now: Instant,
+    pub gw: Gateway,
+    link: Option<LinkId>,
+    to_broker: BytesMut,
+    frames: VecDeque<(Target, Bytes)>,
+    broadcasts: VecDeque<Bytes>,
+    /// Writes of the gateway since the last look.
+    pub writes: usize,
+    /// Commands for links other than writes, in order.
+    pub commands: VecDeque<(LinkId, LinkCommand)>,
+    pub stopped: bool,
+    hold_drained: bool,
+}
+
+pub fn settings() -> Settings {
+    let name = |text: &str| TopicName::new(text).unwrap();
+    Settings {
+        gw_id: 0x2A,
+        advertise_interval: Duration::from_secs(1200),
+        ports: vec![PortSettings {
+            name: "lan".into(),
+            mtu: 1024,
+            retry_interval: RETRY,
+            retry_limit: 3,
+            forwarders: true,
+            qos_minus_one: true,
+            advertise: true,
+        }],
+        broker: BrokerSettings {
+            endpoints: vec![Endpoint { host: "broker".into(), port: 1883 }],
+            client_id: "gw".into(),
+            client_id_is_random: false,
+            credentials: None,
+            keep_alive: Duration::ZERO,
+            ack_timeout: Duration::from_secs(8),
+            connect_timeout: Duration::from_secs(10),
+        },
+        predefined: BTreeMap::from([(1, name("pre/one")), (2, name("pre/two"))]),
+        client_predefined: BTreeMap::new(),
+        sessions: SessionSettings {
+            max: 100,
+            expiry: Duration::from_secs(86_400),
+            max_topics: 100,
+            max_subscriptions: 10,
+            queue: QueueSettings { messages: 10, bytes: 4096, full: QueueFull::DropOldest, qos0: true },
+            queue_total: 1 << 20,
+        },
+        seed: 7,
+    }
+}
+
+/// A gateway whose broker is there.
+pub fn world() -> World {
+    world_with(|_| {})
+}
+
+pub fn world_with(change: impl FnOnce(&mut Settings)) -> World {
+    let mut world = offline_world(change);
+    world.broker_up(false);
+    world
+}
+
+/// A gateway that has not reached its broker yet.
+pub fn offline_world(change: impl FnOnce(&mut Settings)) -> World {
+    let mut settings = settings();
+    change(&mut settings);
+    let now = Instant::now();
+    let mut world = World {
+        now,
+        gw: Gateway::new(settings, now),
+        link: None,
+        to_broker: BytesMut::new(),
+        frames: VecDeque::new(),
+        broadcasts: VecDeque::new(),
+        writes: 0,
+        commands: VecDeque::new(),
+        stopped: false,
+        hold_drained: false,
+    };
+    world.gw.handle_timeout(now);
+    world.drain();
+    world
+}
+
+fn peer(at: At) -> Peer {
+    Peer { port: PortId(0), addr: address(at), node: None }
+}
+
+fn address(at: At) -> Address {
+    Address::Udp(SocketAddr::from(([10, 0, 0, 1], at)))
+}
+
+impl World {
+    pub fn input(&mut self, input: Input) {
+        self.gw.handle(self.now, input);
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.gw.poll_output() {
+            match output {
+                Output::Send { to: Target::Broadcast { .. }, frame } => self.broadcasts.push_back(frame),
+                Output::Send { to, frame } => self.frames.push_back((to, frame)),
+                Output::Link(id, LinkCommand::Write(octets)) if Some(id) == self.link => {
+                    self.to_broker.extend_from_slice(&octets);
+                    self.writes += 1;
+                    if !self.hold_drained {
+                        self.gw.handle(self.now, Input::Link(id, LinkEvent::Drained));
+                    }
+                }
+                Output::Link(id, command) => {
+                    if matches!(command, LinkCommand::Connect(_)) {
+                        self.link = Some(id);
+                    }
+                    self.commands.push_back((id, command));
+                }
+                Output::Stopped => self.stopped = true,
+            }
+        }
+        if let Some(at) = self.gw.poll_timeout() {
+            assert!(at > self.now || self.frames.len() < 10_000, "a deadline that does not move");
+        }
+    }
+
+    /// Several frames before outputs are taken.
+    pub fn batch(&mut self, frames: &[(At, Packet<'_>)]) {
+        for (at, packet) in frames {
+            let frame = encode(packet);
+            self.gw.handle(self.now, Input::Frame { from: peer(*at), route: Route::default(), frame });
+        }
+        self.drain();
+    }
+
+    /// From now on a write stays under way until [`World::drained`].
+    pub fn hold_drained(&mut self) {
+        self.hold_drained = true;
+    }
+
+    pub fn drained(&mut self) {
+        let id = self.link.unwrap();
+        self.input(Input::Link(id, LinkEvent::Drained));
+    }
+
+    /// Lets time pass, with everything that is due on the way.
+    pub fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.gw.poll_timeout().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.gw.handle_timeout(self.now);
+            self.drain();
+        }
+        self.now = end;
+    }
+
+    pub fn send(&mut self, at: At, packet: Packet<'_>) {
+        let frame = encode(&packet);
+        self.send_octets(at, frame);
+    }
+
+    pub fn send_octets(&mut self, at: At, frame: Bytes) {
+        self.input(Input::Frame { from: peer(at), route: Route::default(), frame });
+    }
+
+    /// The next frame, which must be for this peer.
+    #[track_caller]
+    pub fn next(&mut self, at: At) -> Bytes {
+        let (to, frame) = self.frames.pop_front().expect("a frame");
+        let expected = Target::Unicast { port: PortId(0), addr: address(at), route: Route::default() };
+        assert_eq!(to, expected, "{}", decode(&frame).unwrap());
+        frame
+    }
+
+    #[track_caller]
+    pub fn expect(&mut self, at: At, packet: Packet<'_>) {
+        let frame = self.next(at);
+        let got = decode(&frame).unwrap();
+        assert_eq!(got, Frame { encapsulation: None, packet }, "got {got}, expected {packet}");
+    }
+
+    #[track_caller]
+    pub fn expect_broadcast(&mut self, packet: Packet<'_>) {
+        let frame = self.broadcasts.pop_front().expect("a broadcast");
+        assert_eq!(decode(&frame).unwrap().packet, packet);
+    }
+
+    #[track_caller]
+    pub fn no_broadcast(&self) {
+        assert!(self.broadcasts.is_empty());
+    }
+
+    #[track_caller]
+    pub fn quiet(&mut self) {
+        if let Some((_, frame)) = self.frames.front() {
+            panic!("unexpected {}", decode(frame).unwrap());
+        }
+    }
+
+    // The broker.
+
+    /// Accepts the connection that the gateway asked for.
+    pub fn broker_up(&mut self, session_present: bool) {
+        let id = self.link.expect("the gateway asked for a connection");
+        self.input(Input::Link(id, LinkEvent::Connected));
+        let connect = self.broker_next();
+        assert!(matches!(connect, v4::Packet::Connect(_)), "{connect:?}");
+        self.broker_says(v4::Packet::ConnAck(v4::ConnAck {
+            session_present,
+            code: ConnectReturnCode::Success,
+        }));
+    }
+
+    pub fn broker_down(&mut self) {
+        let id = self.link.unwrap();
+        self.to_broker.clear();
+        self.input(Input::Link(id, LinkEvent::Closed(mqtt_sn_gateway::gateway::io::LinkFailure::Closed)));
+    }
+
+    pub fn broker_says(&mut self, packet: v4::Packet) {
+        let mut octets = BytesMut::new();
+        packet.write(&mut octets, usize::MAX).unwrap();
+        let id = self.link.unwrap();
+        self.input(Input::Link(id, LinkEvent::Bytes(octets.freeze())));
+    }
+
+    /// Whatever octets, if there is a connection.
+    pub fn broker_octets(&mut self, octets: Bytes) {
+        let id = self.link.unwrap();
+        self.input(Input::Link(id, LinkEvent::Bytes(octets)));
+    }
+
+    #[track_caller]
+    pub fn broker_next(&mut self) -> v4::Packet {
+        v4::Packet::read(&mut self.to_broker, usize::MAX).expect("a packet at the broker")
+    }
+
+    #[track_caller]
+    pub fn broker_quiet(&mut self) {
+        assert!(self.to_broker.is_empty(), "{:?}", v4::Packet::read(&mut self.to_broker, usize::MAX));
+    }
+
+    /// The next packet at the broker is this message; returns its packet id.
+    #[track_caller]
+    pub fn broker_gets(&mut self, topic: &str, payload: &str, qos: QoS) -> u16 {
+        match self.broker_next() {
+            v4::Packet::Publish(publish) => {
+                assert_eq!((publish.topic.as_str(), publish.qos), (topic, qos));
+                assert_eq!(publish.payload, payload);
+                publish.pkid
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[track_caller]
+    pub fn broker_gets_subscribe(&mut self, filter: &str, qos: QoS) -> u16 {
+        match self.broker_next() {
+            v4::Packet::Subscribe(subscribe) => {
+                let filters: Vec<_> = subscribe.filters.iter().map(|f| (f.path.as_str(), f.qos)).collect();
+                assert_eq!(filters, [(filter, qos)]);
+                subscribe.pkid
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn broker_grants(&mut self, pkid: u16, qos: QoS) {
+        let return_codes = vec![v4::SubscribeReasonCode::Success(qos)];
+        self.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+    }
+
+    pub fn broker_publishes(&mut self, pkid: u16, topic: &str, payload: &str, qos: QoS) {
+        let mut publish = v4::Publish::new(topic, qos, payload);
+        publish.pkid = pkid;
+        self.broker_says(v4::Packet::Publish(publish));
+    }
+
+    pub fn broker_publishes_retained(&mut self, topic: &str, payload: &str) {
+        let mut publish = v4::Publish::new(topic, QoS::AtMostOnce, payload);
+        publish.retain = true;
+        self.broker_says(v4::Packet::Publish(publish));
+    }
+
+    #[track_caller]
+    pub fn broker_gets_puback(&mut self, pkid: u16) {
+        assert_eq!(self.broker_next(), v4::Packet::PubAck(v4::PubAck { pkid }));
+    }
+
+    // Clients.
+
+    #[track_caller]
+    pub fn active(&mut self, at: At, id: &str) {
+        self.send(at, connect(id));
+        self.expect(at, connack(ReturnCode::Accepted));
+    }
+
+    #[track_caller]
+    pub fn registered(&mut self, at: At, name: &str) -> u16 {
+        let register = Register { topic_id: 0, msg_id: 1, topic_name: name.as_bytes() };
+        self.send(at, Packet::Register(register));
+        let frame = self.next(at);
+        match decode(&frame).unwrap().packet {
+            Packet::RegAck(TopicAck { topic_id, msg_id: 1, code: ReturnCode::Accepted }) => topic_id,
+            other => panic!("{other}"),
+        }
+    }
+
+    /// Subscribes by name at the QoS the broker grants; returns the topic id.
+    #[track_caller]
+    pub fn subscribed(&mut self, at: At, filter: &str, qos: QoS) -> u16 {
+        self.send(at, subscribe(2, filter, sn_qos(qos)));
+        let pkid = self.broker_gets_subscribe(filter, qos);
+        self.broker_grants(pkid, qos);
+        let frame = self.next(at);
+        match decode(&frame).unwrap().packet {
+            Packet::SubAck(SubAck { topic_id, msg_id: 2, code: ReturnCode::Accepted, .. }) => topic_id,
+            other => panic!("{other}"),
+        }
+    }
+
+    /// The next frame is a REGISTER of this name; returns its ids.
+    #[track_caller]
+    pub fn expect_register(&mut self, at: At, name: &str) -> (u16, u16) {
+        let frame = self.next(at);
+        match decode(&frame).unwrap().packet {
+            Packet::Register(Register { topic_id, msg_id, topic_name }) => {
+                assert_eq!(topic_name, name.as_bytes());
+                (topic_id, msg_id)
+            }
+            other => panic!("{other}"),
+        }
+    }
+
+    /// The next frame is a PUBLISH like this; returns its MsgId.
+    #[track_caller]
+    pub fn expect_publish(&mut self, at: At, topic: TopicRef, qos: Qos, dup: bool, data: &str) -> u16 {
+        let frame = self.next(at);
+        match decode(&frame).unwrap().packet {
+            Packet::Publish(publish) => {
+                let got = (publish.topic, publish.qos, publish.dup, publish.data);
+                assert_eq!(got, (topic, qos, dup, data.as_bytes()));
+                publish.msg_id
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
+
+pub fn encode(packet: &Packet<'_>) -> Bytes {
+    let mut out = BytesMut::new();
+    packet.encode(&mut out).unwrap();
+    out.freeze()
+}
+
+pub fn sn_qos(qos: QoS) -> Qos {
+    match qos {
+        QoS::AtMostOnce => Qos::AtMostOnce,
+        QoS::AtLeastOnce => Qos::AtLeastOnce,
+        QoS::ExactlyOnce => Qos::ExactlyOnce,
+    }
+}
+
+pub fn connect_with(id: &str, will: bool, clean_session: bool, duration: u16) -> Packet<'_> {
+    Packet::Connect(Connect { will, clean_session, protocol_id: 1, duration, client_id: id.as_bytes() })
+}
+
+pub fn connect(id: &str) -> Packet<'_> {
+    connect_with(id, false, true, 60)
+}
+
+pub fn connack(code: ReturnCode) -> Packet<'static> {
+    Packet::ConnAck(Response { code })
+}
+
+pub fn publish(topic: TopicRef, qos: Qos, msg_id: u16, data: &str) -> Packet<'_> {
+    Packet::Publish(Publish { dup: false, qos, retain: false, topic, msg_id, data: data.as_bytes() })
+}
+
+pub fn publish_again(topic: TopicRef, qos: Qos, msg_id: u16, data: &str) -> Packet<'_> {
+    Packet::Publish(Publish { dup: true, qos, retain: false, topic, msg_id, data: data.as_bytes() })
+}
+
+pub fn puback(topic: TopicRef, msg_id: u16, code: ReturnCode) -> Packet<'static> {
+    Packet::PubAck(TopicAck { topic_id: topic.raw(), msg_id, code })
+}
+
+pub fn regack(topic_id: u16, msg_id: u16, code: ReturnCode) -> Packet<'static> {
+    Packet::RegAck(TopicAck { topic_id, msg_id, code })
+}
+
+pub fn pubrec(msg_id: u16) -> Packet<'static> {
+    Packet::PubRec(MsgIdOnly { msg_id })
+}
+
+pub fn pubrel(msg_id: u16) -> Packet<'static> {
+    Packet::PubRel(MsgIdOnly { msg_id })
+}
+
+pub fn pubcomp(msg_id: u16) -> Packet<'static> {
+    Packet::PubComp(MsgIdOnly { msg_id })
+}
+
+pub fn subscribe(msg_id: u16, filter: &str, qos: Qos) -> Packet<'_> {
+    Packet::Subscribe(Subscribe { dup: false, qos, msg_id, topic: FilterRef::Name(filter.as_bytes()) })
+}
+
+pub fn disconnect() -> Packet<'static> {
+    Packet::Disconnect(Disconnect { duration: None })
+}
+
+pub fn pingreq() -> Packet<'static> {
+    Packet::PingReq(mqtt_sn_gateway::wire::PingReq { client_id: &[] })
+}
