@@ -63,6 +63,8 @@ mod inbound;
 mod options;
 mod outbound;
 mod packet;
+#[cfg(test)]
+mod tests;
 mod v4;
 
 pub use self::failure::{ConnectRefusal, Failure, Full, Malformed, PacketType, Refused};

@@ -42,7 +42,7 @@ impl Codec {
         Self { publish: Publish::from_bytes(String::new(), QoS::AtMostOnce, Bytes::new()) }
     }
 
-    /// MQTT 3.1.1 §3.1. With `purge` it only asks for the end of the session: no will, no keep-alive.
+    /// MQTT 3.1.1 §3.1. With `purge` it only asks for the end of the session: without a will.
     pub(super) fn connect(
         &self,
         options: &Options,
@@ -51,17 +51,15 @@ impl Codec {
         out: &mut BytesMut,
     ) -> Result<(), Failure> {
         let mut connect = Connect::new(text(&options.client_id, "the client id")?);
+        connect.keep_alive = options.keep_alive_seconds();
         connect.clean_session = clean;
-        if !purge {
-            connect.keep_alive = options.keep_alive_seconds();
-            if let Some(will) = &options.will {
-                if will.payload.len() > usize::from(u16::MAX) {
-                    return Err(Failure::Options("the payload of the will"));
-                }
-                let mut last_will = LastWill::new(will.topic.as_str(), Vec::new(), will.qos, will.retain);
-                last_will.message = will.payload.clone();
-                connect.last_will = Some(last_will);
+        if let Some(will) = options.will.as_ref().filter(|_| !purge) {
+            if will.payload.len() > usize::from(u16::MAX) {
+                return Err(Failure::Options("the payload of the will"));
             }
+            let mut last_will = LastWill::new(will.topic.as_str(), Vec::new(), will.qos, will.retain);
+            last_will.message = will.payload.clone();
+            connect.last_will = Some(last_will);
         }
         // The codec takes a password only as text. It is the last field: text of its length is written and replaced.
         let mut password = Bytes::new();
