@@ -1,1 +1,560 @@
-//! gateway.yaml to a validated configuration; the only file that knows `serde_yaml`.
+//! gateway.yaml to a validated [`Config`]; the only module that knows `serde_yaml`.
+//!
+//! A file passes three stages, and only the first can stop it early: `yaml` turns the text into a tree that knows where
+//! everything stands, `schema` asks the tree for each key it knows, and `value` says what a key may hold. Whatever is
+//! wrong is noted with its place and reading goes on with the default, so that one run shows all [`Problems`].
+//!
+//! What this version does not build yet is read all the same and then refused at its place, or, where it is only an
+//! extra, accepted and named by [`Config::notes`].
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::topic::{ClientId, TopicName};
+
+/// The shipped gateway.yaml: every option, commented, with its default.
+pub const SHIPPED: &str = include_str!("../gateway.yaml");
+
+/// Everything that gateway.yaml says. The default is what the shipped file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// How this gateway presents itself to clients.
+    pub gateway: Gateway,
+    /// The MQTT broker and how it is used.
+    pub broker: Broker,
+    /// Where clients are heard: at least one, each with a name of its own.
+    pub transports: Vec<Transport>,
+    /// Topic ids that were agreed beforehand (§6.5).
+    pub topics: Topics,
+    /// Limits and timers of clients.
+    pub sessions: Sessions,
+    /// Where state survives a restart.
+    pub store: Store,
+    /// Metrics, health and the live page.
+    pub http: Http,
+    /// The socket through which commands ask the running gateway.
+    pub control: Control,
+    /// What is logged and how.
+    pub log: Log,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let udp = Udp { multicast: Some(SocketAddr::from(([225, 1, 1, 1], 1884))), ..Udp::default() };
+        Self {
+            gateway: Gateway::default(),
+            broker: Broker::default(),
+            transports: vec![Transport::new("lan", TransportKind::Udp(udp))],
+            topics: Topics::default(),
+            sessions: Sessions::default(),
+            store: Store::default(),
+            http: Http::default(),
+            control: Control::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+/// `gateway`: how this gateway presents itself to clients (§6.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gateway {
+    /// GwId, 1 to 255 (§5.3.8 reserves 0).
+    pub id: u8,
+    /// Time between two ADVERTISE, 1 s to 65,535 s in whole seconds (the Duration field of §5.4.2).
+    pub advertise_interval: Duration,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self { id: 1, advertise_interval: Duration::from_secs(20 * 60) }
+    }
+}
+
+/// `broker`: the MQTT broker and how it is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broker {
+    /// Where it is: at least one, tried in turn. [`BrokerUrl::Embedded`] stands alone.
+    pub urls: Vec<BrokerUrl>,
+    /// One link for all clients, or one each.
+    pub mode: Mode,
+    /// The version of MQTT to speak.
+    pub protocol: Protocol,
+    /// The id of the gateway's own link; `None` makes one up.
+    pub client_id: Option<ClientId>,
+    /// The user name of the gateway's own link.
+    pub username: Option<String>,
+    /// The file that holds the password to `username`.
+    pub password_file: Option<PathBuf>,
+    /// Certificates for `mqtts://`.
+    pub tls: Tls,
+    /// Credentials of single clients on their own links (transparent mode).
+    pub clients: BTreeMap<ClientId, Credentials>,
+    /// The id at the broker of a client's own link; `%c` is the client's id (transparent mode).
+    pub client_id_template: String,
+    /// Who fires the wills of clients in transparent mode.
+    pub wills: Wills,
+    /// Silence after which the link is probed, 1 s to 65,535 s in whole seconds (MQTT 3.1.1 §3.1.2.10).
+    pub keep_alive: Duration,
+    /// What happens to messages of clients while the broker is away.
+    pub outage: Outage,
+    /// How much `outage: queue` keeps.
+    pub outage_queue: OutageQueue,
+    /// Time the broker has to acknowledge a message before it counts as away.
+    pub ack_timeout: Duration,
+    /// Time a connected client is kept while its own link is down (transparent mode).
+    pub grace: Duration,
+    /// Where the embedded broker listens.
+    pub listen: SocketAddr,
+}
+
+impl Default for Broker {
+    fn default() -> Self {
+        Self {
+            urls: vec![BrokerUrl::Mqtt { host: "127.0.0.1".into(), port: 1883 }],
+            mode: Mode::Aggregating,
+            protocol: Protocol::Auto,
+            client_id: None,
+            username: None,
+            password_file: None,
+            tls: Tls::default(),
+            clients: BTreeMap::new(),
+            client_id_template: "%c".into(),
+            wills: Wills::Gateway,
+            keep_alive: Duration::from_secs(60),
+            outage: Outage::Queue,
+            outage_queue: OutageQueue::default(),
+            ack_timeout: Duration::from_secs(8),
+            grace: Duration::from_secs(60),
+            listen: SocketAddr::from(([127, 0, 0, 1], 1883)),
+        }
+    }
+}
+
+/// Where a broker is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BrokerUrl {
+    /// `embedded`: the broker in this program, started on `broker.listen`.
+    Embedded,
+    /// `mqtt://host:port`: plain TCP.
+    Mqtt {
+        /// A host name or an IP address, without brackets.
+        host: String,
+        /// The TCP port; 1883 unless given.
+        port: u16,
+    },
+    /// `mqtts://host:port`: TLS.
+    Mqtts {
+        /// A host name or an IP address, without brackets.
+        host: String,
+        /// The TCP port; 8883 unless given.
+        port: u16,
+    },
+}
+
+/// How clients are served at the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// One link for all.
+    Aggregating,
+    /// One link for each, in its name.
+    Transparent,
+}
+
+/// The version of MQTT to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Protocol {
+    /// The best both sides know; 3.1.1 in this version.
+    #[serde(rename = "auto")]
+    Auto,
+    /// MQTT 3.1.1.
+    #[serde(rename = "3.1.1")]
+    V311,
+    /// MQTT 5.
+    #[serde(rename = "5")]
+    V5,
+}
+
+/// `broker.tls`: certificates for `mqtts://`, as PEM files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Who may have signed the broker's certificate; the system's authorities unless given.
+    pub ca: Option<PathBuf>,
+    /// The gateway's own certificate.
+    pub cert: Option<PathBuf>,
+    /// The key to `cert`.
+    pub key: Option<PathBuf>,
+}
+
+/// One entry of `broker.clients`: what a client's own link shows to the broker.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user name.
+    pub username: Option<String>,
+    /// The file that holds the password to `username`.
+    pub password_file: Option<PathBuf>,
+    /// A certificate, as a PEM file.
+    pub cert: Option<PathBuf>,
+    /// The key to `cert`.
+    pub key: Option<PathBuf>,
+}
+
+/// Who fires the wills of clients in transparent mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wills {
+    /// The gateway, when the client is lost.
+    Gateway,
+    /// The broker; they fire for everybody when the uplink drops.
+    Broker,
+}
+
+/// What happens to messages of clients while the broker is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outage {
+    /// They are stored and acknowledged; without a store the same as `reject`.
+    Queue,
+    /// They are refused with `congestion`.
+    Reject,
+}
+
+/// `broker.outage_queue`: how much `outage: queue` keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutageQueue {
+    /// Messages.
+    pub messages: u64,
+    /// Octets of topics and payloads.
+    pub bytes: u64,
+    /// Age after which a message is shed.
+    pub age: Duration,
+}
+
+impl Default for OutageQueue {
+    fn default() -> Self {
+        Self { messages: 100_000, bytes: 64 << 20, age: Duration::from_secs(7 * 86_400) }
+    }
+}
+
+/// One entry of `transports`: a place where clients are heard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transport {
+    /// The name of the port in logs, metrics and the store: 1 to 32 letters, digits, `-` and `_`.
+    pub name: String,
+    /// What it is.
+    pub kind: TransportKind,
+    /// Octets in the longest MQTT-SN message that is sent; any length is received.
+    pub mtu: usize,
+    /// Overrides `broker.mode`.
+    pub mode: Option<Mode>,
+    /// Overrides `sessions.retry_interval`.
+    pub retry_interval: Option<Duration>,
+    /// Overrides `sessions.retry_limit`.
+    pub retry_limit: Option<u32>,
+    /// Whether clients may come through forwarders (§5.5).
+    pub forwarders: bool,
+    /// Whether messages of QoS −1 are taken from peers that are not connected (§6.8).
+    pub qos_minus_one: bool,
+}
+
+impl Transport {
+    /// A transport with the default of every option that all kinds share.
+    pub fn new(name: impl Into<String>, kind: TransportKind) -> Self {
+        Self {
+            name: name.into(),
+            mtu: kind.mtu_default(),
+            kind,
+            mode: None,
+            retry_interval: None,
+            retry_limit: None,
+            forwarders: true,
+            qos_minus_one: true,
+        }
+    }
+}
+
+/// What a transport is, with the options of its kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TransportKind {
+    /// `type: udp`
+    Udp(Udp),
+    /// `type: serial`
+    Serial(Serial),
+    /// `type: xbee`
+    Xbee(Xbee),
+    /// `type: dtls`
+    Dtls(Dtls),
+}
+
+impl TransportKind {
+    /// Octets of a message where the file does not say: what fits the usual frame of that medium unfragmented.
+    fn mtu_default(&self) -> usize {
+        match self {
+            Self::Udp(_) | Self::Dtls(_) => 1024,
+            Self::Serial(_) => 250,
+            Self::Xbee(_) => 72,
+        }
+    }
+}
+
+/// `type: udp`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Udp {
+    /// Where it listens: 1 to 16 addresses; port 0 takes a free one.
+    pub listen: Vec<SocketAddr>,
+    /// The group for ADVERTISE and SEARCHGW (§6.1); `None` joins none.
+    pub multicast: Option<SocketAddr>,
+    /// The interface on which the group is joined; `None` leaves the choice to the kernel's routes.
+    pub multicast_interface: Option<String>,
+}
+
+impl Default for Udp {
+    fn default() -> Self {
+        let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)];
+        Self {
+            listen: any.map(|ip| SocketAddr::new(ip, 1884)).into(),
+            multicast: None,
+            multicast_interface: None,
+        }
+    }
+}
+
+/// `type: serial`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Serial {
+    /// The device, best named by /dev/serial/by-id.
+    pub device: PathBuf,
+    /// Bits per second.
+    pub baud: u32,
+    /// How frames are told apart.
+    pub framing: Framing,
+}
+
+/// How frames are told apart in a stream of octets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Framing {
+    /// By the Length field of the message alone.
+    #[serde(rename = "length")]
+    Length,
+    /// SLIP.
+    #[serde(rename = "slip")]
+    Slip,
+    /// SLIP with a CRC.
+    #[serde(rename = "slip+crc")]
+    SlipCrc,
+    /// COBS.
+    #[serde(rename = "cobs")]
+    Cobs,
+    /// COBS with a CRC.
+    #[serde(rename = "cobs+crc")]
+    CobsCrc,
+}
+
+/// `type: xbee`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Xbee {
+    /// The device, best named by /dev/serial/by-id.
+    pub device: PathBuf,
+    /// Bits per second.
+    pub baud: u32,
+    /// The API mode of the module.
+    pub api: XbeeApi,
+}
+
+/// The API mode of an XBee module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum XbeeApi {
+    /// `AP=1`
+    Plain,
+    /// `AP=2`
+    Escaped,
+}
+
+/// `type: dtls`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dtls {
+    /// Where it listens: 1 to 16 addresses; port 0 takes a free one.
+    pub listen: Vec<SocketAddr>,
+    /// The file of identities and pre-shared keys.
+    pub psk_file: PathBuf,
+}
+
+/// `topics`: topic ids that were agreed beforehand (§6.5), each 1 to 65,534.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Topics {
+    /// For all clients.
+    pub predefined: BTreeMap<u16, TopicName>,
+    /// For single clients, before the common ones.
+    pub clients: BTreeMap<ClientId, BTreeMap<u16, TopicName>>,
+}
+
+/// `sessions`: limits and timers of clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sessions {
+    /// Clients, connected or remembered.
+    pub max: usize,
+    /// Time a client is remembered after it was last heard of.
+    pub expiry: Duration,
+    /// Topic ids per client.
+    pub max_topics: usize,
+    /// Subscriptions per client.
+    pub max_subscriptions: usize,
+    /// Tretry: time an answer is waited for (§6.13).
+    pub retry_interval: Duration,
+    /// Nretry: repeats before a client counts as lost (§6.13).
+    pub retry_limit: u32,
+    /// Messages kept for one client.
+    pub queue: Queue,
+    /// Octets of messages kept for all clients together.
+    pub queue_total: usize,
+    /// From where a known client may wake by PINGREQ; CONNECT always takes over.
+    pub rebind: Rebind,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            max: 100_000,
+            expiry: Duration::from_secs(86_400),
+            max_topics: 1000,
+            max_subscriptions: 100,
+            retry_interval: Duration::from_secs(10),
+            retry_limit: 3,
+            queue: Queue::default(),
+            queue_total: 256 << 20,
+            rebind: Rebind::SameIp,
+        }
+    }
+}
+
+/// `sessions.queue`: messages kept for one client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    /// Messages.
+    pub messages: usize,
+    /// Octets of topics and payloads.
+    pub bytes: usize,
+    /// What goes when a limit is reached.
+    pub full: QueueFull,
+    /// Whether messages of QoS 0 are kept too.
+    pub qos0: bool,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self { messages: 100, bytes: 64 << 10, full: QueueFull::DropOldest, qos0: true }
+    }
+}
+
+/// What goes when a queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QueueFull {
+    /// The message that waited longest.
+    DropOldest,
+    /// The message that just came.
+    DropNewest,
+}
+
+/// From where a known client may wake by PINGREQ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rebind {
+    /// The very same address and port.
+    None,
+    /// The same transport and IP address (in IPv6 the same /64), any port.
+    SameIp,
+    /// Anywhere.
+    Any,
+}
+
+/// `store`: where state survives a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Store {
+    /// The directory; [`Place::None`] keeps everything in memory, as does [`Place::Auto`] in this version.
+    pub path: Place,
+    /// The longest time that a write waits for others to join it.
+    pub commit: Duration,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { path: Place::Auto, commit: Duration::from_millis(20) }
+    }
+}
+
+/// A path that may be left to the gateway, or to nobody.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Place {
+    /// `auto`: the gateway chooses.
+    #[default]
+    Auto,
+    /// `none`: there is none.
+    None,
+    /// This one.
+    Path(PathBuf),
+}
+
+/// `http`: metrics, health and the live page.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Http {
+    /// Where it listens; `None` does not.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `control`: the socket through which commands ask the running gateway.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Where it is.
+    pub socket: Place,
+}
+
+/// `log`: what is logged and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// The least important level that is logged; the environment's `RUST_LOG` overrides it.
+    pub level: LogLevel,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: LogLevel::Info, format: LogFormat::Auto }
+    }
+}
+
+/// How important a line of the log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogLevel {
+    /// Something stops.
+    Error,
+    /// A limit bites.
+    Warn,
+    /// A client or link comes or goes.
+    Info,
+    /// A decision off the usual path.
+    Debug,
+    /// Every frame.
+    Trace,
+}
+
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// `human` on a terminal, `journal` under journald, else `plain`.
+    Auto,
+    /// With colours and time.
+    Human,
+    /// With time, without colours.
+    Plain,
+    /// Without colours and time, which the journal adds itself.
+    Journal,
+}
