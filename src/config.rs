@@ -8,13 +8,27 @@
 //! extra, accepted and named by [`Config::notes`].
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use self::problem::{At, Problem};
+use self::read::{Keys, Report};
 use crate::topic::{ClientId, TopicName};
+
+mod problem;
+mod read;
+mod schema;
+mod value;
+mod yaml;
+
+pub use self::problem::Problems;
+pub use self::value::UrlError;
+pub(crate) use self::value::parse_duration;
 
 /// The shipped gateway.yaml: every option, commented, with its default.
 pub const SHIPPED: &str = include_str!("../gateway.yaml");
@@ -40,6 +54,104 @@ pub struct Config {
     pub control: Control,
     /// What is logged and how.
     pub log: Log,
+}
+
+/// Octets of the longest file that is read: a hundred times what a long one has.
+const FILE_LEN_MAX: u64 = 1 << 20;
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("cannot read {file}")]
+    Read {
+        /// The file as the user named it.
+        file: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is no configuration.
+    #[error("{} in {}", count(.0.len(), "error"), .0.file())]
+    Wrong(Problems),
+}
+
+impl Config {
+    /// Reads the file at `path`, with the environment of this process.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        let file = path.display().to_string();
+        match File::open(path) {
+            Ok(opened) => Self::read(&file, opened),
+            Err(source) => Err(LoadError::Read { file, source }),
+        }
+    }
+
+    /// Reads what is called `file` in messages, with the environment of this process.
+    pub fn read(file: &str, from: impl Read) -> Result<Self, LoadError> {
+        let mut octets = Vec::new();
+        let read = from.take(FILE_LEN_MAX + 1).read_to_end(&mut octets);
+        read.map_err(|source| LoadError::Read { file: file.into(), source })?;
+        Self::parse(file, &octets, &|name| std::env::var(name).ok()).map_err(LoadError::Wrong)
+    }
+
+    /// Reads `octets`, which are called `file` in messages; `env` looks up environment variables.
+    ///
+    /// Everything that is missing has its default, so that an empty file is the default configuration.
+    pub fn parse(file: &str, octets: &[u8], env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Problems> {
+        let whole = |text: String| {
+            Problems::new(file, "", vec![Problem { at: At::START, path: String::new(), text }])
+        };
+        if octets.len() as u64 > FILE_LEN_MAX {
+            return Err(whole(format!("more than {FILE_LEN_MAX} octets, expected a configuration")));
+        }
+        let octets = octets.strip_prefix("\u{feff}".as_bytes()).unwrap_or(octets);
+        let text = match std::str::from_utf8(octets) {
+            Ok(text) => text,
+            Err(error) => return Err(not_utf8(file, octets, error.valid_up_to())),
+        };
+        let root = yaml::parse(text, env).map_err(|problem| Problems::new(file, text, vec![problem]))?;
+        let mut report = Report::default();
+        let config = Keys::read_file(root.as_ref(), &mut report, schema::config);
+        match report.into_problems() {
+            problems if problems.is_empty() => Ok(config),
+            problems => Err(Problems::new(file, text, problems)),
+        }
+    }
+
+    /// What is asked for and not in this version, but only an extra: a line for the log each.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.store.path == Place::Auto || self.broker.outage == Outage::Queue {
+            let text = "sessions end with the gateway, and messages are refused while the broker is away";
+            notes.push(format!("store: not in this version, state is kept in memory: {text}"));
+        }
+        if let Some(address) = self.http.listen {
+            notes.push(format!("http.listen: not in this version, nothing listens on {address}"));
+        }
+        if let Place::Path(path) = &self.control.socket {
+            notes.push(format!("control.socket: not in this version, {} is not created", path.display()));
+        }
+        notes
+    }
+}
+
+/// `1 error`, `2 errors`.
+fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+/// The problem that the octet after `valid` is not text.
+fn not_utf8(file: &str, octets: &[u8], valid: usize) -> Problems {
+    let text = String::from_utf8_lossy(octets);
+    let before = String::from_utf8_lossy(&octets[..valid]);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    let octet = octets.get(valid).copied().unwrap_or_default();
+    let problem = Problem {
+        at: At { line, column, width: 1 },
+        path: String::new(),
+        text: format!("the octet 0x{octet:02X} is not UTF-8, expected text in UTF-8"),
+    };
+    Problems::new(file, &text, vec![problem])
 }
 
 impl Default for Config {
