@@ -108,9 +108,8 @@ impl Config {
             Ok(text) => text,
             Err(error) => return Err(not_utf8(file, octets, error.valid_up_to())),
         };
-        let root = yaml::parse(text, env).map_err(|problem| Problems::new(file, text, vec![problem]))?;
-        let mut report = Report::default();
-        let config = Keys::read_file(root.as_ref(), &mut report, schema::config);
+        let (config, report) =
+            examine(text, env).map_err(|problem| Problems::new(file, text, vec![problem]))?;
         match report.into_problems() {
             problems if problems.is_empty() => Ok(config),
             problems => Err(Problems::new(file, text, problems)),
@@ -132,6 +131,14 @@ impl Config {
         }
         notes
     }
+}
+
+/// What `text` says where it is right, and what came to light beside it; a problem if it is not even YAML.
+fn examine(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<(Config, Report), Problem> {
+    let root = yaml::parse(text, env)?;
+    let mut report = Report::default();
+    let config = Keys::read_file(root.as_ref(), &mut report, schema::config);
+    Ok((config, report))
 }
 
 /// `1 error`, `2 errors`.

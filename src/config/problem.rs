@@ -51,7 +51,8 @@ impl Problems {
     pub(super) fn new(file: &str, text: &str, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| problem.at);
         let shown = problems.iter().take(SHOWN_MAX);
-        let lines = shown.map(|problem| text.lines().nth(problem.at.line - 1).unwrap_or_default().into());
+        let lines = shown
+            .map(|problem| text.lines().nth(problem.at.line.saturating_sub(1)).unwrap_or_default().into());
         Self { file: file.into(), lines: lines.collect(), problems }
     }
 
@@ -91,7 +92,7 @@ fn excerpt(f: &mut fmt::Formatter<'_>, at: At, line: &str) -> fmt::Result {
     if at.width == 0 || line.iter().all(|c| c.is_whitespace()) {
         return Ok(());
     }
-    let column = at.column - 1;
+    let column = at.column.saturating_sub(1);
     let from = if line.len() > EXCERPT_MAX { column.saturating_sub(EXCERPT_MAX / 2) } else { 0 };
     let to = line.len().min(from + EXCERPT_MAX);
     let carets = at.width.min(to.saturating_sub(column)).max(1);

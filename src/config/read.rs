@@ -4,7 +4,7 @@
 //! [`section`] and [`built`] make larger ones of them. Reading never stops at a problem: it is noted in the [`Report`]
 //! and the value is missing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use serde_yaml::Value;
@@ -21,7 +21,7 @@ pub(super) struct Report {
     problems: Vec<Problem>,
     unknown: Vec<Unknown>,
     /// The path of every key that was asked for.
-    asked: Vec<String>,
+    asked: BTreeSet<String>,
 }
 
 /// A key nobody asked for, and those that were asked for in its place.
@@ -44,8 +44,7 @@ impl Report {
         let mut problems = self.problems;
         for Unknown { at, path, key, known } in self.unknown {
             let here = nearest(&key, known.iter().copied());
-            let elsewhere = || self.asked.iter().find(|path| last(path) == key).map(String::as_str);
-            let text = match here.or_else(elsewhere) {
+            let text = match here.or_else(|| only_place(&self.asked, &key)) {
                 Some(meant) => format!("unknown key; did you mean \"{meant}\"?"),
                 None => format!("unknown key, expected {}", one_of(&known)),
             };
@@ -59,6 +58,12 @@ impl Report {
     pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
         self.asked.iter().map(|path| last(path))
     }
+}
+
+/// The one path among `asked`, outside of lists, that ends with `key`.
+fn only_place<'a>(asked: &'a BTreeSet<String>, key: &str) -> Option<&'a str> {
+    let mut places = asked.iter().filter(|path| last(path) == key && !path.contains('['));
+    places.next().filter(|_| places.next().is_none()).map(String::as_str)
 }
 
 fn last(path: &str) -> &str {
@@ -126,7 +131,7 @@ impl<T: 'static> Leaf<T> {
     }
 
     /// The value that `scalar` is, or in words what is wrong with it.
-    fn value(&self, scalar: &Scalar) -> Result<T, String> {
+    pub(super) fn value(&self, scalar: &Scalar) -> Result<T, String> {
         (self.parse)(scalar).map_err(|Unfit { because, meant }| {
             let what = match because {
                 Some(because) => format!("{} {because}", found(scalar)),
@@ -436,7 +441,7 @@ impl<'a> Keys<'a> {
     /// Refuses `key` if it is there, whatever it holds.
     pub(super) fn not_in_this_version(&mut self, key: &'static str) {
         if let Some((Key { at, .. }, _)) = self.entry(key) {
-            self.report.problem(*at, format!("{}{key}", self.path), "is not in this version");
+            self.report.problem(*at, format!("{}{key}", self.path), "not in this version");
         }
     }
 
@@ -453,7 +458,7 @@ impl<'a> Keys<'a> {
         let path = format!("{}{key}", self.path);
         if !self.asked.contains(&key) {
             self.asked.push(key);
-            self.report.asked.push(path.clone());
+            self.report.asked.insert(path.clone());
         }
         let (_, node) = self.entry(key)?;
         Some(Spot { node, path, report: self.report })

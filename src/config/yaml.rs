@@ -47,7 +47,8 @@ pub(super) struct Scalar {
 }
 
 impl Scalar {
-    fn plain(text: String) -> Self {
+    /// What `text` is without quotes.
+    pub(super) fn plain(text: String) -> Self {
         // A text with blanks is no number and must not be read as YAML: after a blank, `#` would begin a comment.
         let value = match text.contains(char::is_whitespace) {
             false => serde_yaml::from_str(&text).ok(),
@@ -71,8 +72,15 @@ pub(super) fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<
     let mut parser = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
         let (event, span) = event.map_err(|error| {
-            let marker = *error.marker();
-            problem(place(Span::new(marker, marker)), format!("not YAML: {}", error.info()))
+            let at = place(Span::empty(*error.marker()));
+            let before = text.lines().nth(at.line.saturating_sub(1)).unwrap_or_default();
+            let before: String = before.chars().take(at.column).collect();
+            // What is typed like this in most other formats.
+            let hint = match before.contains("${") || before.contains("[::") {
+                true => "; a value with braces or brackets in it needs quotes here",
+                false => "",
+            };
+            problem(at, format!("not YAML: {}{hint}", error.info()))
         })?;
         let at = place(span);
         match event {
@@ -205,13 +213,13 @@ fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, St
     Ok(expanded)
 }
 
-/// `text`, or its beginning where it is too long to be shown in a message.
+/// `text` as it can be shown in a message: its beginning where it is long, without control characters.
 pub(super) fn shorten(text: &str) -> String {
     const SHOWN_MAX: usize = 60;
-    match text.char_indices().nth(SHOWN_MAX) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.into(),
-    }
+    let shown =
+        text.chars().take(SHOWN_MAX).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c });
+    let more = text.chars().nth(SHOWN_MAX).map(|_| '…');
+    shown.chain(more).collect()
 }
 
 #[cfg(test)]
