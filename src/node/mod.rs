@@ -3,7 +3,7 @@
 //! A [`Node`] is what a well-made sensor does, without its socket and its clock: the caller hands in frames and the time,
 //! and takes frames, events and the next deadline. It keeps its connection with PINGREQ, registers names before it
 //! publishes on them, repeats what is not answered, and delivers what the gateway sends once, however often the radio
-//! brings it. Discovery and QoS −1 need no connection.
+//! brings it. [`Search`] and [`datagram`] are for those who need no connection.
 //!
 //! ```
 //! use std::time::Instant;
@@ -15,296 +15,129 @@
 //! let mut node = Node::new(Options::new(ClientId::new("pump-7")?));
 //! let now = Instant::now();
 //! node.connect(now);
-//! # let _ =
-//! node.publish(now, Topic::Name(TopicName::new("pumps/7")?), "on".into(), Qos::AtLeastOnce, false);
+//! node.publish(now, Topic::Name(TopicName::new("pumps/7")?), "on".into(), Qos::AtLeastOnce, false)?;
 //! while let Some(frame) = node.poll_transmit() { /* send it to the gateway */ }
 //! while let Some(event) = node.poll_event() { /* Connected, Published … */ }
 //! // then: handle_frame when one comes, handle_timeout at poll_timeout, and drain again
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::time::{Duration, Instant};
+mod air;
+mod discovery;
+mod downlink;
+mod event;
+mod options;
+mod requests;
+mod topics;
+mod uplink;
+
+use std::collections::VecDeque;
+use std::time::Instant;
 
 use bytes::Bytes;
 
-use crate::topic::{ClientId, TopicFilter, TopicName};
-use crate::wire::{Qos, ReturnCode};
+use self::air::{Air, Cx, NoAnswer, Retry};
+use self::downlink::Downlink;
+use self::requests::Requests;
+use self::topics::Topics;
+use self::uplink::{Pending, Uplink};
+use crate::wire::{
+    Connect, Disconnect, MESSAGE_LEN_MAX, Packet, PingReq, Qos, ReturnCode, WillMsg, WillTopic, decode,
+};
 
-/// What a [`Node`] is made with.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Who it is.
-    pub client_id: ClientId,
-    /// The gateway hears from it at least this often (§6.11): whole seconds up to 65,535; zero: no supervision.
-    pub keep_alive: Duration,
-    /// CleanSession (§6.3): the gateway forgets everything of the connections before.
-    pub clean_session: bool,
-    /// What the gateway publishes when it loses the node (§6.2).
-    pub will: Option<Will>,
-    /// T_RETRY (§6.13).
-    pub retry_interval: Duration,
-    /// N_RETRY (§6.13): repetitions, after which the connection counts as lost.
-    pub retry_limit: u32,
-    /// How long to pause after a PUBACK or REGACK `congestion` before the message is tried again (T_WAIT, §6.6).
-    /// `None`: the message is refused.
-    pub congestion_wait: Option<Duration>,
-    /// Connect again by itself when the connection is lost. `None`: the application does that.
-    pub reconnect: Option<Backoff>,
-    /// Messages that may wait, the one on its way included; [`Node::publish`] answers [`PublishError::Full`] beyond.
-    pub queue_max: usize,
-    /// Predefined topics (§6.7): ids, beside those subscribed to, on which messages are accepted.
-    pub predefined: BTreeMap<u16, TopicName>,
-    /// Every frame is encapsulated for this Wireless Node Id, as if a forwarder stood between (§5.5); at most
-    /// [`crate::wire::NODE_ID_LEN_MAX`] octets.
-    pub node_id: Option<Bytes>,
-    /// Where MsgIds start and how reconnections spread. Equal seeds behave equally.
-    pub seed: u64,
-}
-
-impl Options {
-    /// Keep-alive 60 s, clean session, no will, T_RETRY 10 s, N_RETRY 3 (§7.2), no reconnection, a queue of 100.
-    pub fn new(client_id: ClientId) -> Self {
-        Self {
-            client_id,
-            keep_alive: Duration::from_secs(60),
-            clean_session: true,
-            will: None,
-            retry_interval: Duration::from_secs(10),
-            retry_limit: 3,
-            congestion_wait: None,
-            reconnect: None,
-            queue_max: 100,
-            predefined: BTreeMap::new(),
-            node_id: None,
-            seed: 0,
-        }
-    }
-}
-
-/// The Will of a node (§6.2).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Will {
-    /// Where it is published.
-    pub topic: TopicName,
-    /// What is published.
-    pub message: Bytes,
-    /// 0, 1 or 2.
-    pub qos: Qos,
-    /// Whether the broker keeps it.
-    pub retain: bool,
-}
-
-/// How long a node waits before it connects again: doubling from `min` to `max`, each time less up to a quarter, so that
-/// a field of nodes does not come back in one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Backoff {
-    /// After the first loss.
-    pub min: Duration,
-    /// Never longer.
-    pub max: Duration,
-}
-
-impl Default for Backoff {
-    /// 1 s to 60 s.
-    fn default() -> Self {
-        Self { min: Duration::from_secs(1), max: Duration::from_secs(60) }
-    }
-}
-
-/// What a message is published on.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Topic {
-    /// A name; the node registers it (§6.5).
-    Name(TopicName),
-    /// An id both sides know from their configuration (§6.7).
-    Predefined(u16),
-    /// A name of two octets (§6.7).
-    Short([u8; 2]),
-}
-
-impl fmt::Display for Topic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name(name) => name.fmt(f),
-            Self::Predefined(id) => write!(f, "predefined {id}"),
-            Self::Short(name) => write!(f, "{}", name.escape_ascii()),
-        }
-    }
-}
-
-/// What is subscribed to (§6.9).
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Filter {
-    /// A name, or names by wildcards.
-    Name(TopicFilter),
-    /// An id both sides know from their configuration.
-    Predefined(u16),
-    /// A name of two octets.
-    Short([u8; 2]),
-}
-
-impl fmt::Display for Filter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name(filter) => filter.fmt(f),
-            Self::Predefined(id) => write!(f, "predefined {id}"),
-            Self::Short(name) => write!(f, "{}", name.escape_ascii()),
-        }
-    }
-}
-
-/// A message given to [`Node::publish`]; never the same twice in a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PublishId(pub u64);
-
-/// Why [`Node::publish`] does not take a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum PublishError {
-    /// [`Options::queue_max`] messages wait already.
-    #[error("the queue is full")]
-    Full,
-    /// No message of MQTT-SN holds it.
-    #[error("the message is longer than 65,535 octets")]
-    TooLong,
-    /// QoS −1 knows only predefined and short topics (§6.8).
-    #[error("QoS -1 needs a predefined or short topic")]
-    NameAtMinusOne,
-}
-
-/// More subscriptions than [`REQUESTS_MAX`] are waiting to be made or ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too many subscriptions are waiting")]
-pub struct Full;
-
-/// Subscriptions waiting to be made or ended, and subscriptions held: more than a sensor has, few enough to repeat.
-pub const REQUESTS_MAX: usize = 1000;
-
-/// What the application is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The gateway accepted the connection.
-    Connected,
-    /// The gateway refused it. The node tries again by itself only after `congestion` and with [`Options::reconnect`].
-    ConnectRefused(ReturnCode),
-    /// A connection, or the attempt at one, is lost.
-    ConnectionLost(Loss),
-    /// The gateway started the session afresh in the middle of a connection, because a late copy of our CONNECT reached
-    /// it. The node has begun to subscribe and register again.
-    Restarted,
-    /// [`Node::disconnect`] is done.
-    Disconnected,
-    /// A message is settled.
-    Published(PublishId, Outcome),
-    /// The gateway answered a SUBSCRIBE: the QoS it granted, or why not. A refusal may also come for a subscription
-    /// that the node makes again after a reconnection; it has then ended.
-    Subscribed {
-        /// Which.
-        filter: Filter,
-        /// The gateway's answer.
-        result: Result<Qos, ReturnCode>,
-    },
-    /// The gateway confirmed an UNSUBSCRIBE.
-    Unsubscribed {
-        /// Which.
-        filter: Filter,
-    },
-    /// A message came.
-    Message(Message),
-    /// A gateway made itself known by ADVERTISE or GWINFO (§6.1).
-    GatewayFound {
-        /// Its GwId.
-        gw_id: u8,
-    },
-}
-
-/// A message for the application: QoS 1 and 2 are acknowledged by the node itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// What it was published on, as the gateway named it.
-    pub topic: Topic,
-    /// The content.
-    pub payload: Bytes,
-    /// The QoS it came with: 0, 1 or 2.
-    pub qos: Qos,
-    /// Whether the broker had kept it.
-    pub retain: bool,
-    /// Whether the gateway had sent it before.
-    pub dup: bool,
-}
-
-/// Why a connection is lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Loss {
-    /// A request went without an answer [`Options::retry_limit`] + 1 times (§6.13).
-    #[error("the gateway does not answer")]
-    NoAnswer,
-    /// The gateway sent DISCONNECT: it does not know the node, or takes leave (§5.4.21).
-    #[error("the gateway ended the connection")]
-    Disconnected,
-}
-
-/// What became of a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// QoS 0 or −1: it went out, nobody will ever tell.
-    Sent,
-    /// PUBACK or PUBCOMP: the gateway has taken responsibility.
-    Acknowledged,
-    /// QoS 2, and the gateway started the session afresh before the exchange was through: the message was then sent
-    /// again, and nobody can tell whether it was published once.
-    Uncertain,
-    /// The gateway does not want it.
-    Refused(ReturnCode),
-    /// [`Options::retry_limit`] repetitions went without an answer, and there is no [`Options::reconnect`]: the message
-    /// may or may not have arrived.
-    GaveUp,
-}
-
-/// What a node has counted since it was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// Frames given out by [`Node::poll_transmit`] or waiting there.
-    pub frames_sent: u64,
-    /// Those of them that repeat an earlier one for want of an answer.
-    pub retransmissions: u64,
-    /// Frames that could be read.
-    pub frames_received: u64,
-    /// Frames that are no MQTT-SN, for another node, or that only a client may send.
-    pub noise: u64,
-    /// Acknowledgements that answer nothing (any more).
-    pub stale: u64,
-    /// PUBLISHes that had been delivered before.
-    pub duplicates: u64,
-    /// PUBLISHes and REGISTERs not taken for want of room.
-    pub shed: u64,
-    /// CONNACKs, the first included.
-    pub connections: u64,
-}
+pub use self::discovery::{Found, Search, datagram};
+pub use self::event::{
+    Counters, Event, Filter, Loss, Message, Outcome, PublishError, PublishId, REQUESTS_MAX, SubscribeError,
+    Topic,
+};
+pub use self::options::{Backoff, Options, Will};
 
 /// An MQTT-SN client.
 #[derive(Debug)]
 pub struct Node {
     options: Options,
+    connection: Connection,
+    uplink: Uplink,
+    requests: Requests,
+    downlink: Downlink,
+    topics: Topics,
+    air: Air,
+    events: VecDeque<Event>,
+    next_id: u64,
+    /// Connections lost or refused since the last one that came about.
+    failures: u32,
+    random: u64,
 }
 
-#[expect(unused_variables, reason = "the interface comes first, for those who build on it")]
+/// How a node stands with its gateway.
+#[derive(Debug)]
+enum Connection {
+    /// The application has not asked for one.
+    None,
+    /// The next attempt comes at this time.
+    Waiting(Instant),
+    /// The handshake of §6.2.
+    Connecting { step: Step, retry: Retry },
+    /// CONNACK has come. `ping` is the PINGREQ that waits for its answer.
+    Connected { since: Instant, ping: Option<Retry> },
+    /// DISCONNECT waits for its answer.
+    Disconnecting(Retry),
+}
+
+/// What was sent last in the handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Connect,
+    WillTopic,
+    WillMsg,
+}
+
 impl Node {
     /// A node that does nothing before [`Node::connect`].
     pub fn new(options: Options) -> Self {
-        Self { options }
+        let mut random = options.seed;
+        let [low, high, ..] = next_random(&mut random).to_le_bytes();
+        Self {
+            air: Air::new(&options, u16::from_le_bytes([low, high])),
+            connection: Connection::None,
+            uplink: Uplink::default(),
+            requests: Requests::default(),
+            downlink: Downlink::default(),
+            topics: Topics::default(),
+            events: VecDeque::new(),
+            next_id: 0,
+            failures: 0,
+            random,
+            options,
+        }
     }
 
     /// Begins a connection (§6.2): later [`Event::Connected`], [`Event::ConnectRefused`] or [`Event::ConnectionLost`].
-    /// No effect while there is one.
-    pub fn connect(&mut self, now: Instant) {}
+    /// No effect while there is one, or while DISCONNECT waits for its answer.
+    pub fn connect(&mut self, now: Instant) {
+        if matches!(self.connection, Connection::None | Connection::Waiting(_)) {
+            self.begin_connection(now);
+        }
+    }
 
     /// Ends the connection, or the attempts at one (§6.12): later [`Event::Disconnected`]. What is queued stays queued.
-    pub fn disconnect(&mut self, now: Instant) {}
+    pub fn disconnect(&mut self, now: Instant) {
+        match self.connection {
+            Connection::Disconnecting(_) => {}
+            Connection::None | Connection::Waiting(_) => self.end(),
+            Connection::Connecting { .. } | Connection::Connected { .. } => {
+                self.suspend(now);
+                self.air.send(DISCONNECT);
+                self.connection = Connection::Disconnecting(self.retry(now));
+            }
+        }
+    }
 
     /// Queues a message; it goes out while there is a connection, in order, registered first where its topic needs that.
     /// [`Event::Published`] tells the end. QoS −1 goes out at once, connection or not (§6.8).
+    ///
+    /// # Errors
+    /// [`PublishError`]; the message is then not queued.
     pub fn publish(
         &mut self,
         now: Instant,
@@ -313,53 +146,380 @@ impl Node {
         qos: Qos,
         retain: bool,
     ) -> Result<PublishId, PublishError> {
-        Err(PublishError::Full)
+        let name_len = if let Topic::Name(name) = &topic { name.as_str().len() } else { 0 };
+        if payload.len() > PAYLOAD_LEN_MAX || name_len > NAME_LEN_MAX {
+            return Err(PublishError::TooLong);
+        }
+        let id = PublishId(self.next_id);
+        if qos == Qos::MinusOne {
+            self.air.send_bytes(datagram(&topic, &payload, retain, self.options.node_id.as_deref())?);
+            self.events.push_back(Event::Published(id, Outcome::Sent));
+        } else {
+            if self.uplink.len() >= self.options.queue_max {
+                return Err(PublishError::Full);
+            }
+            self.uplink.push(Pending::new(id, topic, payload, qos, retain));
+            self.advance(now);
+        }
+        self.next_id += 1;
+        Ok(id)
     }
 
     /// Asks for the messages of `filter` (§6.9), `qos` 0 to 2 (−1 is taken as 0): later [`Event::Subscribed`]. Held
     /// over reconnections until [`Node::unsubscribe`].
-    pub fn subscribe(&mut self, now: Instant, filter: Filter, qos: Qos) -> Result<(), Full> {
-        Err(Full)
+    ///
+    /// # Errors
+    /// [`SubscribeError`]; nothing is then asked for.
+    pub fn subscribe(&mut self, now: Instant, filter: Filter, qos: Qos) -> Result<(), SubscribeError> {
+        self.requests.subscribe(filter, qos)?;
+        self.advance(now);
+        Ok(())
     }
 
     /// Takes a subscription back (§6.9): later [`Event::Unsubscribed`].
-    pub fn unsubscribe(&mut self, now: Instant, filter: Filter) -> Result<(), Full> {
-        Err(Full)
+    ///
+    /// # Errors
+    /// [`SubscribeError`]; nothing is then asked for.
+    pub fn unsubscribe(&mut self, now: Instant, filter: Filter) -> Result<(), SubscribeError> {
+        self.requests.unsubscribe(filter)?;
+        self.advance(now);
+        Ok(())
     }
 
-    /// Takes a frame from the gateway.
-    pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) {}
+    /// Takes a frame from the gateway. What cannot be read, is for another node or answers nothing is counted and
+    /// dropped.
+    pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
+        let packet = match decode(frame) {
+            Ok(frame) if self.air.is_ours(&frame) => frame.packet,
+            _ => return self.air.counters.noise += 1,
+        };
+        self.air.counters.frames_received += 1;
+        match packet {
+            Packet::Advertise(advertise) => self.found(now, advertise.gw_id),
+            Packet::GwInfo(info) => self.found(now, info.gw_id),
+            Packet::WillTopicReq => self.handle_will_request(now, Step::WillTopic),
+            Packet::WillMsgReq => self.handle_will_request(now, Step::WillMsg),
+            Packet::ConnAck(ack) => self.handle_connack(now, ack.code),
+            Packet::Disconnect(_) => self.handle_disconnect(now),
+            packet if self.is_connected() => self.handle_session(now, packet),
+            _ => self.air.stale(),
+        }
+    }
 
     /// Does what is due at `now`; early is harmless.
-    pub fn handle_timeout(&mut self, now: Instant) {}
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let interval = self.options.retry_interval;
+        match &mut self.connection {
+            Connection::None => {}
+            Connection::Waiting(until) => {
+                if *until <= now {
+                    self.begin_connection(now);
+                }
+            }
+            Connection::Connecting { step, retry } => match retry.due(now, interval) {
+                Ok(false) => {}
+                Ok(true) => {
+                    let step = *step;
+                    self.air.counters.retransmissions += 1;
+                    self.send_step(step);
+                }
+                Err(NoAnswer) => self.lose(now, Loss::NoAnswer),
+            },
+            Connection::Connected { .. } => self.handle_session_timeout(now),
+            Connection::Disconnecting(retry) => match retry.due(now, interval) {
+                Ok(false) => {}
+                Ok(true) => self.air.send_again(DISCONNECT),
+                Err(NoAnswer) => self.end(),
+            },
+        }
+    }
 
     /// When [`Node::handle_timeout`] wants to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        let interval = self.options.retry_interval;
+        match &self.connection {
+            Connection::None => None,
+            Connection::Waiting(until) => Some(*until),
+            Connection::Connecting { retry, .. } | Connection::Disconnecting(retry) => {
+                Some(retry.deadline(interval))
+            }
+            Connection::Connected { since, ping } => {
+                let ping = match ping {
+                    Some(retry) => Some(retry.deadline(interval)),
+                    None => self.ping_at(*since),
+                };
+                let deadlines =
+                    [ping, self.uplink.deadline(&self.options), self.requests.deadline(&self.options)];
+                deadlines.into_iter().flatten().min()
+            }
+        }
     }
 
     /// The next frame for the gateway. To be drained after every call that takes `now`.
     pub fn poll_transmit(&mut self) -> Option<Bytes> {
-        None
+        self.air.poll()
     }
 
     /// The next thing to tell the application. To be drained after every call that takes `now`.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
+        self.events.pop_front()
     }
 
     /// Whether there is a connection.
     pub fn is_connected(&self) -> bool {
-        false
+        matches!(self.connection, Connection::Connected { .. })
     }
 
     /// Messages given to [`Node::publish`] that are not settled.
     pub fn pending(&self) -> usize {
-        0
+        self.uplink.len()
     }
 
     /// What was counted so far.
     pub fn counters(&self) -> Counters {
-        Counters::default()
+        self.air.counters
+    }
+
+    fn begin_connection(&mut self, now: Instant) {
+        self.connection = Connection::Connecting { step: Step::Connect, retry: self.retry(now) };
+        self.send_step(Step::Connect);
+    }
+
+    fn send_step(&mut self, step: Step) {
+        let Options { will, clean_session, .. } = &self.options;
+        match (step, will) {
+            (Step::Connect, will) => self.air.send(Packet::Connect(Connect {
+                will: will.is_some(),
+                clean_session: *clean_session,
+                protocol_id: Connect::PROTOCOL_ID,
+                duration: u16::try_from(self.options.keep_alive.as_secs()).unwrap_or(u16::MAX),
+                client_id: self.options.client_id.as_str().as_bytes(),
+            })),
+            (Step::WillTopic, Some(will)) => self.air.send(Packet::WillTopic(WillTopic {
+                qos: will.qos,
+                retain: will.retain,
+                topic: will.topic.as_str().as_bytes(),
+            })),
+            (Step::WillMsg, Some(will)) => self.air.send(Packet::WillMsg(WillMsg { message: &will.message })),
+            (Step::WillTopic | Step::WillMsg, None) => {}
+        }
+    }
+
+    /// A prompt for the Will is answered in a connection too: a late copy of our CONNECT may have opened a handshake at the
+    /// gateway, which would hear nothing else until it is through (§6.2).
+    fn handle_will_request(&mut self, now: Instant, asked: Step) {
+        match (&self.connection, &self.options.will) {
+            (Connection::Connecting { .. }, Some(_)) => {
+                self.connection = Connection::Connecting { step: asked, retry: self.retry(now) };
+                self.send_step(asked);
+            }
+            (Connection::Connected { .. }, Some(_)) => self.send_step(asked),
+            _ => self.air.stale(),
+        }
+    }
+
+    fn handle_connack(&mut self, now: Instant, code: ReturnCode) {
+        let expected = match self.connection {
+            Connection::Connecting { .. } => true,
+            Connection::Connected { .. } => false,
+            _ => return self.air.stale(),
+        };
+        match code {
+            ReturnCode::Accepted if expected => {
+                self.air.counters.connections += 1;
+                self.failures = 0;
+                self.air.heard = None;
+                self.connection = Connection::Connected { since: now, ping: None };
+                self.events.push_back(Event::Connected);
+                self.begin_session(now);
+            }
+            // A late copy of our CONNECT has reached the gateway. A session that is not clean goes on; of a clean one
+            // nothing is left. (It may as well be a copy of CONNACK: to begin anew is harmless then.)
+            ReturnCode::Accepted if self.options.clean_session && self.cx(now).has_room() => {
+                self.air.counters.connections += 1;
+                self.events.push_back(Event::Restarted);
+                self.begin_session(now);
+            }
+            ReturnCode::Accepted => self.air.stale(),
+            _ if !expected => self.air.stale(),
+            code => {
+                self.events.push_back(Event::ConnectRefused(code));
+                let again = if code == ReturnCode::Congestion { self.options.reconnect } else { None };
+                self.wait_or_rest(now, again);
+            }
+        }
+    }
+
+    fn begin_session(&mut self, now: Instant) {
+        let clean = self.options.clean_session;
+        self.topics.restart(clean);
+        if clean {
+            self.downlink.restart();
+        }
+        self.with_parts(now, |uplink, requests, _, cx| {
+            requests.restart(cx);
+            uplink.restart(clean, cx);
+        });
+    }
+
+    fn handle_disconnect(&mut self, now: Instant) {
+        match self.connection {
+            Connection::Connected { .. } => self.lose(now, Loss::Disconnected),
+            Connection::Disconnecting(_) => self.end(),
+            // It answers something that was sent before this attempt.
+            _ => self.air.stale(),
+        }
+    }
+
+    fn handle_session(&mut self, now: Instant, packet: Packet<'_>) {
+        if let (Packet::PingResp, Connection::Connected { ping, .. }) = (packet, &mut self.connection) {
+            match ping.take() {
+                Some(retry) => self.air.heard(retry.sent),
+                None => self.air.stale(),
+            }
+            return;
+        }
+        self.with_parts(now, |uplink, requests, downlink, cx| match packet {
+            Packet::Register(register) => Downlink::handle_register(register, cx),
+            Packet::Publish(publish) => downlink.handle_publish(publish, requests, cx),
+            Packet::PubRel(release) => downlink.handle_pubrel(release, cx),
+            Packet::RegAck(ack) => uplink.handle_regack(ack, cx),
+            Packet::PubAck(ack) => uplink.handle_puback(ack, cx),
+            Packet::PubRec(ack) => uplink.handle_pubrec(ack, cx),
+            Packet::PubComp(ack) => uplink.handle_pubcomp(ack, cx),
+            Packet::SubAck(ack) => requests.handle_suback(ack, cx),
+            Packet::UnsubAck(ack) => requests.handle_unsuback(ack, cx),
+            Packet::PingReq(_) => cx.air.send(Packet::PingResp),
+            _ => cx.air.counters.noise += 1,
+        });
+    }
+
+    fn handle_session_timeout(&mut self, now: Instant) {
+        let uplink = self.with_parts(now, |uplink, _, _, cx| uplink.handle_timeout(cx));
+        if uplink.is_err() {
+            if self.options.reconnect.is_none() {
+                self.with_parts(now, |uplink, _, _, cx| uplink.give_up(cx));
+            }
+            return self.lose(now, Loss::NoAnswer);
+        }
+        let requests = self.with_parts(now, |_, requests, _, cx| requests.handle_timeout(cx));
+        if requests.is_err() || self.handle_ping_timeout(now).is_err() {
+            self.lose(now, Loss::NoAnswer);
+        }
+    }
+
+    /// PINGREQ shows each side that the other is there (§6.11). What the gateway has answered serves as well.
+    fn handle_ping_timeout(&mut self, now: Instant) -> Result<(), NoAnswer> {
+        let Connection::Connected { since, ping } = &mut self.connection else { return Ok(()) };
+        let since = *since;
+        if ping.is_some_and(|retry| self.air.heard >= Some(retry.sent)) {
+            *ping = None;
+        }
+        if let Some(retry) = ping {
+            if retry.due(now, self.options.retry_interval)? {
+                self.air.send_again(PINGREQ);
+            }
+        } else if self.ping_at(since).is_some_and(|at| at <= now) {
+            self.air.send(PINGREQ);
+            self.connection = Connection::Connected { since, ping: Some(self.retry(now)) };
+        }
+        Ok(())
+    }
+
+    /// So early that one repetition fits into the keep-alive, if T_RETRY leaves room for it.
+    fn ping_at(&self, since: Instant) -> Option<Instant> {
+        let keep_alive = self.options.keep_alive;
+        if keep_alive.is_zero() {
+            return None;
+        }
+        let interval = keep_alive.saturating_sub(self.options.retry_interval).max(keep_alive / 2);
+        Some(self.air.heard.map_or(since, |heard| heard.max(since)) + interval)
+    }
+
+    fn found(&mut self, now: Instant, gw_id: u8) {
+        if self.cx(now).has_room() {
+            self.events.push_back(Event::GatewayFound { gw_id });
+        }
+    }
+
+    fn lose(&mut self, now: Instant, loss: Loss) {
+        self.suspend(now);
+        self.events.push_back(Event::ConnectionLost(loss));
+        self.wait_or_rest(now, self.options.reconnect);
+    }
+
+    fn end(&mut self) {
+        self.connection = Connection::None;
+        self.failures = 0;
+        self.events.push_back(Event::Disconnected);
+    }
+
+    fn wait_or_rest(&mut self, now: Instant, again: Option<Backoff>) {
+        let Some(Backoff { min, max }) = again else {
+            self.connection = Connection::None;
+            return;
+        };
+        let factor = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX);
+        self.failures = self.failures.saturating_add(1);
+        let wait = min.saturating_mul(factor).min(max);
+        let less = wait / 4 / 256 * u32::from(next_random(&mut self.random).to_le_bytes()[0]);
+        self.connection = Connection::Waiting(now + (wait - less));
+    }
+
+    fn suspend(&mut self, now: Instant) {
+        self.with_parts(now, |uplink, requests, _, cx| {
+            uplink.suspend(cx);
+            requests.suspend(cx);
+        });
+    }
+
+    fn advance(&mut self, now: Instant) {
+        if self.is_connected() {
+            self.with_parts(now, |uplink, requests, _, cx| {
+                requests.advance(cx);
+                uplink.advance(cx);
+            });
+        }
+    }
+
+    fn retry(&mut self, now: Instant) -> Retry {
+        self.cx(now).retry()
+    }
+
+    fn cx(&mut self, now: Instant) -> Cx<'_> {
+        let Self { options, air, topics, events, .. } = self;
+        Cx { now, options, air, topics, events }
+    }
+
+    fn with_parts<T>(
+        &mut self,
+        now: Instant,
+        call: impl FnOnce(&mut Uplink, &mut Requests, &mut Downlink, &mut Cx<'_>) -> T,
+    ) -> T {
+        let Self { options, air, topics, events, uplink, requests, downlink, .. } = self;
+        call(uplink, requests, downlink, &mut Cx { now, options, air, topics, events })
     }
 }
+
+/// Octets of the longest payload a PUBLISH holds: what Length in its long form, MsgType, Flags, TopicId and MsgId leave
+/// (§5.4.12).
+const PAYLOAD_LEN_MAX: usize = MESSAGE_LEN_MAX - 9;
+
+/// Octets of the longest topic or filter a REGISTER and a SUBSCRIBE hold: what Length in its long form, MsgType and the
+/// fields before the name leave, four in the one and three in the other (§5.4.10, §5.4.15).
+const NAME_LEN_MAX: usize = MESSAGE_LEN_MAX - 8;
+
+const DISCONNECT: Packet<'static> = Packet::Disconnect(Disconnect { duration: None });
+
+const PINGREQ: Packet<'static> = Packet::PingReq(PingReq { client_id: &[] });
+
+/// SplitMix64: enough to keep nodes apart.
+fn next_random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests;
