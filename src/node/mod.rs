@@ -32,7 +32,7 @@ mod topics;
 mod uplink;
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -331,13 +331,20 @@ impl Node {
                 self.air.heard = None;
                 self.connection = Connection::Connected { since: now, ping: None };
                 self.events.push_back(Event::Connected);
+                let clean = self.options.clean_session;
+                self.topics.restart(clean);
+                if clean {
+                    self.downlink.restart();
+                }
                 self.begin_session(now);
             }
             // A late copy of our CONNECT has reached the gateway. A session that is not clean goes on; of a clean one
-            // nothing is left. (It may as well be a copy of CONNACK: to begin anew is harmless then.)
+            // nothing is left there. It may as well be a copy of CONNACK: nothing may be forgotten that tells a message from
+            // its duplicate.
             ReturnCode::Accepted if self.options.clean_session && self.cx(now).has_room() => {
                 self.air.counters.connections += 1;
                 self.events.push_back(Event::Restarted);
+                self.topics.restart(false);
                 self.begin_session(now);
             }
             ReturnCode::Accepted => self.air.stale(),
@@ -352,10 +359,6 @@ impl Node {
 
     fn begin_session(&mut self, now: Instant) {
         let clean = self.options.clean_session;
-        self.topics.restart(clean);
-        if clean {
-            self.downlink.restart();
-        }
         self.with_parts(now, |uplink, requests, _, cx| {
             requests.restart(cx);
             uplink.restart(clean, cx);
@@ -428,7 +431,7 @@ impl Node {
 
     /// So early that one repetition fits into the keep-alive, if T_RETRY leaves room for it.
     fn ping_at(&self, since: Instant) -> Option<Instant> {
-        let keep_alive = self.options.keep_alive;
+        let keep_alive = self.options.keep_alive.min(Duration::from_secs(u16::MAX.into()));
         if keep_alive.is_zero() {
             return None;
         }
