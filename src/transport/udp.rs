@@ -1,0 +1,548 @@
+//! UDP: a socket and a task for every listen address, and the multicast group for discovery (§6.1).
+//!
+//! Linux's packet information (`ip(7)` IP_PKTINFO, `ipv6(7)` IPV6_PKTINFO) tells for every datagram which of our addresses
+//! it was sent to, and lets the answer leave from that one: a client behind a NAT or with a connected socket takes it
+//! from nobody else. The same mechanism chooses the interface of a multicast.
+//!
+//! The group is received by the listen socket that is bound to its port and to all addresses, or else by a socket of its
+//! own. That one alone shares its port with other programs; a listen socket never does, or two gateways could start on
+//! one port and each see half of the clients.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use nix::errno::Errno;
+use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+};
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockRef, Socket, Type};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+use tokio::task::{JoinSet, yield_now};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{debug, info, warn};
+
+use super::{Count, Counters, Inbox, OpenError};
+use crate::gateway::io::{Address, Input, Peer, PortEvent, PortId, Route};
+
+/// Octets of the operating system's receive buffer that each socket asks for (it grants at most `net.core.rmem_max`): with
+/// its overhead of some 700 octets a frame, 1,500 sensors may speak in the same instant.
+const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// Octets of the send buffer, the only queue on the way out: a message for 1,500 subscribers fits while the radio is busy.
+const SEND_BUFFER: usize = 1 << 20;
+
+/// Octets of the longest datagram there can be; the Length field of an IP packet has no room for more.
+const DATAGRAM_MAX: usize = 65_535;
+
+/// Datagrams read from one socket in a row before others get their turn: some 0.1 ms of work.
+const BURST: usize = 64;
+
+/// How long reading rests after it failed, so that a fault that stays does not eat the processor.
+const FAULT_PAUSE: Duration = Duration::from_millis(10);
+
+/// The first wait for an address or interface that is not there yet. Doubles up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_secs(1);
+
+/// The longest such wait; also how often a membership is renewed: an interface that went away and came back has forgotten
+/// it, and nothing tells.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// What a UDP transport is opened with.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Its name in logs.
+    pub name: String,
+    /// Where it listens; port 0 takes a free one.
+    pub listen: Vec<SocketAddr>,
+    /// The group for discovery.
+    pub group: Option<Group>,
+}
+
+/// A multicast group on an interface.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// Its address and port.
+    pub addr: SocketAddr,
+    /// The name of the interface; `None` leaves the choice to the routes.
+    pub interface: Option<String>,
+}
+
+impl Group {
+    /// The number of the interface at the moment, 0 for any.
+    fn interface_index(&self) -> io::Result<u32> {
+        let Some(name) = &self.interface else { return Ok(0) };
+        Ok(nix::net::if_::if_nametoindex(name.as_str())?)
+    }
+
+    /// Its address as the socket calls take it: a link-local group of IPv6 needs its interface.
+    fn scoped(&self, interface: u32) -> SocketAddr {
+        let mut addr = self.addr;
+        if let SocketAddr::V6(addr) = &mut addr
+            && addr.scope_id() == 0
+        {
+            addr.set_scope_id(interface);
+        }
+        addr
+    }
+}
+
+/// The sockets of one transport. Dropped, it stops listening.
+#[derive(Debug)]
+pub struct Udp {
+    /// In the order of [`Options::listen`], a socket for the group last if there is one: [`Route::socket`] is the index.
+    slots: Vec<Arc<Slot>>,
+    /// The group, and which slot speaks to it.
+    group: Option<(Group, u16)>,
+    counters: Arc<Counters>,
+    _tasks: JoinSet<()>,
+}
+
+impl Udp {
+    /// Binds every address of `options`, those that are not there yet later, in the background. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// An address is in use or not permitted; a group has no listen address of its IP version.
+    pub fn open(port: PortId, options: &Options, inbox: &Inbox) -> Result<Self, OpenError> {
+        let counters = Arc::new(Counters::default());
+        let up = Arc::new(AtomicBool::new(false));
+        let mut tasks = JoinSet::new();
+        let mut slots = Vec::new();
+        for plan in Plan::of(options)? {
+            let slot = Arc::new(Slot::default());
+            match plan.bind() {
+                Ok(socket) => slot.fill(socket, &plan, &options.name),
+                Err(source) if is_for_good(&source) => {
+                    return Err(OpenError::Bind { addr: plan.addr, source });
+                }
+                Err(error) => {
+                    warn!(port = options.name, "cannot listen on udp {} yet: {error}; trying again", plan.addr);
+                }
+            }
+            slots.push(slot.clone());
+            let listener = Listener {
+                port,
+                name: options.name.clone(),
+                plan,
+                slot,
+                up: up.clone(),
+                inbox: inbox.clone(),
+                counters: counters.clone(),
+                kernel_full: 0,
+            };
+            tasks.spawn(listener.run());
+        }
+        let group = options.group.clone().and_then(|group| Some((group.clone(), speaker(options, &group)?)));
+        Ok(Self { slots, group, counters, _tasks: tasks })
+    }
+
+    /// Sends one datagram to `addr` by the socket and from the address of `route`, or drops and counts it.
+    pub fn send(&self, addr: SocketAddr, route: Route, frame: &Bytes) {
+        self.transmit(route.socket, &Outgoing { to: addr, from: route.local, interface: 0, hops: None }, frame);
+    }
+
+    /// Sends one datagram to the group, at most `radius` hops far, or drops and counts it.
+    pub fn broadcast(&self, radius: u8, frame: &Bytes) {
+        let Some((group, speaker)) = &self.group else { return self.counters.add(Count::NotUp, 1) };
+        let Ok(interface) = group.interface_index() else { return self.counters.add(Count::NoRoute, 1) };
+        // §5.4.2: the radius is the carrier's; 0 is its maximum.
+        let hops = Some(if radius == 0 { u8::MAX } else { radius });
+        let outgoing = Outgoing { to: group.scoped(interface), from: None, interface, hops };
+        self.transmit(*speaker, &outgoing, frame);
+    }
+
+    /// The addresses it listens on at the moment, without the group's.
+    pub fn local_addrs(&self) -> Vec<SocketAddr> {
+        self.slots.iter().filter(|slot| !slot.is_group()).filter_map(|slot| slot.socket()?.local_addr().ok()).collect()
+    }
+
+    /// What its sockets have counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn transmit(&self, slot: u16, outgoing: &Outgoing, frame: &Bytes) {
+        let socket = self.slots.get(usize::from(slot)).and_then(|slot| slot.socket());
+        let count = match socket.map(|socket| outgoing.send(socket, frame)) {
+            None => Count::NotUp,
+            Some(Ok(())) => Count::Sent,
+            Some(Err(errno)) => {
+                debug!(to = %outgoing.to, octets = frame.len(), %errno, "datagram not sent");
+                send_failure(errno)
+            }
+        };
+        self.counters.add(count, 1);
+    }
+}
+
+/// What one socket is for.
+#[derive(Debug, Clone)]
+struct Plan {
+    /// Where to bind it; of a group's own socket the group's address.
+    addr: SocketAddr,
+    /// The group it receives too.
+    group: Option<Group>,
+    /// Whether it receives nothing else.
+    only_group: bool,
+    /// The slot that answers what it receives.
+    answers: u16,
+}
+
+impl Plan {
+    /// The sockets `options` take, in the order of the slots.
+    fn of(options: &Options) -> Result<Vec<Self>, OpenError> {
+        let mut plans: Vec<Self> = (0..)
+            .zip(&options.listen)
+            .map(|(answers, &addr)| Self { addr, group: None, only_group: false, answers })
+            .collect();
+        let Some(group) = &options.group else { return Ok(plans) };
+        let Some(answers) = speaker(options, group) else { return Err(OpenError::Group { group: group.addr }) };
+        let covers = |addr: SocketAddr| {
+            addr.ip().is_unspecified() && addr.is_ipv4() == group.addr.is_ipv4() && addr.port() == group.addr.port()
+        };
+        match plans.iter_mut().find(|plan| covers(plan.addr)) {
+            Some(plan) => plan.group = Some(group.clone()),
+            None => {
+                plans.push(Self { addr: group.addr, group: Some(group.clone()), only_group: true, answers })
+            }
+        }
+        Ok(plans)
+    }
+
+    /// A socket with all its options, bound.
+    fn bind(&self) -> io::Result<UdpSocket> {
+        let mut addr = self.addr;
+        if let (true, Some(group)) = (self.only_group, &self.group) {
+            addr = group.scoped(group.interface_index()?);
+        }
+        let socket = Socket::new(Domain::for_address(addr), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        socket.set_send_buffer_size(SEND_BUFFER)?;
+        setsockopt(&socket, sockopt::RxqOvfl, &1)?;
+        // Only the groups this socket joins itself, not those of all programs on this machine.
+        if addr.is_ipv4() {
+            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+            socket.set_multicast_all_v4(false)?;
+        } else {
+            // Beside 0.0.0.0, not instead of it.
+            socket.set_only_v6(true)?;
+            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+            socket.set_multicast_all_v6(false)?;
+        }
+        // Before bind, or what arrives between would lack all that.
+        socket.set_reuse_address(self.only_group)?;
+        socket.bind(&addr.into())?;
+        UdpSocket::from_std(socket.into())
+    }
+}
+
+/// The slot that speaks to `group` and answers what came by it: the first listen socket of the same IP version.
+fn speaker(options: &Options, group: &Group) -> Option<u16> {
+    (0..).zip(&options.listen).find(|(_, addr)| addr.is_ipv4() == group.addr.is_ipv4()).map(|(index, _)| index)
+}
+
+/// Whether waiting does not mend it.
+fn is_for_good(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
+}
+
+/// A socket as soon as it is there.
+#[derive(Debug, Default)]
+struct Slot(OnceLock<(UdpSocket, bool)>);
+
+impl Slot {
+    fn fill(&self, socket: UdpSocket, plan: &Plan, name: &str) {
+        let addr = socket.local_addr().unwrap_or(plan.addr);
+        info!(port = name, "listening on udp {addr}");
+        let filled = self.0.set((socket, plan.only_group));
+        debug_assert!(filled.is_ok(), "a slot is filled once");
+    }
+
+    fn socket(&self) -> Option<&UdpSocket> {
+        self.0.get().map(|(socket, _)| socket)
+    }
+
+    fn is_group(&self) -> bool {
+        self.0.get().is_some_and(|(_, only_group)| *only_group)
+    }
+}
+
+/// The task of one socket: waits until it can be bound, keeps its membership, reads.
+struct Listener {
+    port: PortId,
+    name: String,
+    plan: Plan,
+    slot: Arc<Slot>,
+    /// Whether the port has been reported as up; shared by its listeners.
+    up: Arc<AtomicBool>,
+    inbox: Inbox,
+    counters: Arc<Counters>,
+    /// What the operating system said last of how many it has dropped.
+    kernel_full: u32,
+}
+
+impl Listener {
+    async fn run(mut self) {
+        let slot = self.slot.clone();
+        let Some(socket) = self.bound(&slot).await else { return };
+        let mut membership = self.plan.group.clone().map(Membership::new);
+        if let Some(membership) = &mut membership {
+            membership.renew(socket, &self.name);
+        }
+        if !self.up.swap(true, Ordering::Relaxed) {
+            self.inbox.tell(Input::Port(self.port, PortEvent::Up)).await;
+        }
+        let mut buffer = vec![0; DATAGRAM_MAX];
+        loop {
+            // The membership first: it is due twice a minute at most, and a flood must not keep it waiting.
+            tokio::select! {
+                biased;
+                membership = due(&mut membership) => {
+                    // ADVERTISE has not reached the group so far.
+                    if membership.renew(socket, &self.name) {
+                        self.inbox.tell(Input::Port(self.port, PortEvent::Up)).await;
+                    }
+                }
+                readable = socket.readable() => match readable.and_then(|()| self.burst(socket, &mut buffer)) {
+                    Ok(()) => yield_now().await,
+                    Err(error) => {
+                        // An ICMP error about what was sent earlier, or a lack of memory: the socket is as good as before.
+                        debug!(port = self.name, %error, "reading failed");
+                        self.counters.add(Count::ReceiveFailed, 1);
+                        sleep(FAULT_PAUSE).await;
+                    }
+                },
+            }
+        }
+    }
+
+    /// The socket, once its address is there.
+    async fn bound<'a>(&self, slot: &'a Slot) -> Option<&'a UdpSocket> {
+        let mut wait = RETRY_MIN;
+        while slot.socket().is_none() {
+            sleep(wait).await;
+            wait = RETRY_MAX.min(wait * 2);
+            match self.plan.bind() {
+                Ok(socket) => slot.fill(socket, &self.plan, &self.name),
+                Err(error) => debug!(port = self.name, addr = %self.plan.addr, %error, "still cannot listen"),
+            }
+        }
+        slot.socket()
+    }
+
+    /// Reads until the socket is empty, but not for long. The loop gets it all in one batch: nobody else runs meanwhile.
+    fn burst(&mut self, socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<()> {
+        for _ in 0..BURST {
+            match receive(socket, buffer) {
+                Ok(datagram) => self.accept(&datagram, buffer),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, datagram: &Datagram, buffer: &[u8]) {
+        let dropped = datagram.kernel_full.map_or(0, |now| now.wrapping_sub(self.kernel_full));
+        if dropped > 0 {
+            self.kernel_full = self.kernel_full.wrapping_add(dropped);
+            self.counters.add(Count::KernelFull, dropped as usize);
+        }
+        let Some(len) = datagram.len else { return self.counters.add(Count::Truncated, 1) };
+        let frame = Input::Frame {
+            from: Peer { port: self.port, addr: Address::Udp(datagram.from), node: None },
+            route: Route { socket: self.plan.answers, local: datagram.to.filter(|to| !to.is_multicast()) },
+            // A copy of its own size: what is kept of a frame must not keep the buffer.
+            frame: Bytes::copy_from_slice(&buffer[..len]),
+        };
+        let count = if self.inbox.offer(frame) { Count::Received } else { Count::InboxFull };
+        self.counters.add(count, 1);
+    }
+}
+
+/// Completes when the membership is to be renewed; never, if there is none. Cancel-safe.
+async fn due(membership: &mut Option<Membership>) -> &mut Membership {
+    match membership {
+        Some(membership) => {
+            sleep_until(membership.due).await;
+            membership
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// The membership of a socket in a group.
+struct Membership {
+    group: Group,
+    due: Instant,
+    wait: Duration,
+    state: Joined,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Joined {
+    NotTried,
+    No,
+    Yes,
+}
+
+impl Membership {
+    fn new(group: Group) -> Self {
+        Self { group, due: Instant::now(), wait: RETRY_MIN, state: Joined::NotTried }
+    }
+
+    /// Joins the group unless it is joined already; reports changes. Whether it is joined and was not at the last try.
+    fn renew(&mut self, socket: &UdpSocket, name: &str) -> bool {
+        let before = self.state;
+        match self.join(socket) {
+            Ok(()) => {
+                (self.state, self.wait) = (Joined::Yes, RETRY_MIN);
+                self.due = Instant::now() + RETRY_MAX;
+                if before != Joined::Yes {
+                    info!(port = name, interface = self.group.interface, "joined multicast group {}", self.group.addr);
+                }
+            }
+            Err(error) => {
+                self.state = Joined::No;
+                self.due = Instant::now() + self.wait;
+                self.wait = RETRY_MAX.min(self.wait * 2);
+                if before != Joined::No {
+                    let (group, interface) = (self.group.addr, &self.group.interface);
+                    warn!(port = name, interface, "cannot join multicast group {group} yet: {error}; trying again");
+                }
+            }
+        }
+        (before, self.state) == (Joined::No, Joined::Yes)
+    }
+
+    fn join(&self, socket: &UdpSocket) -> io::Result<()> {
+        let interface = self.group.interface_index()?;
+        let socket = SockRef::from(socket);
+        let joined = match self.group.addr.ip() {
+            IpAddr::V4(ip) => socket.join_multicast_v4_n(&ip, &InterfaceIndexOrAddress::Index(interface)),
+            IpAddr::V6(ip) => socket.join_multicast_v6(&ip, interface),
+        };
+        match joined {
+            // It is joined already.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(()),
+            joined => joined,
+        }
+    }
+}
+
+/// One datagram, its octets in the buffer.
+#[derive(Debug, PartialEq, Eq)]
+struct Datagram {
+    from: SocketAddr,
+    /// The address it was sent to.
+    to: Option<IpAddr>,
+    /// `None`: it did not fit in the buffer.
+    len: Option<usize>,
+    /// How many datagrams the socket has lost for want of room, if any.
+    kernel_full: Option<u32>,
+}
+
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Datagram> {
+    socket.try_io(Interest::READABLE, || {
+        let mut control = nix::cmsg_space!(in6_pktinfo, u32);
+        let mut parts = [IoSliceMut::new(buffer)];
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+        let from = message.address.and_then(socket_addr).ok_or(io::ErrorKind::InvalidData)?;
+        let whole = !message.flags.contains(MsgFlags::MSG_TRUNC);
+        let mut datagram = Datagram { from, to: None, len: whole.then_some(message.bytes), kernel_full: None };
+        for control in message.cmsgs()? {
+            match control {
+                // The header's destination, unless it is a broadcast address, from which no answer can leave.
+                ControlMessageOwned::Ipv4PacketInfo(info) => {
+                    let (header, ours) = (ipv4(info.ipi_addr), ipv4(info.ipi_spec_dst));
+                    datagram.to = Some(if header.is_multicast() { header } else { ours }.into());
+                }
+                ControlMessageOwned::Ipv6PacketInfo(info) => {
+                    datagram.to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                }
+                ControlMessageOwned::RxqOvfl(total) => datagram.kernel_full = Some(total),
+                _ => {}
+            }
+        }
+        Ok(datagram)
+    })
+}
+
+/// Where one datagram goes and how.
+#[derive(Debug)]
+struct Outgoing {
+    to: SocketAddr,
+    /// The address of ours it leaves from; `None`: the socket's or the route's.
+    from: Option<IpAddr>,
+    /// The interface it leaves by; 0: the route's.
+    interface: u32,
+    /// How many hops it may travel; `None`: the system's default.
+    hops: Option<u8>,
+}
+
+impl Outgoing {
+    fn send(&self, socket: &UdpSocket, frame: &[u8]) -> Result<(), Errno> {
+        let hops = i32::from(self.hops.unwrap_or_default());
+        let controls = 1 + usize::from(self.hops.is_some());
+        match self.to {
+            SocketAddr::V4(_) => {
+                let from = if let Some(IpAddr::V4(from)) = self.from { from } else { Ipv4Addr::UNSPECIFIED };
+                let info = in_pktinfo {
+                    ipi_ifindex: self.interface as i32,
+                    ipi_spec_dst: in_addr { s_addr: u32::from_ne_bytes(from.octets()) },
+                    ipi_addr: in_addr { s_addr: 0 },
+                };
+                let control = [ControlMessage::Ipv4PacketInfo(&info), ControlMessage::Ipv4Ttl(&hops)];
+                self.send_with(socket, frame, &control[..controls])
+            }
+            SocketAddr::V6(to) => {
+                let from = if let Some(IpAddr::V6(from)) = self.from { from } else { Ipv6Addr::UNSPECIFIED };
+                let info = in6_pktinfo {
+                    ipi6_addr: in6_addr { s6_addr: from.octets() },
+                    // A link-local address of ours is one only on its interface.
+                    ipi6_ifindex: if self.interface == 0 { to.scope_id() } else { self.interface },
+                };
+                let control = [ControlMessage::Ipv6PacketInfo(&info), ControlMessage::Ipv6HopLimit(&hops)];
+                self.send_with(socket, frame, &control[..controls])
+            }
+        }
+    }
+
+    fn send_with(&self, socket: &UdpSocket, frame: &[u8], control: &[ControlMessage]) -> Result<(), Errno> {
+        let to = SockaddrStorage::from(self.to);
+        // Not by the readiness that tokio keeps: it is known only once somebody has waited for it.
+        sendmsg(socket.as_raw_fd(), &[IoSlice::new(frame)], control, MsgFlags::MSG_DONTWAIT, Some(&to)).map(drop)
+    }
+}
+
+fn send_failure(errno: Errno) -> Count {
+    match errno {
+        Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => Count::SendFull,
+        Errno::EMSGSIZE => Count::TooLong,
+        // EINVAL: the address to send from is not ours any more, or the one to send to is none.
+        Errno::ENETUNREACH
+        | Errno::EHOSTUNREACH
+        | Errno::ENETDOWN
+        | Errno::EHOSTDOWN
+        | Errno::EADDRNOTAVAIL
+        | Errno::ENODEV
+        | Errno::EINVAL => Count::NoRoute,
+        _ => Count::SendFailed,
+    }
+}
+
+fn ipv4(addr: in_addr) -> Ipv4Addr {
+    Ipv4Addr::from(addr.s_addr.to_ne_bytes())
+}
+
+fn socket_addr(addr: SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = addr.as_sockaddr_in().map(|addr| std::net::SocketAddrV4::from(*addr).into());
+    v4.or_else(|| addr.as_sockaddr_in6().map(|addr| std::net::SocketAddrV6::from(*addr).into()))
+}
