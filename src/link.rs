@@ -1,1 +1,352 @@
 //! TCP to brokers: connects, reads, and writes what is ready in one go.
+//!
+//! One task per connection carries out the core's [`LinkCommand`]s. Octets from the broker wait in a bounded inbox and,
+//! when that is full, in the broker: the socket is not read before there is room.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::sync::mpsc::{self, Permit};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{debug, error, warn};
+
+use crate::gateway::io::{Endpoint, LinkCommand, LinkEvent, LinkFailure, LinkId};
+
+/// Octets taken from a connection at a time: a few hundred small messages, and memory only while they are copied.
+const READ_MAX: usize = 16 << 10;
+
+/// Events of all connections that wait for the core, at most [`READ_MAX`] octets each. Then brokers have to wait.
+const EVENTS_MAX: usize = 128;
+
+/// Commands that wait for one connection: the core never has more than a write and a close under way.
+const COMMANDS_MAX: usize = 4;
+
+/// Addresses of one name that are tried; more than the usual IPv6 and IPv4 pair has.
+const ADDRESSES_MAX: usize = 8;
+
+/// How long a close waits for what was written to leave. systemd waits 90 s for the whole process.
+const FLUSH_MAX: Duration = Duration::from_secs(5);
+
+/// How long a close waits for the broker to close too. If we closed with octets unread, TCP would reset the connection
+/// and take our last words from the broker.
+const LINGER_MAX: Duration = Duration::from_secs(1);
+
+/// How long a connection that cannot be written any more is read for the broker's last words.
+const LAST_WORDS_MAX: Duration = Duration::from_millis(100);
+
+/// An event and the connection it belongs to.
+pub type Report = (LinkId, LinkEvent);
+
+/// The connections to brokers. Dropped, all of them are cut.
+#[derive(Debug)]
+pub struct Links {
+    open: BTreeMap<LinkId, mpsc::Sender<LinkCommand>>,
+    events: mpsc::Sender<Report>,
+    connect_timeout: Duration,
+    tasks: JoinSet<()>,
+    stale: u64,
+}
+
+impl Links {
+    /// No connection yet, and where the events of those to come arrive. Each is to be shown to [`accept`](Self::accept).
+    pub fn new(connect_timeout: Duration) -> (Self, mpsc::Receiver<Report>) {
+        let (events, inbox) = mpsc::channel(EVENTS_MAX);
+        let links = Self { open: BTreeMap::new(), events, connect_timeout, tasks: JoinSet::new(), stale: 0 };
+        (links, inbox)
+    }
+
+    /// Carries out a command; never waits. Needs a tokio runtime. A command for a connection that is gone is ignored and
+    /// counted.
+    pub fn command(&mut self, id: LinkId, command: LinkCommand) {
+        if let LinkCommand::Connect(endpoint) = command {
+            return self.connect(id, endpoint);
+        }
+        let Some(commands) = self.open.get(&id) else { return self.stale += 1 };
+        let closes = command == LinkCommand::Close;
+        match commands.try_send(command) {
+            Ok(()) => {}
+            // It ended by itself and its last event is on the way.
+            Err(mpsc::error::TrySendError::Closed(_)) => self.stale += 1,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                debug_assert!(false, "one write at a time");
+                error!(link = id.0, "command dropped: more than one write at a time");
+                self.stale += 1;
+            }
+        }
+        if closes {
+            self.open.remove(&id);
+        }
+    }
+
+    /// Whether an event is still of interest to the core: nothing is, of a connection that it has closed.
+    #[must_use]
+    pub fn accept(&mut self, (id, event): &Report) -> bool {
+        if !self.open.contains_key(id) {
+            self.stale += 1;
+            return false;
+        }
+        if let LinkEvent::Closed(failure) = event {
+            debug!(link = id.0, %failure, "closed");
+            self.open.remove(id);
+        }
+        true
+    }
+
+    /// Commands and events of connections that were gone.
+    pub fn stale(&self) -> u64 {
+        self.stale
+    }
+
+    /// Closes what is open as [`LinkCommand::Close`] does and waits until all is closed, but no longer than a close may
+    /// take.
+    pub async fn close(mut self) {
+        self.open.clear();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(FLUSH_MAX + LINGER_MAX, all).await.is_err() {
+            warn!("connections to brokers cut: they took too long to close");
+        }
+    }
+
+    fn connect(&mut self, id: LinkId, endpoint: Endpoint) {
+        while self.tasks.try_join_next().is_some() {}
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let before = self.open.insert(id, sender);
+        debug_assert!(before.is_none(), "a handle is never used again");
+        self.tasks.spawn(run(
+            Outlet { id, commands, events: self.events.clone() },
+            endpoint,
+            self.connect_timeout,
+        ));
+    }
+}
+
+/// The task of one connection.
+async fn run(mut outlet: Outlet, endpoint: Endpoint, within: Duration) {
+    let connected = tokio::select! {
+        biased;
+        () = outlet.closed() => return,
+        connected = connect(&endpoint, within) => connected,
+    };
+    let stream = match connected {
+        Ok(stream) => stream,
+        Err(failure) => return outlet.report_end(failure).await,
+    };
+    let mut connection =
+        Connection { stream, outlet, unsent: Bytes::new(), drained: false, connected: false };
+    match connection.serve().await {
+        Ok(()) => connection.take_leave().await,
+        Err(failure) => connection.outlet.report_end(failure).await,
+    }
+}
+
+/// What joins the task of a connection to the core.
+struct Outlet {
+    id: LinkId,
+    commands: mpsc::Receiver<LinkCommand>,
+    events: mpsc::Sender<Report>,
+}
+
+impl Outlet {
+    /// Completes when the core has closed the connection. Cancel-safe.
+    async fn closed(&mut self) {
+        while let Some(command) = self.commands.recv().await {
+            if command == LinkCommand::Close {
+                return;
+            }
+        }
+    }
+
+    /// The last event, unless the core closes the connection before there is room for it.
+    async fn report_end(mut self, failure: LinkFailure) {
+        let events = self.events.clone();
+        tokio::select! {
+            biased;
+            () = self.closed() => {}
+            permit = events.reserve() => {
+                if let Ok(permit) = permit {
+                    permit.send((self.id, LinkEvent::Closed(failure)));
+                }
+            }
+        }
+    }
+}
+
+/// An open connection.
+struct Connection {
+    stream: TcpStream,
+    outlet: Outlet,
+    /// What is left of the write under way.
+    unsent: Bytes,
+    /// Whether the end of a write is to be reported.
+    drained: bool,
+    /// Whether `Connected` has been reported.
+    connected: bool,
+}
+
+impl Connection {
+    /// Carries out commands until one of them closes the connection, or the broker does, or it fails.
+    async fn serve(&mut self) -> Result<(), LinkFailure> {
+        let events = self.outlet.events.clone();
+        loop {
+            // Commands first: a close is the end of reading. Then writing, which ends by itself until the core says more;
+            // then reading, which with a busy broker never ends.
+            tokio::select! {
+                biased;
+                command = self.outlet.commands.recv() => match command {
+                    Some(LinkCommand::Write(octets)) => self.enqueue(octets),
+                    Some(LinkCommand::Connect(_)) => {}
+                    Some(LinkCommand::Close) | None => return Ok(()),
+                },
+                writable = self.stream.writable(), if !self.unsent.is_empty() => {
+                    if let Err(error) = writable.and_then(|()| self.write()) {
+                        self.last_words().await;
+                        return Err(LinkFailure::Io(plain(&error)));
+                    }
+                }
+                permit = events.reserve(), if !self.connected || self.drained => {
+                    let Ok(permit) = permit else { return Ok(()) };
+                    let event = if self.connected { LinkEvent::Drained } else { LinkEvent::Connected };
+                    (self.connected, self.drained) = (true, false);
+                    permit.send((self.outlet.id, event));
+                }
+                permit = readable(&self.stream, &events), if self.connected => {
+                    let Some(permit) = permit else { return Ok(()) };
+                    match read(&self.stream) {
+                        Ok(Some(octets)) => permit.send((self.outlet.id, LinkEvent::Bytes(octets))),
+                        Ok(None) => return Err(LinkFailure::Closed),
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        Err(error) => return Err(LinkFailure::Io(plain(&error))),
+                    }
+                }
+            }
+        }
+    }
+
+    fn enqueue(&mut self, octets: Bytes) {
+        debug_assert!(self.unsent.is_empty(), "one write at a time");
+        self.drained = octets.is_empty();
+        self.unsent = if self.unsent.is_empty() {
+            octets
+        } else {
+            let mut both = BytesMut::from(self.unsent.as_ref());
+            both.extend_from_slice(&octets);
+            both.freeze()
+        };
+    }
+
+    /// Writes what the operating system takes.
+    fn write(&mut self) -> io::Result<()> {
+        while !self.unsent.is_empty() {
+            match self.stream.try_write(&self.unsent) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => self.unsent.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        self.drained = true;
+        Ok(())
+    }
+
+    /// Passes on what the broker said before it cut the connection: the reason may be in it.
+    async fn last_words(&mut self) {
+        let Self { stream, outlet: Outlet { id, events, .. }, .. } = self;
+        let all = async {
+            while let Some(permit) = readable(stream, events).await {
+                match read(stream) {
+                    Ok(Some(octets)) => permit.send((*id, LinkEvent::Bytes(octets))),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Ok(None) | Err(_) => return,
+                }
+            }
+        };
+        // Out of time: the broker has said enough.
+        let _ = timeout(LAST_WORDS_MAX, all).await;
+    }
+
+    /// Lets what was written leave, and closes.
+    async fn take_leave(mut self) {
+        let flush = async {
+            self.stream.write_all(&self.unsent).await?;
+            self.stream.shutdown().await
+        };
+        let Ok(Ok(())) = timeout(FLUSH_MAX, flush).await else { return };
+        let mut rest = [0; 1024];
+        let end = async { while matches!(self.stream.read(&mut rest).await, Ok(1..)) {} };
+        // A broker that does not close gets a reset.
+        let _ = timeout(LINGER_MAX, end).await;
+    }
+}
+
+/// Waits until there is something to read and room to put it; `None` once nobody wants it any more. Cancel-safe: nothing
+/// is read yet. In this order, or idle connections would fill the room.
+async fn readable<'a>(stream: &TcpStream, events: &'a mpsc::Sender<Report>) -> Option<Permit<'a, Report>> {
+    // An error shows when reading.
+    let _ = stream.readable().await;
+    events.reserve().await.ok()
+}
+
+/// Reads what is there; `None` at the end of the stream. The buffer lives only for the call, so that idle connections
+/// take no memory, and its content is copied, so that a message which is kept does not keep the buffer.
+fn read(stream: &TcpStream) -> io::Result<Option<Bytes>> {
+    let mut buffer = Vec::with_capacity(READ_MAX);
+    let len = stream.try_read_buf(&mut buffer)?;
+    Ok((len > 0).then(|| Bytes::copy_from_slice(&buffer)))
+}
+
+/// Finds the broker and connects to the first of its addresses that answers. Each may take its share of the time.
+async fn connect(endpoint: &Endpoint, within: Duration) -> Result<TcpStream, LinkFailure> {
+    let deadline = Instant::now() + within;
+    let addrs = resolve(endpoint, deadline).await?;
+    let mut reasons: Vec<String> = Vec::new();
+    for (tried, &addr) in addrs.iter().enumerate() {
+        let share = deadline.saturating_duration_since(Instant::now()) / (addrs.len() - tried) as u32;
+        let reason = match timeout(share, open(addr)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => plain(&error),
+            Err(_) => format!("no answer within {:.0} s", share.as_secs_f32().ceil()),
+        };
+        debug!(%addr, reason, "cannot connect");
+        if !reasons.contains(&reason) {
+            reasons.push(reason);
+        }
+    }
+    Err(LinkFailure::Connect(reasons.join(", ")))
+}
+
+async fn resolve(endpoint: &Endpoint, deadline: Instant) -> Result<Vec<SocketAddr>, LinkFailure> {
+    let failure =
+        |reason: &str| LinkFailure::Resolve { host: endpoint.host.clone(), reason: reason.to_owned() };
+    let found = match timeout_at(deadline, lookup_host((endpoint.host.as_str(), endpoint.port))).await {
+        Ok(found) => found.map_err(|error| failure(&plain(&error)))?,
+        Err(_) => return Err(failure("the name server does not answer")),
+    };
+    let addrs: Vec<SocketAddr> = found.take(ADDRESSES_MAX).collect();
+    if addrs.is_empty() { Err(failure("it has no address")) } else { Ok(addrs) }
+}
+
+async fn open(addr: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(addr).await?;
+    // On a free port of the range from which outgoing connections take theirs, TCP may connect to itself.
+    if stream.local_addr()? == stream.peer_addr()? {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    // Nagle's delay would wait for an ack of the broker with every small message.
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// The error in words, without its number.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let text = text.strip_prefix("failed to lookup address information: ").unwrap_or(text);
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
+}

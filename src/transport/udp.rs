@@ -122,7 +122,10 @@ impl Udp {
                     return Err(OpenError::Bind { addr: plan.addr, source });
                 }
                 Err(error) => {
-                    warn!(port = options.name, "cannot listen on udp {} yet: {error}; trying again", plan.addr);
+                    warn!(
+                        port = options.name,
+                        "cannot listen on udp {} yet: {error}; trying again", plan.addr
+                    );
                 }
             }
             slots.push(slot.clone());
@@ -144,7 +147,11 @@ impl Udp {
 
     /// Sends one datagram to `addr` by the socket and from the address of `route`, or drops and counts it.
     pub fn send(&self, addr: SocketAddr, route: Route, frame: &Bytes) {
-        self.transmit(route.socket, &Outgoing { to: addr, from: route.local, interface: 0, hops: None }, frame);
+        self.transmit(
+            route.socket,
+            &Outgoing { to: addr, from: route.local, interface: 0, hops: None },
+            frame,
+        );
     }
 
     /// Sends one datagram to the group, at most `radius` hops far, or drops and counts it.
@@ -159,7 +166,11 @@ impl Udp {
 
     /// The addresses it listens on at the moment, without the group's.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        self.slots.iter().filter(|slot| !slot.is_group()).filter_map(|slot| slot.socket()?.local_addr().ok()).collect()
+        self.slots
+            .iter()
+            .filter(|slot| !slot.is_group())
+            .filter_map(|slot| slot.socket()?.local_addr().ok())
+            .collect()
     }
 
     /// What its sockets have counted.
@@ -202,9 +213,13 @@ impl Plan {
             .map(|(answers, &addr)| Self { addr, group: None, only_group: false, answers })
             .collect();
         let Some(group) = &options.group else { return Ok(plans) };
-        let Some(answers) = speaker(options, group) else { return Err(OpenError::Group { group: group.addr }) };
+        let Some(answers) = speaker(options, group) else {
+            return Err(OpenError::Group { group: group.addr });
+        };
         let covers = |addr: SocketAddr| {
-            addr.ip().is_unspecified() && addr.is_ipv4() == group.addr.is_ipv4() && addr.port() == group.addr.port()
+            addr.ip().is_unspecified()
+                && addr.is_ipv4() == group.addr.is_ipv4()
+                && addr.port() == group.addr.port()
         };
         match plans.iter_mut().find(|plan| covers(plan.addr)) {
             Some(plan) => plan.group = Some(group.clone()),
@@ -244,7 +259,10 @@ impl Plan {
 
 /// The slot that speaks to `group` and answers what came by it: the first listen socket of the same IP version.
 fn speaker(options: &Options, group: &Group) -> Option<u16> {
-    (0..).zip(&options.listen).find(|(_, addr)| addr.is_ipv4() == group.addr.is_ipv4()).map(|(index, _)| index)
+    (0..)
+        .zip(&options.listen)
+        .find(|(_, addr)| addr.is_ipv4() == group.addr.is_ipv4())
+        .map(|(index, _)| index)
 }
 
 /// Whether waiting does not mend it.
@@ -405,7 +423,12 @@ impl Membership {
                 (self.state, self.wait) = (Joined::Yes, RETRY_MIN);
                 self.due = Instant::now() + RETRY_MAX;
                 if before != Joined::Yes {
-                    info!(port = name, interface = self.group.interface, "joined multicast group {}", self.group.addr);
+                    info!(
+                        port = name,
+                        interface = self.group.interface,
+                        "joined multicast group {}",
+                        self.group.addr
+                    );
                 }
             }
             Err(error) => {
@@ -414,7 +437,10 @@ impl Membership {
                 self.wait = RETRY_MAX.min(self.wait * 2);
                 if before != Joined::No {
                     let (group, interface) = (self.group.addr, &self.group.interface);
-                    warn!(port = name, interface, "cannot join multicast group {group} yet: {error}; trying again");
+                    warn!(
+                        port = name,
+                        interface, "cannot join multicast group {group} yet: {error}; trying again"
+                    );
                 }
             }
         }
@@ -456,7 +482,8 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Datagram> {
         let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
         let from = message.address.and_then(socket_addr).ok_or(io::ErrorKind::InvalidData)?;
         let whole = !message.flags.contains(MsgFlags::MSG_TRUNC);
-        let mut datagram = Datagram { from, to: None, len: whole.then_some(message.bytes), kernel_full: None };
+        let mut datagram =
+            Datagram { from, to: None, len: whole.then_some(message.bytes), kernel_full: None };
         for control in message.cmsgs()? {
             match control {
                 // The header's destination, unless it is a broadcast address, from which no answer can leave.
@@ -518,7 +545,8 @@ impl Outgoing {
     fn send_with(&self, socket: &UdpSocket, frame: &[u8], control: &[ControlMessage]) -> Result<(), Errno> {
         let to = SockaddrStorage::from(self.to);
         // Not by the readiness that tokio keeps: it is known only once somebody has waited for it.
-        sendmsg(socket.as_raw_fd(), &[IoSlice::new(frame)], control, MsgFlags::MSG_DONTWAIT, Some(&to)).map(drop)
+        sendmsg(socket.as_raw_fd(), &[IoSlice::new(frame)], control, MsgFlags::MSG_DONTWAIT, Some(&to))
+            .map(drop)
     }
 }
 
