@@ -1,1 +1,490 @@
 //! The loop around the core: inboxes by priority, one deadline, dispatch.
+//!
+//! One task owns the [`Gateway`] and awaits only its inboxes and its deadline, never an output: what a port cannot take at
+//! once is dropped and counted there, and what a broker does not take comes back to the core as a `Drained` that is not
+//! yet there.
+
+use std::future::{Future, pending};
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, yield_now};
+use tokio::time::{sleep, sleep_until};
+use tracing::{info, warn};
+
+use crate::broker;
+use crate::gateway::Gateway;
+use crate::gateway::io::{Control, Input, Output, PortId, Settings, Target};
+use crate::link::{Links, Report};
+use crate::transport::{self, Inbox, Intake, OpenError, Transport};
+
+/// Frames handed to the core before its outputs are taken: what they have for the broker leaves in one write.
+const FRAMES_PER_TURN: usize = 256;
+
+/// Events of brokers handed to the core before its outputs are taken; each is a few hundred messages at most.
+const EVENTS_PER_TURN: usize = 32;
+
+/// Outputs carried out in a row. A core that has more, because a message has so many recipients, gets no frames until it
+/// has not, while brokers and the operator are still heard.
+const OUTPUTS_PER_TURN: usize = 1024;
+
+/// Orders that wait for the loop: more than a hasty operator can give.
+const ORDERS_MAX: usize = 8;
+
+/// How long the core may take its leave when asked to stop.
+const STOP_MAX: Duration = Duration::from_secs(5);
+
+/// How often what has been lost meanwhile is told.
+const TALLY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The wait for the address of the embedded broker to be there: doubles from the first to the second.
+const BROKER_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// What a gateway is started with.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// For the core.
+    pub settings: Settings,
+    /// How to open the ports, in the order of [`Settings::ports`].
+    pub ports: Vec<transport::Options>,
+    /// Where the embedded broker listens, if it is to run in this process.
+    pub embedded_broker: Option<SocketAddr>,
+}
+
+/// Runs a gateway until SIGTERM or SIGINT; a second one cuts the leave-taking short. SIGHUP is told and ignored.
+///
+/// # Errors
+/// What keeps it from starting. Once it runs, whatever is absent is waited for.
+pub async fn run(setup: Setup) -> Result<(), RuntimeError> {
+    let runtime = Runtime::open(setup)?;
+    let signals = tokio::spawn(obey_signals(Signals::new()?, runtime.handle()));
+    runtime.run().await;
+    signals.abort();
+    Ok(())
+}
+
+/// Runs a future, such as [`run`], on one thread: the core has no use for more, and the sockets' tasks take less time than
+/// handing their frames to another thread would.
+///
+/// # Errors
+/// The operating system gives no reactor.
+pub fn block_on<F: Future>(future: F) -> Result<F::Output, RuntimeError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RuntimeError::Reactor)?;
+    let output = runtime.block_on(future);
+    // A name server that does not answer must not delay the end.
+    runtime.shutdown_background();
+    Ok(output)
+}
+
+/// Why a gateway cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// A transport cannot be opened.
+    #[error("transport {name}")]
+    Port {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: OpenError,
+    },
+    /// The embedded broker's address is in use or not permitted.
+    #[error("the embedded broker cannot listen on {addr}")]
+    Broker {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The operating system gives no reactor.
+    #[error("cannot wait for sockets")]
+    Reactor(#[source] io::Error),
+    /// The operating system gives no signals.
+    #[error("cannot wait for signals")]
+    Signals(#[source] io::Error),
+}
+
+impl RuntimeError {
+    /// The exit code that says so: 77 permission or address in use, 78 configuration, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Port { source: OpenError::Bind { .. }, .. } | Self::Broker { .. } => 77,
+            Self::Port { source: OpenError::Group { .. }, .. } => 78,
+            Self::Reactor(_) | Self::Signals(_) => 1,
+        }
+    }
+}
+
+/// A gateway with its sockets open. [`Runtime::run`] brings it to life.
+#[derive(Debug)]
+pub struct Runtime {
+    gateway: Gateway,
+    ports: Vec<Transport>,
+    links: Links,
+    events: mpsc::Receiver<Report>,
+    intake: Intake,
+    orders: mpsc::Receiver<Order>,
+    tally: Tally,
+    stopped: bool,
+    /// Keeps the loop from mistaking "no port" for "something arrived".
+    _inbox: Inbox,
+    handle: Handle,
+    _broker: Option<Task>,
+}
+
+impl Runtime {
+    /// Opens the ports and starts the embedded broker, if there is to be one. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// What waiting does not mend: an address in use, a lack of permission.
+    pub fn open(setup: Setup) -> Result<Self, RuntimeError> {
+        let broker = setup.embedded_broker.map(start_broker).transpose()?;
+        let (inbox, intake) = transport::inbox();
+        let names = setup.settings.ports.iter().map(|port| port.name.clone());
+        let mut ports = Vec::new();
+        for ((id, options), name) in (0..).map(PortId).zip(&setup.ports).zip(names) {
+            let port = Transport::open(id, options, &inbox);
+            ports.push(port.map_err(|source| RuntimeError::Port { name, source })?);
+        }
+        let (links, events) = Links::new(setup.settings.broker.connect_timeout);
+        let (sender, orders) = mpsc::channel(ORDERS_MAX);
+        Ok(Self {
+            tally: Tally::new(setup.settings.ports.iter().map(|port| port.name.clone()).collect()),
+            gateway: Gateway::new(setup.settings, Instant::now()),
+            ports,
+            links,
+            events,
+            intake,
+            orders,
+            stopped: false,
+            _inbox: inbox,
+            handle: Handle(sender),
+            _broker: broker,
+        })
+    }
+
+    /// The addresses on which a port listens at the moment.
+    pub fn local_addrs(&self, port: PortId) -> Vec<SocketAddr> {
+        self.ports.get(usize::from(port.0)).map(Transport::local_addrs).unwrap_or_default()
+    }
+
+    /// To stop it while it runs.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Serves until told to stop, then takes leave of clients and brokers, in bounded time. Returns what was counted.
+    pub async fn run(mut self) -> Vec<(String, u64)> {
+        let mut stop_by = None;
+        while !self.stopped {
+            let arrived = self.turn(stop_by).await;
+            let now = Instant::now();
+            match arrived {
+                Some(Order::Stop) if stop_by.is_none() => {
+                    info!("stopping");
+                    stop_by = Some(now + STOP_MAX);
+                    self.gateway.handle(now, Input::Control(Control::Shutdown));
+                }
+                Some(Order::Stop) | None => {}
+                Some(Order::Abort) => return self.end(),
+            }
+            if stop_by.is_some_and(|by| by <= now) {
+                warn!("the broker takes too long to be left");
+                break;
+            }
+            self.tally.tell_if_due(now, &self.gateway, &self.ports, &self.links);
+        }
+        self.close().await
+    }
+
+    /// Carries out what the core wants, waits for something to happen, and tells the core.
+    async fn turn(&mut self, stop_by: Option<Instant>) -> Option<Order> {
+        let settled = self.dispatch();
+        if self.stopped {
+            return None;
+        }
+        let wake = [self.gateway.poll_timeout(), stop_by, Some(self.tally.due)].into_iter().flatten().min();
+        let (mut events, mut frames, mut order) = (Vec::new(), Vec::new(), None);
+        // Orders first: they are rare. Then brokers, then ports. A branch that is always ready starves none of the others:
+        // after the wait, everybody's inbox is looked into.
+        tokio::select! {
+            biased;
+            received = self.orders.recv() => order = received,
+            _ = self.events.recv_many(&mut events, EVENTS_PER_TURN) => {}
+            _ = self.intake.recv_many(&mut frames, FRAMES_PER_TURN), if settled => {}
+            () = wait_until(wake), if settled => {}
+            () = yield_now(), if !settled => {}
+        }
+        let room = EVENTS_PER_TURN - events.len();
+        events.extend(std::iter::from_fn(|| self.events.try_recv().ok()).take(room));
+        if settled {
+            let room = FRAMES_PER_TURN - frames.len();
+            self.intake.take(&mut frames, room);
+        }
+        let now = Instant::now();
+        for report in events {
+            if self.links.accept(&report) {
+                self.gateway.handle(now, Input::Link(report.0, report.1));
+            }
+        }
+        for input in frames {
+            self.gateway.handle(now, input);
+        }
+        if self.gateway.poll_timeout().is_some_and(|at| at <= now) {
+            self.gateway.handle_timeout(now);
+        }
+        order
+    }
+
+    /// Carries out what the core wants done, but not for long. Whether that was all.
+    fn dispatch(&mut self) -> bool {
+        for _ in 0..OUTPUTS_PER_TURN {
+            let Some(output) = self.gateway.poll_output() else { return true };
+            match output {
+                Output::Send { to: Target::Unicast { port, addr, route }, frame } => {
+                    if let Some(port) = self.ports.get(usize::from(port.0)) {
+                        port.send(addr, route, &frame);
+                    }
+                }
+                Output::Send { to: Target::Broadcast { port, radius }, frame } => {
+                    if let Some(port) = self.ports.get(usize::from(port.0)) {
+                        port.broadcast(radius, &frame);
+                    }
+                }
+                Output::Link(id, command) => self.links.command(id, command),
+                Output::Stopped => self.stopped = true,
+            }
+        }
+        false
+    }
+
+    /// Closes the connections to brokers, unless told to hurry.
+    async fn close(mut self) -> Vec<(String, u64)> {
+        let (none, _) = Links::new(Duration::ZERO);
+        let links = std::mem::replace(&mut self.links, none);
+        let hurry = async { while !matches!(self.orders.recv().await, Some(Order::Abort) | None) {} };
+        tokio::select! {
+            biased;
+            () = hurry => {}
+            () = links.close() => {}
+        }
+        self.end()
+    }
+
+    fn end(self) -> Vec<(String, u64)> {
+        let counts = self.tally.end(&self.gateway, &self.ports, &self.links);
+        info!("stopped");
+        counts
+    }
+}
+
+/// Stops a running gateway.
+#[derive(Debug, Clone)]
+pub struct Handle(mpsc::Sender<Order>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Stop,
+    Abort,
+}
+
+impl Handle {
+    /// Asks it to take leave of clients and brokers and to stop.
+    pub fn stop(&self) {
+        // Full: it was asked before. Closed: it has stopped.
+        let _ = self.0.try_send(Order::Stop);
+    }
+
+    /// Asks it to stop at once.
+    pub fn abort(&self) {
+        let _ = self.0.try_send(Order::Abort);
+    }
+}
+
+/// The signals that are obeyed.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, RuntimeError> {
+        let catch = |kind| signal(kind).map_err(RuntimeError::Signals);
+        Ok(Self {
+            terminate: catch(SignalKind::terminate())?,
+            interrupt: catch(SignalKind::interrupt())?,
+            hang_up: catch(SignalKind::hangup())?,
+        })
+    }
+}
+
+async fn obey_signals(mut signals: Signals, handle: Handle) {
+    let mut asked = false;
+    loop {
+        tokio::select! {
+            biased;
+            _ = signals.terminate.recv() => {}
+            _ = signals.interrupt.recv() => {}
+            _ = signals.hang_up.recv() => {
+                info!("SIGHUP: reloading comes with a later version; restart to apply a changed configuration");
+                continue;
+            }
+        }
+        if asked {
+            handle.abort();
+        } else {
+            handle.stop();
+        }
+        asked = true;
+    }
+}
+
+/// A task that ends with its owner.
+#[derive(Debug)]
+struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Starts the embedded broker; if its address is not there yet, as soon as it is.
+fn start_broker(addr: SocketAddr) -> Result<Task, RuntimeError> {
+    let listener = match listen(addr) {
+        Ok(listener) => Some(listener),
+        Err(source) if transport::is_for_good(&source) => return Err(RuntimeError::Broker { addr, source }),
+        Err(error) => {
+            warn!("the embedded broker cannot listen on {addr} yet: {error}; trying again");
+            None
+        }
+    };
+    let serve = async move {
+        let mut wait = BROKER_RETRY.0;
+        let mut listener = listener;
+        let listener = loop {
+            if let Some(listener) = listener.take() {
+                break listener;
+            }
+            sleep(wait).await;
+            wait = BROKER_RETRY.1.min(wait * 2);
+            listener = listen(addr).ok();
+        };
+        info!(
+            "embedded broker listening on {}; it keeps nothing over a restart: for real use take mosquitto",
+            listener.local_addr().unwrap_or(addr)
+        );
+        broker::tcp::serve(listener, broker::Limits::default(), pending()).await
+    };
+    Ok(Task(tokio::spawn(serve).abort_handle()))
+}
+
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(addr)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// Cancel-safe.
+async fn wait_until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at.into()).await,
+        None => pending().await,
+    }
+}
+
+/// What was counted when the log was last told, and when it will be again.
+#[derive(Debug)]
+struct Tally {
+    due: Instant,
+    port_names: Vec<String>,
+    told: Vec<u64>,
+}
+
+/// Facts that are no loss. A counter that is not named here is told when it moves.
+const ROUTINE: [&str; 12] = [
+    "frames_received",
+    "frames_sent",
+    "connects_accepted",
+    "sessions_taken_over",
+    "sessions_expired",
+    "wills_published",
+    "uplink_messages",
+    "uplink_duplicates",
+    "downlink_messages",
+    "downlink_delivered",
+    "downlink_retransmissions",
+    "link_connects",
+];
+
+#[derive(Debug)]
+struct Counted {
+    name: String,
+    loss: bool,
+    total: u64,
+}
+
+impl Tally {
+    fn new(port_names: Vec<String>) -> Self {
+        Self { due: Instant::now() + TALLY_INTERVAL, port_names, told: Vec::new() }
+    }
+
+    fn tell_if_due(&mut self, now: Instant, gateway: &Gateway, ports: &[Transport], links: &Links) {
+        if now < self.due {
+            return;
+        }
+        self.due = now + TALLY_INTERVAL;
+        let counted = self.count(gateway, ports, links);
+        let mut losses = String::new();
+        for (index, counted) in counted.iter().enumerate() {
+            let more = counted.total - self.told.get(index).copied().unwrap_or_default();
+            if counted.loss && more > 0 {
+                append(&mut losses, &counted.name, more);
+            }
+        }
+        if !losses.is_empty() {
+            warn!("dropped or refused in the last minute: {losses}");
+        }
+        self.told = counted.into_iter().map(|counted| counted.total).collect();
+    }
+
+    fn end(&self, gateway: &Gateway, ports: &[Transport], links: &Links) -> Vec<(String, u64)> {
+        let counted = self.count(gateway, ports, links);
+        let mut all = String::new();
+        for counted in counted.iter().filter(|counted| counted.total > 0) {
+            append(&mut all, &counted.name, counted.total);
+        }
+        if !all.is_empty() {
+            info!("counted: {all}");
+        }
+        counted.into_iter().map(|counted| (counted.name, counted.total)).collect()
+    }
+
+    /// Everything in a fixed order.
+    fn count(&self, gateway: &Gateway, ports: &[Transport], links: &Links) -> Vec<Counted> {
+        let core = gateway.counters().iter().map(|(name, total)| Counted {
+            name: name.to_owned(),
+            loss: !ROUTINE.contains(&name),
+            total,
+        });
+        let ports = self.port_names.iter().zip(ports).flat_map(|(port, transport)| {
+            transport.counters().iter().map(move |(count, total)| Counted {
+                name: format!("{port}.{}", count.name()),
+                loss: count.is_loss(),
+                total,
+            })
+        });
+        let stale = Counted { name: "link_commands_stale".to_owned(), loss: false, total: links.stale() };
+        core.chain(ports).chain([stale]).collect()
+    }
+}
+
+fn append(list: &mut String, name: &str, count: u64) {
+    let separator = if list.is_empty() { "" } else { ", " };
+    *list += &format!("{separator}{name} {count}");
+}

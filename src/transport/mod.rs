@@ -3,6 +3,7 @@
 //! What arrives goes into one bounded [`inbox`] for all ports, what leaves is sent at once or dropped; a port never makes
 //! the loop wait. Whatever is dropped is counted where it is dropped, in the port's [`Counters`].
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -84,7 +85,7 @@ pub enum OpenError {
         /// The address.
         addr: SocketAddr,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// Answers to a group leave from a listen address of the same family, and there is none.
     #[error("the multicast group {group} needs a listen address of the same IP version")]
@@ -92,6 +93,11 @@ pub enum OpenError {
         /// The group.
         group: SocketAddr,
     },
+}
+
+/// Whether an error of binding a socket is one that waiting does not mend. An address that is not there yet may come.
+pub(crate) fn is_for_good(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
 }
 
 /// The way of all ports to the core: bounded in frames and in octets.

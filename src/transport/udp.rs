@@ -118,7 +118,7 @@ impl Udp {
             let slot = Arc::new(Slot::default());
             match plan.bind() {
                 Ok(socket) => slot.fill(socket, &plan, &options.name),
-                Err(source) if is_for_good(&source) => {
+                Err(source) if super::is_for_good(&source) => {
                     return Err(OpenError::Bind { addr: plan.addr, source });
                 }
                 Err(error) => {
@@ -263,11 +263,6 @@ fn speaker(options: &Options, group: &Group) -> Option<u16> {
         .zip(&options.listen)
         .find(|(_, addr)| addr.is_ipv4() == group.addr.is_ipv4())
         .map(|(index, _)| index)
-}
-
-/// Whether waiting does not mend it.
-fn is_for_good(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
 }
 
 /// A socket as soon as it is there.
