@@ -15,6 +15,10 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{
     BrokerUrl, Config, LoadError, Log, LogFormat, LogLevel, SHIPPED, TransportKind, parse_duration,
 };
+use crate::demo::{self, DemoError};
+use crate::runtime::{self, RuntimeError, Setup};
+use crate::setup::SetupError;
+use crate::transport::OpenError;
 use crate::wire;
 
 /// Where `run` and `check` look when they are not told, in this order; `init` writes the first.
@@ -121,8 +125,12 @@ enum Failure {
     NotHex(String),
     #[error("not a frame")]
     NotAFrame(#[source] wire::DecodeError),
-    #[error("{0} is not in this build")]
-    NotBuilt(&'static str),
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Demo(#[from] DemoError),
 }
 
 impl Failure {
@@ -134,8 +142,21 @@ impl Failure {
             Self::NoConfiguration | Self::Load(_) => Exit::Configuration,
             Self::Exists(_) => Exit::WouldOverwrite,
             Self::NotHex(_) => Exit::Usage,
-            Self::Write { .. } | Self::NotAFrame(_) | Self::NotBuilt(_) => Exit::Failure,
+            Self::Setup(SetupError::Password { source, .. }) if denied(source) => Exit::NoPermission,
+            Self::Setup(_) => Exit::Configuration,
+            Self::Runtime(error) | Self::Demo(DemoError::Gateway(error)) => exit_of(error),
+            Self::Write { .. } | Self::NotAFrame(_) | Self::Demo(_) => Exit::Failure,
         }
+    }
+}
+
+fn exit_of(error: &RuntimeError) -> Exit {
+    match error {
+        RuntimeError::Port { source: OpenError::Bind { .. }, .. } | RuntimeError::Broker { .. } => {
+            Exit::NoPermission
+        }
+        RuntimeError::Port { source: OpenError::Group { .. }, .. } => Exit::Configuration,
+        RuntimeError::Reactor(_) | RuntimeError::Signals(_) => Exit::Failure,
     }
 }
 
@@ -188,16 +209,19 @@ fn run(file: Option<PathBuf>) -> Result<Exit, Failure> {
     for note in config.notes() {
         tracing::info!("{note}");
     }
-    serve(config)
+    serve(&config)
 }
 
 /// Runs the gateway until a signal.
-fn serve(_config: Config) -> Result<Exit, Failure> {
-    Err(Failure::NotBuilt("run"))
+fn serve(config: &Config) -> Result<Exit, Failure> {
+    let setup = Setup::new(config)?;
+    runtime::block_on(runtime::run(setup))??;
+    Ok(Exit::Ok)
 }
 
-fn demo(_exit_after: Option<Duration>) -> Result<Exit, Failure> {
-    Err(Failure::NotBuilt("demo"))
+fn demo(exit_after: Option<Duration>) -> Result<Exit, Failure> {
+    runtime::block_on(demo::run(exit_after))??;
+    Ok(Exit::Ok)
 }
 
 fn check(file: Option<PathBuf>) -> Result<Exit, Failure> {
