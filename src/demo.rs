@@ -151,7 +151,7 @@ pub async fn run(exit_after: Option<Duration>) -> Result<(), DemoError> {
     handle.stop();
     let _ = tokio::time::timeout(FAREWELL, running).await;
     outcome?;
-    say(format_args!("\n{tally}\n\n{}", Advice { broker: broker.port() }));
+    say(format_args!("\n{tally}\n\n{}", advice()));
     Ok(())
 }
 
@@ -253,26 +253,19 @@ impl fmt::Display for Tally {
 }
 
 /// What to try next, in the words that work where this was started.
-#[derive(Debug)]
-struct Advice {
-    broker: u16,
-}
-
-impl fmt::Display for Advice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (gateway, node) = match std::env::var_os("CARGO") {
-            Some(_) => ("cargo run --release --", "cargo run --release -p mqtt-sn-node --"),
-            None => ("mqtt-sn-gateway", "mqtt-sn-node"),
-        };
-        let broker = match self.broker {
-            1883 => "mqtt://127.0.0.1:1883".into(),
-            _ => format!("mqtt://127.0.0.1:{}", 1883),
-        };
-        writeln!(f, "Try next:")?;
-        writeln!(f, "  {gateway} init --broker {broker}    writes gateway.yaml, every option explained")?;
-        writeln!(f, "  {gateway} run                                     the gateway for that broker")?;
-        write!(f, "  {node} pub -t home/hello -m world -q 1    a sensor's message from the command line")
-    }
+fn advice() -> String {
+    let (gateway, node) = match std::env::var_os("CARGO") {
+        Some(_) => ("cargo run --release --", "cargo run --release -p mqtt-sn-node --"),
+        None => ("mqtt-sn-gateway", "mqtt-sn-node"),
+    };
+    let commands = [
+        (format!("{gateway} init"), "writes gateway.yaml, every option explained"),
+        (format!("{gateway} run"), "the gateway, for the broker that gateway.yaml names"),
+        (format!("{node} pub -t home/hello -m world -q 1"), "a sensor's message from the command line"),
+    ];
+    let width = commands.iter().map(|(command, _)| command.len()).max().unwrap_or_default();
+    let lines = commands.iter().map(|(command, what)| format!("\n  {command:width$}   {what}"));
+    format!("Try next:{}", lines.collect::<String>())
 }
 
 /// Lives as `sensor` until it is cancelled.
@@ -368,7 +361,9 @@ async fn application(broker: SocketAddr, lines: mpsc::Sender<Line>) -> Result<()
     if let Ok(everything) = TopicFilter::new("#") {
         let _ = connection.subscribe(&[(everything, QoS::ExactlyOnce)]);
     }
-    let mut switch = tokio::time::interval(Duration::from_millis(1900));
+    // Not before the lamp listens.
+    let first = tokio::time::Instant::now() + Duration::from_millis(700);
+    let mut switch = tokio::time::interval_at(first, Duration::from_millis(1900));
     let mut on = [true, false].into_iter().cycle();
     let mut buffer = vec![0; 16 * 1024];
     loop {

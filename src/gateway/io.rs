@@ -181,7 +181,7 @@ pub struct Endpoint {
 /// What a core is made with.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// GwId, 1 to 255 (§5.3.5).
+    /// GwId, 1 to 255 (§5.3.6).
     pub gw_id: u8,
     /// T_ADV, 1 s to 65,535 s (§6.1).
     pub advertise_interval: Duration,
