@@ -253,12 +253,12 @@ impl Frame<'_> {
         let Some(Encapsulation { radius, node_id }) = self.encapsulation else {
             return self.packet.encode(out);
         };
-        let start = out.len();
         let length = u8::try_from(3 + node_id.len()).map_err(|_| TooLong(3 + node_id.len()))?;
+        self.packet.length()?;
         out.reserve(self.encoded_len());
         out.put_slice(&[length, ENCAPSULATED, radius.min(Encapsulation::RADIUS_MAX)]);
         out.put_slice(node_id);
-        self.packet.encode(out).inspect_err(|_| out.truncate(start))
+        self.packet.encode(out)
     }
 
     /// Octets that [`Self::encode`] appends: what a carrier has to take in one piece.
@@ -285,10 +285,9 @@ impl Packet<'_> {
     /// # Errors
     /// [`TooLong`], and `out` is as it was, if the message passes [`MESSAGE_LEN_MAX`].
     pub fn encode(&self, out: &mut BytesMut) -> Result<(), TooLong> {
-        let total = self.encoded_len();
-        let length = u16::try_from(total).map_err(|_| TooLong(total))?;
+        let length = self.length()?;
         let start = out.len();
-        out.reserve(total);
+        out.reserve(usize::from(length));
         match u8::try_from(length) {
             Ok(length) => out.put_u8(length),
             Err(_) => {
@@ -298,7 +297,7 @@ impl Packet<'_> {
         }
         out.put_u8(self.msg_type());
         self.emit(out);
-        debug_assert_eq!(out.len() - start, total, "{self}");
+        debug_assert_eq!(out.len() - start, usize::from(length), "{self}");
         Ok(())
     }
 
@@ -308,6 +307,11 @@ impl Packet<'_> {
             short @ ..=SHORT_LEN_MAX => short,
             long => long + 2,
         }
+    }
+
+    fn length(&self) -> Result<u16, TooLong> {
+        let total = self.encoded_len();
+        u16::try_from(total).map_err(|_| TooLong(total))
     }
 
     /// Octets that [`Self::emit`] appends.
