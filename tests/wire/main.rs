@@ -1,0 +1,10 @@
+//! The codec of MQTT-SN against the specification, against itself and against somebody else's dissector.
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking, and so do its helpers")]
+
+mod conformance;
+mod dump;
+mod frames;
+mod fuzz;
+mod oracle;
+mod props;
+mod vectors;
