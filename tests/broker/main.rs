@@ -1,12 +1,14 @@
 //! The embedded broker over TCP: the list of [`checks`], run on it and on Mosquitto, which tells whether the list is
 //! right; and what only our own server can be asked.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "so a test says no")]
+
 mod checks;
 mod client;
 mod servers;
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpListener};
 use std::process::Stdio;
 use std::thread::{scope, sleep};
 use std::time::Duration;
@@ -109,12 +111,24 @@ fn a_client_that_does_not_read_loses_its_own_messages_and_holds_up_nobody() {
 
 #[test]
 fn a_client_that_does_not_read_its_answers_is_not_read_either() {
-    let ours = Ours::start(Limits::default());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Connections inherit them; small buffers of the kernel are full sooner.
+    socket2::SockRef::from(&listener).set_send_buffer_size(4096).unwrap();
+    socket2::SockRef::from(&listener).set_recv_buffer_size(4096).unwrap();
+    let ours = Ours::start_on(listener, Limits::default());
     let mut deaf = Client::clean(ours.port, "deaf");
     deaf.stream().set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-    let pings = [0xC0, 0].repeat(32_768);
-    let blocked = (0..1_000).find_map(|_| deaf.stream().write(&pings).err());
-    assert_eq!(blocked.map(|error| error.kind()), Some(ErrorKind::WouldBlock), "64 MB of answers piled up");
+    let message = rumqttc::Publish { pkid: 1, ..publish("t", QoS::AtLeastOnce, "") };
+    let mut octets = bytes::BytesMut::new();
+    while octets.len() < 60_000 {
+        Packet::Publish(message.clone()).write(&mut octets, usize::MAX).unwrap();
+    }
+    let blocked = (0..1_000).find_map(|_| deaf.stream().write_all(&octets).err());
+    assert_eq!(blocked.map(|error| error.kind()), Some(ErrorKind::WouldBlock), "60 MB were answered");
+    let published = || ours.with(|broker, _| broker.counters().published);
+    let before = published();
+    sleep(Duration::from_millis(300));
+    assert_eq!(published(), before, "its answers pile up");
     let mut other = Client::clean(ours.port, "other");
     assert!(other.take_all().is_empty());
     // Stopping does not wait for it.

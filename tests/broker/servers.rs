@@ -22,7 +22,10 @@ pub(crate) struct Ours {
 
 impl Ours {
     pub(crate) fn start(limits: Limits) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), limits)
+    }
+
+    pub(crate) fn start_on(listener: TcpListener, limits: Limits) -> Self {
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
         let (stop, stopped) = oneshot::channel();
