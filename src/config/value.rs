@@ -92,15 +92,20 @@ pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
 fn quantity(text: &str, units: &[(&str, u64)]) -> Result<u64, Unfit> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = &text[digits.len()..];
-    let Ok(number) = digits.parse::<u64>() else { return Err(Unfit::default()) };
+    // A sign would be taken for part of a number.
+    let Some(number) = digits.parse::<u64>().ok().filter(|_| !digits.starts_with('+')) else {
+        return Err(Unfit::default());
+    };
     match units.iter().find(|(name, _)| *name == unit) {
         Some((_, factor)) => number.checked_mul(*factor).ok_or_else(Unfit::default),
         None if unit.is_empty() => Err(Unfit { because: Some("has no unit".into()), meant: None }),
         None => {
-            // 10S, 1 h, 64KB, 64k: the unit that begins alike.
-            let initial = unit.trim_start().chars().next().map(|c| c.to_ascii_lowercase());
-            let alike = |name: &str| name.chars().next().map(|c| c.to_ascii_lowercase()) == initial;
-            let unit = units.iter().rfind(|(name, _)| alike(name)).map(|(name, _)| name);
+            // 10S, 1 hour, 5min: a unit with something added. 64KB, 64k: one that begins alike.
+            let typed = unit.trim_start().to_lowercase();
+            let added = |name: &&str| typed.starts_with(&name.to_lowercase());
+            let alike = |name: &&str| name.to_lowercase().chars().next() == typed.chars().next();
+            let names = || units.iter().map(|(name, _)| *name);
+            let unit = names().filter(added).max_by_key(|name| name.len()).or_else(|| names().find(alike));
             Err(Unfit { because: None, meant: unit.map(|unit| format!("{number}{unit}")) })
         }
     }
@@ -361,5 +366,235 @@ fn host_and_port(text: &str, default: u16) -> Result<(String, u16), &'static str
         _ if host.contains(':') => Err("has an IPv6 address without brackets"),
         _ if host.len() > 253 || !host.chars().all(label) => Err("has no valid host name"),
         _ => Ok((host.into(), port)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::super::yaml::Scalar;
+    use super::*;
+
+    /// What `text` without quotes means to `kind`, or the message.
+    fn read<T: 'static>(kind: &Leaf<T>, text: &str) -> Result<T, String> {
+        kind.value(&Scalar::plain(text.into()))
+    }
+
+    fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn a_number_is_whole_and_in_its_range() {
+        let kind = number::<u8>(1..=255);
+        assert_eq!(read(&kind, "1"), Ok(1));
+        assert_eq!(read(&kind, "255"), Ok(255));
+        assert_eq!(read(&kind, "0x10"), Ok(16));
+        for bad in ["0", "256", "-1", "1.5", "1e2", "99999999999999999999", "one", "true"] {
+            assert!(read(&kind, bad).unwrap_err().ends_with("expected a number from 1 to 255"), "{bad}");
+        }
+        assert_eq!(read(&kind, "").unwrap_err(), "found nothing, expected a number from 1 to 255");
+        assert!(read(&number::<u8>(1..=1000), "300").is_err(), "what does not fit the type is not cut");
+        assert_eq!(read(&number::<u8>(1..=1), "2").unwrap_err(), "found 2, expected 1");
+    }
+
+    #[test]
+    fn a_boolean_is_true_or_false() {
+        assert_eq!(read(&boolean(), "true"), Ok(true));
+        assert_eq!(read(&boolean(), "false"), Ok(false));
+        assert_eq!(
+            read(&boolean(), "yes").unwrap_err(),
+            "found \"yes\", expected true or false; did you mean \"true\"?"
+        );
+        assert!(read(&boolean(), "1").is_err());
+    }
+
+    #[test]
+    fn a_duration_is_a_whole_number_with_a_unit() {
+        let kind = duration(millis(10)..=millis(7 * 86_400_000));
+        for (text, expected) in
+            [("20ms", 20), ("10s", 10_000), ("20m", 1_200_000), ("24h", 86_400_000), ("7d", 604_800_000)]
+        {
+            assert_eq!(read(&kind, text), Ok(millis(expected)), "{text}");
+        }
+        for bad in
+            ["9ms", "8d", "s", "1.5s", "-1s", "1s1s", "1x", "", "99999999999999999d", "１s", "1é", "1 ", "+1s"]
+        {
+            assert!(
+                read(&kind, bad).unwrap_err().ends_with(", expected a duration from 10ms to 7d"),
+                "{bad}"
+            );
+        }
+        for (typed, meant) in [
+            ("10 s", "10s"),
+            ("10S", "10s"),
+            ("5sec", "5s"),
+            ("5min", "5m"),
+            ("2hours", "2h"),
+            ("9msec", "9ms"),
+        ] {
+            assert!(
+                read(&kind, typed).unwrap_err().ends_with(&format!("did you mean \"{meant}\"?")),
+                "{typed}"
+            );
+        }
+        assert_eq!(read(&kind, "60").unwrap_err(), "60 has no unit, expected a duration from 10ms to 7d");
+    }
+
+    #[test]
+    fn some_durations_are_whole_seconds() {
+        let kind = whole_seconds(1..=65_535);
+        assert_eq!(read(&kind, "1000ms"), Ok(millis(1000)));
+        assert_eq!(read(&kind, "65535s"), Ok(millis(65_535_000)));
+        for bad in ["1500ms", "0s", "65536s", "19h"] {
+            let expected = "expected a duration from 1s to 65535s in whole seconds";
+            assert!(read(&kind, bad).unwrap_err().ends_with(expected), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_size_is_a_whole_number_with_a_unit() {
+        let kind = size::<usize>(16..=1 << 30);
+        for (text, expected) in [("16B", 16), ("16KiB", 16 << 10), ("64MiB", 64 << 20), ("1GiB", 1 << 30)] {
+            assert_eq!(read(&kind, text), Ok(expected), "{text}");
+        }
+        for bad in ["15B", "2GiB", "KiB", "1.5MiB", "-1B", "99999999999GiB", "1TiB"] {
+            assert!(read(&kind, bad).unwrap_err().contains("expected a size from 16B to 1GiB"), "{bad}");
+        }
+        for (typed, meant) in [("64KB", "64KiB"), ("64k", "64KiB"), ("64 MiB", "64MiB"), ("1gb", "1GiB")] {
+            assert!(
+                read(&kind, typed).unwrap_err().ends_with(&format!("did you mean \"{meant}\"?")),
+                "{typed}"
+            );
+        }
+        assert_eq!(read(&kind, "65536").unwrap_err(), "65536 has no unit, expected a size from 16B to 1GiB");
+    }
+
+    #[test]
+    fn a_choice_is_one_of_the_words_that_serde_knows() {
+        #[derive(Debug, PartialEq, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        enum Taste {
+            Sweet,
+            QuiteSour,
+            #[serde(rename = "5")]
+            Five,
+        }
+        let kind = choice::<Taste>();
+        assert_eq!(read(&kind, "sweet"), Ok(Taste::Sweet));
+        assert_eq!(read(&kind, "quite-sour"), Ok(Taste::QuiteSour));
+        assert_eq!(read(&kind, "5"), Ok(Taste::Five), "what looks like a number is a word too");
+        let wrong = read(&kind, "quite_sour").unwrap_err();
+        assert_eq!(
+            wrong,
+            "found \"quite_sour\", expected sweet, quite-sour or 5; did you mean \"quite-sour\"?"
+        );
+        assert_eq!(read(&kind, "").unwrap_err(), "found nothing, expected sweet, quite-sour or 5");
+        assert_eq!(variants::<u8>(), [""; 0], "what is no enum has no variants");
+    }
+
+    #[test]
+    fn a_url_names_a_broker() {
+        let mqtt = |host: &str, port| Ok(BrokerUrl::Mqtt { host: host.into(), port });
+        for (text, expected) in [
+            ("embedded", Ok(BrokerUrl::Embedded)),
+            ("mqtt://broker.example:1884", mqtt("broker.example", 1884)),
+            ("mqtt://broker", mqtt("broker", 1883)),
+            ("mqtt://broker/", mqtt("broker", 1883)),
+            ("mqtt://10.0.0.1:1", mqtt("10.0.0.1", 1)),
+            ("mqtt://[::1]:1884", mqtt("::1", 1884)),
+            ("mqtt://[fe80::1]", mqtt("fe80::1", 1883)),
+            ("mqtts://broker", Ok(BrokerUrl::Mqtts { host: "broker".into(), port: 8883 })),
+        ] {
+            assert_eq!(text.parse(), expected, "{text}");
+        }
+        for url in ["embedded", "mqtt://broker:1883", "mqtt://[::1]:1", "mqtts://10.0.0.1:8883"] {
+            assert_eq!(url.parse::<BrokerUrl>().unwrap().to_string(), url);
+        }
+    }
+
+    #[test]
+    fn a_wrong_url_says_why_or_what_was_meant() {
+        let expected = "expected mqtt://host:port, mqtts://host:port or embedded";
+        for (text, why) in [
+            ("mqtt://", format!("has no host, {expected}")),
+            ("mqtt://:1883", format!("has no host, {expected}")),
+            ("mqtt://a:0", format!("has no port from 1 to 65535, {expected}")),
+            ("mqtt://a:65536", format!("has no port from 1 to 65535, {expected}")),
+            ("mqtt://a:", format!("has no port from 1 to 65535, {expected}")),
+            ("mqtt://::1:1883", format!("has an IPv6 address without brackets, {expected}")),
+            ("mqtt://a b", format!("has no valid host name, {expected}")),
+            ("mqtt://[x]", format!("has no valid host name, {expected}")),
+            (
+                "mqtt://u:p@a",
+                format!("holds credentials, which belong into username and password_file, {expected}"),
+            ),
+            ("mqtt://a/b", format!("goes on after the port, {expected}")),
+            ("tcp://a:1883", format!("{expected}; did you mean \"mqtt://a:1883\"?")),
+            ("ssl://a", format!("{expected}; did you mean \"mqtts://a\"?")),
+            ("mqt://a", format!("{expected}; did you mean \"mqtt://\"?")),
+            ("a:1883", format!("{expected}; did you mean \"mqtt://a:1883\"?")),
+            ("embeded", format!("{expected}; did you mean \"embedded\"?")),
+            ("broker", expected.to_string()),
+            ("", expected.to_string()),
+        ] {
+            assert_eq!(text.parse::<BrokerUrl>().unwrap_err().to_string(), why, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_has_an_ip_and_a_port() {
+        assert_eq!(read(&address(), "0.0.0.0:1884"), Ok(SocketAddr::from(([0, 0, 0, 0], 1884))));
+        assert_eq!(read(&address(), "[::1]:0"), Ok(SocketAddr::from((Ipv6Addr::LOCALHOST, 0))));
+        let expected = "expected an IP address and a port such as 0.0.0.0:1884 or \"[::]:1884\"";
+        for (text, why) in [
+            ("10.0.0.1", "\"10.0.0.1\" has no port"),
+            ("::", "\"::\" has no port"),
+            ("[::]", "\"[::]\" has no port"),
+            ("localhost:1884", "found \"localhost:1884\""),
+            ("0.0.0.0:70000", "found \"0.0.0.0:70000\""),
+            ("1884", "found 1884"),
+        ] {
+            assert_eq!(read(&address(), text).unwrap_err(), format!("{why}, {expected}"));
+        }
+    }
+
+    #[test]
+    fn a_group_is_multicast() {
+        assert!(read(&group(), "225.1.1.1:1884").is_ok());
+        assert!(read(&group(), "[ff02::1]:1884").is_ok());
+        for bad in ["10.0.0.1:1884", "225.1.1.1", "225.1.1.1:0", "none"] {
+            assert!(read(&group(), bad).is_err(), "{bad}");
+        }
+        assert_eq!(read(&group().or("none"), "none"), Ok(None));
+        assert!(read(&group().or("none"), "no").unwrap_err().ends_with(" or none"));
+    }
+
+    #[test]
+    fn a_place_is_a_word_or_an_absolute_path() {
+        assert_eq!(read(&place(), "auto"), Ok(Place::Auto));
+        assert_eq!(read(&place(), "none"), Ok(Place::None));
+        assert_eq!(read(&place(), "/a b"), Ok(Place::Path("/a b".into())));
+        assert!(read(&place(), "nnoe").unwrap_err().ends_with("did you mean \"none\"?"));
+        assert!(read(&place(), "state").is_err());
+    }
+
+    #[test]
+    fn names_have_their_rules() {
+        assert!(read(&port_name(), "lan-1_B").is_ok());
+        for bad in ["", "a b", "ä", &"x".repeat(33)] {
+            assert!(read(&port_name(), bad).is_err(), "{bad}");
+        }
+        assert!(read(&interface(), "br-lan.7@x").is_ok());
+        for bad in ["", "a/b", "a b", "sixteen-octets-x"] {
+            assert!(read(&interface(), bad).is_err(), "{bad}");
+        }
+        assert_eq!(read(&topic(), "7"), Ok(TopicName::new("7").unwrap()));
+        assert_eq!(read(&topic(), "a/#").unwrap_err(), "\"a/#\" contains a wildcard, expected a topic name");
+        assert_eq!(read(&client_id(), "007"), Ok(ClientId::new("007").unwrap()));
+        let long = read(&client_id(), &"x".repeat(129)).unwrap_err();
+        assert!(long.ends_with("…\" is too long, expected a client id of 1 to 128 octets"), "{long}");
+        assert!(read(&text("a text"), "a\tb").unwrap_err().contains("contains a control character"));
     }
 }
