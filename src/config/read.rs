@@ -94,8 +94,10 @@ pub(super) trait Kind {
 /// A kind of single value: what is `expected`, and how to tell whether a scalar is one.
 pub(super) struct Leaf<T> {
     expected: String,
-    parse: Box<dyn Fn(&Scalar) -> Result<T, Unfit>>,
+    parse: Box<Parse<T>>,
 }
+
+type Parse<T> = dyn Fn(&Scalar) -> Result<T, Unfit>;
 
 /// Why a scalar is not of a kind, as far as there is more to say than what is expected.
 #[derive(Debug, Default)]
@@ -137,6 +139,7 @@ impl<T: 'static> Leaf<T> {
                 Some(because) => format!("{} {because}", found(scalar)),
                 None => format!("found {}", found(scalar)),
             };
+            let meant = meant.filter(|_| scalar.written.is_none());
             let meant = meant.map(|meant| format!("; did you mean \"{meant}\"?")).unwrap_or_default();
             format!("{what}, expected {}{meant}", self.expected)
         })
@@ -205,9 +208,10 @@ fn entries(node: &Node) -> Option<&[(Key, Node)]> {
 
 /// A scalar as it is shown in a message.
 pub(super) fn found(scalar: &Scalar) -> String {
-    match scalar.value {
-        Value::Null => "nothing".into(),
-        Value::String(_) => format!("{:?}", shorten(&scalar.text)),
+    match (&scalar.value, &scalar.written) {
+        (_, Some(written)) => format!("{:?} with its variables replaced", shorten(written)),
+        (Value::Null, _) => "nothing".into(),
+        (Value::String(_), _) => format!("{:?}", shorten(&scalar.text)),
         _ => shorten(&scalar.text),
     }
 }
@@ -272,7 +276,7 @@ impl<T: Ord + Clone + 'static, V: Kind<Value: PartialEq>> Kind for Map<T, V> {
         let mut lines: BTreeMap<T, usize> = BTreeMap::new();
         let mut values: BTreeMap<T, V::Value> = BTreeMap::new();
         for (Key { at, scalar }, node) in entries {
-            let mut inner = spot.inner(node, &format!(".{}", shorten(&scalar.text)));
+            let mut inner = spot.inner(node, &format!(".{}", step(&scalar.text)));
             let value = self.value.read(&mut inner);
             let same = values.iter().find(|(_, other)| self.distinct && value.as_ref() == Some(other));
             if let Some(line) = same.and_then(|(key, _)| lines.get(key)) {
@@ -293,6 +297,12 @@ impl<T: Ord + Clone + 'static, V: Kind<Value: PartialEq>> Kind for Map<T, V> {
         }
         Some(values)
     }
+}
+
+/// A key as a part of a path, in quotes unless it is a plain word.
+fn step(key: &str) -> String {
+    let plain = !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'));
+    if plain { shorten(key) } else { format!("{:?}", shorten(key)) }
 }
 
 fn duplicate(line: usize) -> String {
@@ -470,7 +480,7 @@ impl<'a> Keys<'a> {
         let mut lines = BTreeMap::new();
         for (Key { at, scalar }, _) in entries {
             let (at, key) = (*at, scalar.text.as_str());
-            let path = format!("{path}{}", shorten(key));
+            let path = format!("{path}{}", step(key));
             if let Some(line) = lines.insert(key, at.line) {
                 report.problem(at, path, duplicate(line));
             } else if !any_key && !asked.contains(&key) {

@@ -67,7 +67,7 @@ pub(super) fn whole_seconds(range: RangeInclusive<u64>) -> Leaf<Duration> {
     let expected = format!("a duration from {}s to {}s in whole seconds", range.start(), range.end());
     Leaf::new(expected, move |scalar| {
         let millis = quantity(&scalar.text, &DURATION_UNITS)?;
-        let fits = millis % 1000 == 0 && range.contains(&(millis / 1000));
+        let fits = millis.is_multiple_of(1000) && range.contains(&(millis / 1000));
         if fits { Ok(Duration::from_millis(millis)) } else { Err(Unfit::default()) }
     })
 }
@@ -113,7 +113,7 @@ fn quantity(text: &str, units: &[(&str, u64)]) -> Result<u64, Unfit> {
 
 /// `amount` in the largest unit that divides it.
 fn with_unit(amount: u64, units: &[(&str, u64)]) -> String {
-    let unit = units.iter().find(|(_, factor)| amount >= *factor && amount % factor == 0);
+    let unit = units.iter().find(|(_, factor)| amount >= *factor && amount.is_multiple_of(*factor));
     match unit.or(units.last()) {
         Some((name, factor)) => format!("{}{name}", amount / factor),
         None => amount.to_string(),
@@ -272,9 +272,8 @@ impl std::error::Error for UrlError {}
 
 impl fmt::Display for UrlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.because {
-            Some(because) => write!(f, "{because}, ")?,
-            None => {}
+        if let Some(because) = self.because {
+            write!(f, "{because}, ")?;
         }
         f.write_str("expected mqtt://host:port, mqtts://host:port or embedded")?;
         match &self.meant {
@@ -418,9 +417,21 @@ mod tests {
         {
             assert_eq!(read(&kind, text), Ok(millis(expected)), "{text}");
         }
-        for bad in
-            ["9ms", "8d", "s", "1.5s", "-1s", "1s1s", "1x", "", "99999999999999999d", "１s", "1é", "1 ", "+1s"]
-        {
+        for bad in [
+            "9ms",
+            "8d",
+            "s",
+            "1.5s",
+            "-1s",
+            "1s1s",
+            "1x",
+            "",
+            "99999999999999999d",
+            "１s",
+            "1é",
+            "1 ",
+            "+1s",
+        ] {
             assert!(
                 read(&kind, bad).unwrap_err().ends_with(", expected a duration from 10ms to 7d"),
                 "{bad}"

@@ -44,6 +44,8 @@ pub(super) struct Scalar {
     pub(super) text: String,
     /// What `text` means: `Null`, `Bool`, `Number` or `String`.
     pub(super) value: Value,
+    /// What stands in the file where that differs: variables may hold secrets, which no message may show.
+    pub(super) written: Option<String>,
 }
 
 impl Scalar {
@@ -55,13 +57,15 @@ impl Scalar {
             true => None,
         };
         match value {
-            Some(value @ (Value::Null | Value::Bool(_) | Value::Number(_))) => Self { text, value },
+            Some(value @ (Value::Null | Value::Bool(_) | Value::Number(_))) => {
+                Self { text, value, written: None }
+            }
             _ => Self::quoted(text),
         }
     }
 
     fn quoted(text: String) -> Self {
-        Self { value: Value::String(text.clone()), text }
+        Self { value: Value::String(text.clone()), text, written: None }
     }
 }
 
@@ -135,7 +139,10 @@ impl Builder {
         }
         let content = match expand(text, env) {
             _ if tagged => unusable("a tag"),
-            Ok(text) => Content::Scalar(scalar(text)),
+            Ok(expanded) => {
+                let written = (expanded != text).then(|| text.into());
+                Content::Scalar(Scalar { written, ..scalar(expanded) })
+            }
             Err(why) => Content::Unusable(why),
         };
         self.add(Node { at, content })
