@@ -60,8 +60,10 @@ pub struct Setup {
 /// # Errors
 /// What keeps it from starting. Once it runs, whatever is absent is waited for.
 pub async fn run(setup: Setup) -> Result<(), RuntimeError> {
+    // First of all: who sees a port listen may send a signal at once.
+    let signals = Signals::new()?;
     let runtime = Runtime::open(setup)?;
-    let signals = tokio::spawn(obey_signals(Signals::new()?, runtime.handle()));
+    let signals = tokio::spawn(obey_signals(signals, runtime.handle()));
     runtime.run().await;
     signals.abort();
     Ok(())
