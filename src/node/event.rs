@@ -24,7 +24,7 @@ impl fmt::Display for Topic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name(name) => name.fmt(f),
-            Self::Predefined(id) => write!(f, "predefined {id}"),
+            Self::Predefined(id) => write!(f, "predefined:{id}"),
             Self::Short(name) => write!(f, "{}", name.escape_ascii()),
         }
     }
@@ -45,7 +45,7 @@ impl fmt::Display for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name(filter) => filter.fmt(f),
-            Self::Predefined(id) => write!(f, "predefined {id}"),
+            Self::Predefined(id) => write!(f, "predefined:{id}"),
             Self::Short(name) => write!(f, "{}", name.escape_ascii()),
         }
     }
