@@ -1,0 +1,43 @@
+//! A network namespace for one test: the test starts itself again inside.
+
+use std::process::Command;
+
+const INSIDE: &str = "MQTT_SN_TEST_INSIDE";
+
+/// Whether the caller, the test `name`, is to go on: it runs in a namespace with nothing but `lo`. Outside it runs itself
+/// there and passes on the verdict, or says why it cannot.
+pub(crate) fn apart(name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let Some(flags) = ["-n", "-rn"].into_iter().find(|flags| succeeds("unshare", &[flags, "ip", "link"]))
+    else {
+        eprintln!("SKIPPED {name}: unshare(1) cannot make a network namespace here");
+        return false;
+    };
+    let this = std::env::current_exe().unwrap();
+    let inside = Command::new("unshare")
+        .args([flags, "--"])
+        .arg(this)
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let said =
+        [inside.stdout, inside.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    assert!(inside.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "no test is named {name}: {said}");
+    false
+}
+
+/// `ip` of iproute2, inside.
+#[track_caller]
+pub(crate) fn ip(arguments: &str) {
+    assert!(std::env::var_os(INSIDE).is_some(), "not on this machine's own network");
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    assert!(succeeds("ip", &arguments), "ip {arguments:?}");
+}
+
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+}

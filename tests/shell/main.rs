@@ -1,0 +1,24 @@
+//! The shells on real sockets of the loopback interface. What needs addresses, interfaces or a resolver of its own runs
+//! in a network namespace of its own: see [`apart`].
+
+mod apart;
+
+mod udp;
+
+use std::future::Future;
+use std::time::Duration;
+
+/// When what is awaited counts as not coming. No test waits that long unless it fails.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// The output of `future`, which must not take longer than [`LIMIT`].
+#[track_caller]
+fn soon<T>(what: &'static str, future: impl Future<Output = T>) -> impl Future<Output = T> {
+    let caller = std::panic::Location::caller();
+    async move {
+        match tokio::time::timeout(LIMIT, future).await {
+            Ok(output) => output,
+            Err(_) => panic!("{what} does not come, awaited at {caller}"),
+        }
+    }
+}
