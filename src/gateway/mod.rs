@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tracing::{info, trace};
+use tracing::{debug, info, trace};
 
 use self::air::Air;
 use self::clients::Clients;
@@ -460,7 +460,7 @@ impl Gateway {
 
     fn handle_port(&mut self, port: PortId, event: PortEvent) {
         let name = self.settings.ports.get(usize::from(port.0)).map(|port| port.name.as_str());
-        info!(port = name, ?event, "transport");
+        debug!(port = name, ?event, "transport");
     }
 
     /// Tells active clients that the gateway goes (§6.12), since nothing is kept for them, then the broker.

@@ -1,0 +1,11 @@
+//! The real program with real sockets: beside its embedded broker, and beside a Mosquitto process.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(unreachable_pub, reason = "one binary, several files")]
+
+mod app;
+mod commands;
+mod messages;
+mod outage;
+mod process;
+mod sensor;

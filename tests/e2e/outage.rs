@@ -1,0 +1,74 @@
+//! A broker that is absent, goes, and returns.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use mqtt_sn_gateway::mqtt::QoS;
+use mqtt_sn_gateway::node::Outcome;
+use mqtt_sn_gateway::wire::{Qos, ReturnCode};
+
+use crate::app::App;
+use crate::process::{Beside, Gateway, Mosquitto, free_tcp, wait_until};
+use crate::sensor::{Sensor, name, options};
+
+#[test]
+fn without_a_broker_the_gateway_runs_says_so_and_connects_when_it_can() {
+    let mut mosquitto = Mosquitto::start();
+    mosquitto.down();
+    let url = format!("mqtt://127.0.0.1:{}", mosquitto.port);
+    let mut gateway = Gateway::start(&url, mosquitto.port, "", None);
+    gateway.process.wait_for_line("no connection to the broker");
+    let mut sensor = Sensor::connected(gateway.port, options("n1"));
+    let refused = sensor.publish(name("a/b"), "lost?", Qos::AtLeastOnce, false);
+    assert_eq!(refused, Outcome::Refused(ReturnCode::Congestion));
+    sensor.subscribe("s/1", Qos::AtLeastOnce);
+    mosquitto.up();
+    gateway.process.wait_for_line("connected to the broker");
+    let mut app = App::connected(mosquitto.port);
+    // What was subscribed while the broker was away holds.
+    wait_until("a delivery", || {
+        app.publish("s/1", "on", QoS::AtMostOnce, true);
+        sensor.live(Duration::from_millis(50));
+        sensor.node.counters().frames_received > 4
+    });
+    assert_eq!(sensor.message().payload, "on");
+    assert!(gateway.process.is_running());
+}
+
+#[test]
+fn after_a_restart_of_the_broker_subscriptions_are_issued_again_and_messages_flow() {
+    let mut gateway = Gateway::beside(Beside::Mosquitto);
+    let mut sensor = Sensor::connected(gateway.port, options("n1"));
+    sensor.subscribe("s/1", Qos::AtLeastOnce);
+    let mosquitto = gateway.mosquitto.as_mut().unwrap();
+    for round in 1..=2 {
+        mosquitto.down();
+        gateway.process.wait_for_line("no connection to the broker");
+        mosquitto.up();
+        wait_until("a reconnect", || {
+            gateway.process.printed().matches("connected to the broker").count() > round
+        });
+        assert_eq!(sensor.publish(name("a/b"), "up", Qos::ExactlyOnce, false), Outcome::Acknowledged);
+        let mut app = App::connected(mosquitto.port);
+        app.publish("s/1", "on", QoS::AtLeastOnce, false);
+        assert_eq!(sensor.message().payload, "on");
+    }
+}
+
+#[test]
+fn a_broker_that_refuses_is_told_in_words_and_tried_again() {
+    let port = free_tcp();
+    let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let gateway = Gateway::start(&format!("mqtt://127.0.0.1:{port}"), port, "", None);
+    for _ in 0..2 {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::Write::write_all(&mut stream, &[0x20, 0x02, 0x00, 0x05]).unwrap();
+        gateway.process.wait_for_line("not authorized");
+    }
+    // Sensors are served meanwhile.
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.send_to(&[3, 1, 0], ("127.0.0.1", gateway.port)).unwrap();
+    let mut buffer = [0; 16];
+    socket.set_read_timeout(Some(crate::process::PATIENCE)).unwrap();
+    assert_eq!(socket.recv(&mut buffer).map(|len| buffer[..len].to_vec()).unwrap(), [3, 2, 42]);
+}

@@ -1,0 +1,201 @@
+//! Child processes that end with the test, and the ports they listen on.
+
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Longer than anything takes on a busy machine; a test that waits this long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub fn gateway_program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_mqtt-sn-gateway"))
+}
+
+pub fn free_tcp() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+pub fn free_udp() -> u16 {
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// Polls until `done` or the end of [`PATIENCE`].
+#[track_caller]
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < end, "{what} did not happen in {PATIENCE:?}");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// A running program and what it has printed.
+pub struct Process {
+    child: Child,
+    printed: Arc<Mutex<String>>,
+}
+
+impl Process {
+    pub fn start(command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let name = command.get_program().to_string_lossy().into_owned();
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        let printed = Arc::new(Mutex::new(String::new()));
+        collect(child.stdout.take().unwrap(), &printed);
+        collect(child.stderr.take().unwrap(), &printed);
+        Self { child, printed }
+    }
+
+    pub fn printed(&self) -> String {
+        self.printed.lock().unwrap().clone()
+    }
+
+    #[track_caller]
+    pub fn wait_for_line(&self, part: &str) {
+        let end = Instant::now() + PATIENCE;
+        while !self.printed().contains(part) {
+            assert!(Instant::now() < end, "{part:?} was not printed but:\n{}", self.printed());
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    #[track_caller]
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                sleep(Duration::from_millis(50)); // what it printed last is on its way
+                return status;
+            }
+            assert!(Instant::now() < end, "still running:\n{}", self.printed());
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- printed by {}:\n{}", self.child.id(), self.printed());
+        }
+    }
+}
+
+fn collect(from: impl std::io::Read + Send + 'static, into: &Arc<Mutex<String>>) {
+    let into = into.clone();
+    thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            let mut printed = into.lock().unwrap();
+            printed.push_str(&line);
+            printed.push('\n');
+        }
+    });
+}
+
+/// A Mosquitto of the test's own.
+pub struct Mosquitto {
+    pub port: u16,
+    folder: TempDir,
+    process: Option<Process>,
+}
+
+impl Mosquitto {
+    pub fn start() -> Self {
+        let mut broker = Self { port: free_tcp(), folder: TempDir::new().unwrap(), process: None };
+        broker.up();
+        broker
+    }
+
+    pub fn up(&mut self) {
+        let config = self.folder.path().join("mosquitto.conf");
+        std::fs::write(&config, format!("listener {} 127.0.0.1\nallow_anonymous true\n", self.port)).unwrap();
+        let program =
+            ["/usr/sbin/mosquitto", "/usr/bin/mosquitto"].into_iter().find(|path| Path::new(path).exists());
+        let program = program.expect("the package mosquitto is not installed; tools/test installs it");
+        self.process = Some(Process::start(Command::new(program).arg("-c").arg(config)));
+        wait_until("mosquitto listening", || TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok());
+    }
+
+    pub fn down(&mut self) {
+        self.process = None;
+    }
+}
+
+/// Which broker a gateway is tested with.
+#[derive(Debug, Clone, Copy)]
+pub enum Beside {
+    Embedded,
+    Mosquitto,
+}
+
+/// A gateway with its broker.
+pub struct Gateway {
+    /// Where sensors reach it.
+    pub port: u16,
+    /// Where its broker is.
+    pub broker_port: u16,
+    pub process: Process,
+    _folder: TempDir,
+    /// Kept alive with the gateway.
+    pub mosquitto: Option<Mosquitto>,
+}
+
+impl Gateway {
+    /// A gateway that is connected to its broker.
+    pub fn beside(broker: Beside) -> Self {
+        let gateway = match broker {
+            Beside::Embedded => {
+                let port = free_tcp();
+                Self::start("embedded", port, &format!("  listen: 127.0.0.1:{port}\n"), None)
+            }
+            Beside::Mosquitto => {
+                let mosquitto = Mosquitto::start();
+                let port = mosquitto.port;
+                Self::start(&format!("mqtt://127.0.0.1:{port}"), port, "", Some(mosquitto))
+            }
+        };
+        gateway.process.wait_for_line("connected to the broker");
+        gateway
+    }
+
+    /// A gateway that is listening.
+    pub fn start(url: &str, broker_port: u16, more: &str, mosquitto: Option<Mosquitto>) -> Self {
+        let folder = TempDir::new().unwrap();
+        let port = free_udp();
+        let config = configuration(folder.path(), url, port, more);
+        let process = Process::start(Command::new(gateway_program()).arg("run").arg("-c").arg(config));
+        process.wait_for_line("listening on udp");
+        Self { port, broker_port, process, _folder: folder, mosquitto }
+    }
+}
+
+/// Writes a gateway.yaml; `more` goes below `broker:`.
+pub fn configuration(folder: &Path, url: &str, port: u16, more: &str) -> PathBuf {
+    let file = folder.join("gateway.yaml");
+    let text = format!(
+        "version: 1\n\
+         gateway: {{ id: 42 }}\n\
+         broker:\n  url: {url}\n{more}\
+         transports:\n  - {{ name: lan, type: udp, listen: [\"127.0.0.1:{port}\"], mtu: 65000, retry_interval: 1s }}\n\
+         topics:\n  predefined: {{ 1: pre/one }}\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    file
+}
