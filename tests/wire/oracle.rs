@@ -65,7 +65,7 @@ impl Oracle {
         if let Some(encapsulation) = frame.encapsulation {
             let (header, inner) = datagram.split_at(encapsulation.node_id.len() + 3);
             message = inner;
-            this.field("msg.type", &[0xFE]);
+            this.msg_type(0xFE, "Encapsulated Message");
             this.field("msg.len", &header[..1]);
             // The dissector shows the reserved bits beside the radius.
             this.bits("control.info", encapsulation.radius, header[2]);
@@ -87,7 +87,7 @@ impl Oracle {
             [length, msg_type, body @ ..] => (*msg_type, std::slice::from_ref(length), body.first()),
             _ => unreachable!("a frame was decoded from it"),
         };
-        self.field("msg.type", &[msg_type]);
+        self.msg_type(msg_type, their_name(packet));
         self.field("msg.len", length);
         // The octet itself is shown too, with bits that the message does not use.
         let flags = flags.copied().unwrap_or_default();
@@ -190,6 +190,10 @@ impl Oracle {
         self.field("topic.name.or.id", &topic);
     }
 
+    fn msg_type(&mut self, value: u8, name: &str) {
+        self.fields.push(("msg.type".to_owned(), format!("{name} (0x{value:02x})")));
+    }
+
     fn field(&mut self, name: &str, value: &[u8]) {
         self.fields.push((name.to_owned(), digits(value)));
     }
@@ -202,6 +206,39 @@ impl Oracle {
 
     fn bits(&mut self, name: &str, value: u8, octet: u8) {
         self.fields.push((name.to_owned(), format!("{value:X} of {octet:02x}")));
+    }
+}
+
+/// What the dissector calls a message.
+fn their_name(packet: &Packet<'_>) -> &'static str {
+    match packet {
+        Packet::Advertise(_) => "Advertise Gateway",
+        Packet::SearchGw(_) => "Search Gateway",
+        Packet::GwInfo(_) => "Gateway Info",
+        Packet::Connect(_) => "Connect Command",
+        Packet::ConnAck(_) => "Connect Ack",
+        Packet::WillTopicReq => "Will Topic Request",
+        Packet::WillTopic(_) => "Will Topic",
+        Packet::WillMsgReq => "Will Message Request",
+        Packet::WillMsg(_) => "Will Message",
+        Packet::Register(_) => "Register",
+        Packet::RegAck(_) => "Register Ack",
+        Packet::Publish(_) => "Publish Message",
+        Packet::PubAck(_) => "Publish Ack",
+        Packet::PubComp(_) => "Publish Complete",
+        Packet::PubRec(_) => "Publish Received",
+        Packet::PubRel(_) => "Publish Release",
+        Packet::Subscribe(_) => "Subscribe Request",
+        Packet::SubAck(_) => "Subscribe Ack",
+        Packet::Unsubscribe(_) => "Unsubscribe Request",
+        Packet::UnsubAck(_) => "Unsubscribe Ack",
+        Packet::PingReq(_) => "Ping Request",
+        Packet::PingResp => "Ping Response",
+        Packet::Disconnect(_) => "Disconnect Req",
+        Packet::WillTopicUpd(_) => "Will Topic Update",
+        Packet::WillTopicResp(_) => "Will Topic Response",
+        Packet::WillMsgUpd(_) => "Will Message Update",
+        Packet::WillMsgResp(_) => "Will Message Response",
     }
 }
 
@@ -246,6 +283,9 @@ fn shown(packet: &str) -> Oracle {
     let field = |field: &str| {
         let (name, attributes) = field.split_once('"').expect("a name in quotes");
         let attribute = |key: &str| Some(attributes.split_once(key)?.1.split_once('"')?.0.to_owned());
+        if let Some(msg_type) = attribute(" showname=\"Message Type: ") {
+            return (name.to_owned(), msg_type);
+        }
         let value = attribute(" value=\"").unwrap_or_default();
         let value = match attribute(" unmaskedvalue=\"") {
             Some(octet) => format!("{value} of {octet}"),
