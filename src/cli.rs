@@ -209,11 +209,6 @@ fn run(file: Option<PathBuf>) -> Result<Exit, Failure> {
     for note in config.notes() {
         tracing::info!("{note}");
     }
-    serve(&config)
-}
-
-/// Runs the gateway until a signal.
-fn serve(config: &Config) -> Result<Exit, Failure> {
     let setup = Setup::new(config)?;
     runtime::block_on(runtime::run(setup))??;
     Ok(Exit::Ok)

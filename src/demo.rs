@@ -124,7 +124,7 @@ pub enum DemoError {
 pub async fn run(exit_after: Option<Duration>) -> Result<(), DemoError> {
     let broker = free_tcp(1883).map_err(DemoError::Port)?;
     let gateway = free_udp(1884).map_err(DemoError::Port)?;
-    let runtime = Runtime::open(Setup::new(&config(broker, gateway))?)?;
+    let runtime = Runtime::open(Setup::new(config(broker, gateway))?)?;
     let handle = runtime.handle();
     let listening = runtime.local_addrs(PortId(0)).first().copied().unwrap_or(gateway);
     let started = Instant::now();

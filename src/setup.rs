@@ -1,7 +1,7 @@
-//! What a configuration means to the parts: [`Config`] in the user's terms becomes [`Setup`] in theirs.
+//! A configuration as the parts of the program take it: [`Config`] in the user's terms becomes [`Setup`] in theirs.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -9,67 +9,67 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::config::{BrokerUrl, Config, QueueFull, Sessions, Transport, TransportKind};
+use crate::config::{Broker, BrokerUrl, Config, QueueFull, Sessions, Transport, TransportKind};
 use crate::gateway::io::{
-    self as core, BrokerSettings, Endpoint, PortSettings, QueueSettings, SessionSettings, Settings,
+    BrokerSettings, Endpoint, PortSettings, QueueFull as Full, QueueSettings, SessionSettings, Settings,
 };
 use crate::runtime::Setup;
-use crate::transport::{self, udp};
+use crate::transport;
+use crate::transport::udp;
 
-/// How long a broker may take to accept a TCP connection, and then a CONNECT: longer than a packet lost on a 4G uplink
-/// takes to be sent again, twice.
+/// How long TCP may take to connect: two lost packets on a slow uplink, and not the two minutes of the system.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a valid configuration cannot be put to use.
+/// Octets of the longest password (MQTT 3.1.1 §3.1.3.5: a two-octet length prefix).
+const PASSWORD_LEN_MAX: usize = 65_535;
+
+/// Why a right configuration cannot be used here.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// The password file.
-    #[error("broker.password_file: cannot read {path}")]
+    /// The password file cannot be read.
+    #[error("cannot read the password in {}", path.display())]
     Password {
         /// As configured.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// Something that [`Config`] refuses when it is read.
+    /// The password does not fit into a CONNECT.
+    #[error("the password in {} has more than {PASSWORD_LEN_MAX} octets", path.display())]
+    LongPassword {
+        /// As configured.
+        path: PathBuf,
+    },
+    /// Something that [`Config`] refuses already when it is read.
     #[error("{0} is not in this version")]
-    NotBuilt(String),
+    NotBuilt(&'static str),
 }
 
 impl Setup {
-    /// Reads the password, makes up what is `auto`, and leaves the rest to [`crate::runtime`].
+    /// What a gateway with this configuration is started with; reads the password file and makes up what is `auto`.
     ///
     /// # Errors
     /// [`SetupError`].
-    pub fn new(config: &Config) -> Result<Self, SetupError> {
-        let mut ports = Vec::new();
-        let mut port_settings = Vec::new();
-        for transport in &config.transports {
-            let TransportKind::Udp(udp) = &transport.kind else {
-                return Err(SetupError::NotBuilt(format!("transport {}", transport.name)));
-            };
-            let interface = udp.multicast_interface.clone();
-            let group = udp.multicast.map(|addr| udp::Group { addr, interface });
-            port_settings.push(port(transport, &config.sessions, group.is_some()));
-            let (name, listen) = (transport.name.clone(), udp.listen.clone());
-            ports.push(transport::Options::Udp(udp::Options { name, listen, group }));
-        }
+    pub fn new(config: Config) -> Result<Self, SetupError> {
+        let ports = config.transports.iter().map(|transport| port(transport, &config.sessions)).collect();
+        let options = config.transports.into_iter().map(options).collect::<Result<_, _>>()?;
         let embedded = config.broker.urls.contains(&BrokerUrl::Embedded);
+        let embedded_broker = embedded.then_some(config.broker.listen);
         let settings = Settings {
             gw_id: config.gateway.id,
             advertise_interval: config.gateway.advertise_interval,
-            ports: port_settings,
-            broker: broker(config)?,
-            predefined: config.topics.predefined.clone(),
-            client_predefined: config.topics.clients.clone(),
-            sessions: sessions(&config.sessions),
+            ports,
+            broker: broker(config.broker)?,
+            predefined: config.topics.predefined,
+            client_predefined: config.topics.clients,
+            sessions: sessions(config.sessions),
             seed: random(),
         };
-        Ok(Self { settings, ports, embedded_broker: embedded.then_some(config.broker.listen) })
+        Ok(Self { settings, ports: options, embedded_broker })
     }
 }
 
-fn port(transport: &Transport, sessions: &Sessions, advertise: bool) -> PortSettings {
+fn port(transport: &Transport, sessions: &Sessions) -> PortSettings {
     PortSettings {
         name: transport.name.clone(),
         mtu: transport.mtu,
@@ -77,71 +77,195 @@ fn port(transport: &Transport, sessions: &Sessions, advertise: bool) -> PortSett
         retry_limit: transport.retry_limit.unwrap_or(sessions.retry_limit),
         forwarders: transport.forwarders,
         qos_minus_one: transport.qos_minus_one,
-        advertise,
+        advertise: matches!(&transport.kind, TransportKind::Udp(udp) if udp.multicast.is_some()),
     }
 }
 
-fn broker(config: &Config) -> Result<BrokerSettings, SetupError> {
-    let broker = &config.broker;
-    let mut endpoints = Vec::new();
-    for url in &broker.urls {
-        endpoints.push(match url {
-            BrokerUrl::Embedded => loopback(broker.listen),
-            BrokerUrl::Mqtt { host, port } => Endpoint { host: host.clone(), port: *port },
-            BrokerUrl::Mqtts { .. } => return Err(SetupError::NotBuilt(url.to_string())),
-        });
-    }
-    let password = match &broker.password_file {
-        Some(path) => {
-            let read = std::fs::read(path);
-            let octets = read.map_err(|source| SetupError::Password { path: path.clone(), source })?;
-            Bytes::copy_from_slice(octets.trim_ascii_end())
+fn options(transport: Transport) -> Result<transport::Options, SetupError> {
+    let Transport { name, kind, .. } = transport;
+    match kind {
+        TransportKind::Udp(udp) => {
+            let group = udp.multicast.map(|addr| udp::Group { addr, interface: udp.multicast_interface });
+            Ok(transport::Options::Udp(udp::Options { name, listen: udp.listen, group }))
         }
-        None => Bytes::new(),
+        TransportKind::Serial(_) => Err(SetupError::NotBuilt("type: serial")),
+        TransportKind::Xbee(_) => Err(SetupError::NotBuilt("type: xbee")),
+        TransportKind::Dtls(_) => Err(SetupError::NotBuilt("type: dtls")),
+    }
+}
+
+fn broker(broker: Broker) -> Result<BrokerSettings, SetupError> {
+    let endpoint = |url| match url {
+        BrokerUrl::Embedded => Ok(reachable(broker.listen)),
+        BrokerUrl::Mqtt { host, port } => Ok(Endpoint { host, port }),
+        BrokerUrl::Mqtts { .. } => Err(SetupError::NotBuilt("mqtts://")),
     };
-    let made_up = || format!("mqtt-sn-gateway-{:016x}", random());
+    let client_id_is_random = broker.client_id.is_none();
+    let client_id = broker.client_id.map_or_else(made_up_id, |id| id.as_str().into());
+    let password = broker.password_file.map(password).transpose()?.unwrap_or_default();
     Ok(BrokerSettings {
-        endpoints,
-        client_id: broker.client_id.as_ref().map_or_else(made_up, |id| id.as_str().into()),
-        client_id_is_random: broker.client_id.is_none(),
-        credentials: broker.username.clone().map(|username| (username, password)),
+        endpoints: broker.urls.into_iter().map(endpoint).collect::<Result<_, _>>()?,
+        client_id,
+        client_id_is_random,
+        credentials: broker.username.map(|username| (username, password)),
         keep_alive: broker.keep_alive,
         ack_timeout: broker.ack_timeout,
         connect_timeout: CONNECT_TIMEOUT,
     })
 }
 
-/// Where the embedded broker is reached from this process.
-fn loopback(listen: SocketAddr) -> Endpoint {
-    let ip = match listen.ip() {
-        ip if !ip.is_unspecified() => ip,
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+/// Where a broker that listens on `addr` is reached from this machine.
+fn reachable(addr: SocketAddr) -> Endpoint {
+    let ip = match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
     };
-    Endpoint { host: ip.to_string(), port: listen.port() }
+    Endpoint { host: ip.to_string(), port: addr.port() }
 }
 
-fn sessions(sessions: &Sessions) -> SessionSettings {
-    let queue = &sessions.queue;
+/// The password in a file, without the end of its line.
+fn password(path: PathBuf) -> Result<Bytes, SetupError> {
+    let mut password = match fs::read(&path) {
+        Ok(password) => password,
+        Err(source) => return Err(SetupError::Password { path, source }),
+    };
+    let end = password.strip_suffix(b"\n").map(|line| line.strip_suffix(b"\r").unwrap_or(line).len());
+    password.truncate(end.unwrap_or(password.len()));
+    if password.len() > PASSWORD_LEN_MAX {
+        Err(SetupError::LongPassword { path })
+    } else {
+        Ok(password.into())
+    }
+}
+
+/// `mqtt-sn-gateway-<random>`, with the 23 octets that every broker takes (MQTT 3.1.1 §3.1.3.1).
+fn made_up_id() -> String {
+    let mut random = random();
+    let mut id = String::from("mqtt-sn-gateway-");
+    while id.len() < 23 {
+        id.extend(char::from_digit((random % 36) as u32, 36));
+        random /= 36;
+    }
+    id
+}
+
+/// A number that nobody can guess: the keys of a hash map are the operating system's, and a keyed hash is all it shows.
+fn random() -> u64 {
+    RandomState::new().hash_one(0)
+}
+
+fn sessions(sessions: Sessions) -> SessionSettings {
     SessionSettings {
         max: sessions.max,
         expiry: sessions.expiry,
         max_topics: sessions.max_topics,
         max_subscriptions: sessions.max_subscriptions,
         queue: QueueSettings {
-            messages: queue.messages,
-            bytes: queue.bytes,
-            full: match queue.full {
-                QueueFull::DropOldest => core::QueueFull::DropOldest,
-                QueueFull::DropNewest => core::QueueFull::DropNewest,
+            messages: sessions.queue.messages,
+            bytes: sessions.queue.bytes,
+            full: match sessions.queue.full {
+                QueueFull::DropOldest => Full::DropOldest,
+                QueueFull::DropNewest => Full::DropNewest,
             },
-            qos0: queue.qos0,
+            qos0: sessions.queue.qos0,
         },
         queue_total: sessions.queue_total,
     }
 }
 
-/// 64 bits nobody can guess: the keys of a hasher come from the operating system.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn made_of(yaml: &str) -> Result<Setup, SetupError> {
+        setup(Config::parse("f", yaml.as_bytes(), &|_| None).unwrap())
+    }
+
+    #[test]
+    fn the_default_configuration_is_a_setup() {
+        let setup = setup(Config::default()).unwrap();
+        assert_eq!(setup.embedded_broker, None);
+        let settings = setup.settings;
+        assert_eq!(settings.broker.endpoints, [Endpoint { host: "127.0.0.1".into(), port: 1883 }]);
+        assert_eq!(settings.broker.credentials, None);
+        assert_eq!((settings.ports.len(), setup.ports.len()), (1, 1));
+        let port = &settings.ports[0];
+        assert_eq!((port.name.as_str(), port.mtu, port.retry_limit), ("lan", 1024, 3));
+        assert!(port.advertise && port.forwarders && port.qos_minus_one);
+        let transport::Options::Udp(udp) = &setup.ports[0];
+        assert_eq!((udp.name.as_str(), udp.listen.len()), ("lan", 2));
+        assert_eq!(udp.group.as_ref().unwrap().addr, SocketAddr::from(([225, 1, 1, 1], 1884)));
+    }
+
+    #[test]
+    fn a_transport_overrides_what_holds_for_all() {
+        let setup = made_of(
+            "sessions: { retry_interval: 2s, retry_limit: 5 }\ntransports:\n  - { name: a, type: udp, listen: 0.0.0.0:1 }\n  \
+             - { name: b, type: udp, listen: 0.0.0.0:2, retry_interval: 1s, retry_limit: 0, mtu: 99 }\n",
+        )
+        .unwrap();
+        let [a, b] = setup.settings.ports.as_slice() else { panic!("{:?}", setup.settings.ports) };
+        assert_eq!((a.retry_interval, a.retry_limit, a.mtu), (Duration::from_secs(2), 5, 1024));
+        assert_eq!((b.retry_interval, b.retry_limit, b.mtu), (Duration::from_secs(1), 0, 99));
+        assert!(!a.advertise, "there is no group to advertise to");
+    }
+
+    #[test]
+    fn the_embedded_broker_is_reached_where_it_listens() {
+        for (listen, host) in [
+            ("127.0.0.1:1", "127.0.0.1"),
+            ("0.0.0.0:1", "127.0.0.1"),
+            ("'[::]:1'", "::1"),
+            ("10.0.0.1:1", "10.0.0.1"),
+        ] {
+            let setup = made_of(&format!("broker: {{ url: embedded, listen: {listen} }}")).unwrap();
+            assert_eq!(setup.settings.broker.endpoints, [Endpoint { host: host.into(), port: 1 }]);
+            assert_eq!(setup.embedded_broker.unwrap().port(), 1);
+        }
+    }
+
+    #[test]
+    fn a_made_up_client_id_has_23_octets_and_does_not_come_twice() {
+        let id = || made_of("").unwrap().settings.broker;
+        let (one, two) = (id(), id());
+        assert!(one.client_id_is_random && one.client_id.starts_with("mqtt-sn-gateway-"));
+        assert_eq!(one.client_id.len(), 23);
+        assert_ne!(one.client_id, two.client_id);
+        let given = made_of("broker: { client_id: gw }").unwrap().settings.broker;
+        assert_eq!((given.client_id.as_str(), given.client_id_is_random), ("gw", false));
+    }
+
+    #[test]
+    fn the_password_is_the_line_in_its_file() {
+        for (octets, password) in [
+            (&b"secret"[..], &b"secret"[..]),
+            (b"secret\n", b"secret"),
+            (b"a\r\n", b"a"),
+            (b"a\n\n", b"a\n"),
+            (b"", b""),
+        ] {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(octets).unwrap();
+            let path = file.path().display();
+            let setup = made_of(&format!("broker: {{ username: u, password_file: {path} }}")).unwrap();
+            assert_eq!(
+                setup.settings.broker.credentials,
+                Some(("u".into(), Bytes::copy_from_slice(password)))
+            );
+        }
+        let alone = made_of("broker: { username: u }").unwrap().settings.broker.credentials;
+        assert_eq!(alone, Some(("u".into(), Bytes::new())));
+        let error = made_of("broker: { username: u, password_file: /nowhere/p }").unwrap_err();
+        assert_eq!(error.to_string(), "cannot read the password in /nowhere/p");
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_even_if_it_was_not_read_from_a_file() {
+        let mut config = Config::default();
+        config.broker.urls = vec![BrokerUrl::Mqtts { host: "a".into(), port: 1 }];
+        assert_eq!(setup(config).unwrap_err().to_string(), "mqtts:// is not in this version");
+    }
 }

@@ -87,7 +87,7 @@ fn broker(keys: &mut Keys<'_>) -> Broker {
         outage_queue: keys.section("outage_queue", outage_queue),
         ack_timeout: keys.or("ack_timeout", duration(millis(100)..=secs(3600)), default.ack_timeout),
         grace: keys.or("grace", duration(secs(1)..=secs(86_400)), default.grace),
-        listen: keys.or("listen", address(), default.listen),
+        listen: keys.or("listen", reachable_address(), default.listen),
     }
 }
 
@@ -106,6 +106,14 @@ fn urls(keys: &mut Keys<'_>) -> Option<Vec<BrokerUrl>> {
 
 fn mode() -> Built<Leaf<Mode>> {
     built(choice(), |mode| *mode != Mode::Transparent)
+}
+
+/// An address that the gateway itself can connect to: a free port would be known to nobody.
+fn reachable_address() -> Leaf<SocketAddr> {
+    address().and_then(|address| match address.port() {
+        0 => Err(Unfit { because: Some("has no port from 1 to 65535".into()), meant: None }),
+        _ => Ok(address),
+    })
 }
 
 fn template() -> Leaf<String> {
@@ -199,11 +207,13 @@ const MTU_MAX: u64 = 65_507;
 
 fn udp(keys: &mut Keys<'_>, taken: &mut Taken) -> Udp {
     keys.need("multicast_interface", "multicast");
-    Udp {
-        listen: listen(keys, taken).unwrap_or(Udp::default().listen),
-        multicast: keys.get("multicast", group().or("none")).flatten(),
-        multicast_interface: keys.get("multicast_interface", interface().or("auto")).flatten(),
+    let listen = listen(keys, taken).unwrap_or(Udp::default().listen);
+    let multicast = keys.get("multicast", group().or("none")).flatten();
+    if multicast.is_some_and(|group| listen.iter().all(|address| address.is_ipv4() != group.is_ipv4())) {
+        keys.wrong("multicast", "has another IP version than every listen address, expected one of the same");
     }
+    let multicast_interface = keys.get("multicast_interface", interface().or("auto")).flatten();
+    Udp { listen, multicast, multicast_interface }
 }
 
 fn listen(keys: &mut Keys<'_>, taken: &mut Taken) -> Option<Vec<SocketAddr>> {

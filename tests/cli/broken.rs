@@ -186,6 +186,10 @@ const TABLE: &[(&str, &str)] = &[
         "2:11: broker.listen: found \"localhost:1883\", expected an IP address and a port such as 0.0.0.0:1884 or \"[::]:1884\"",
     ),
     (
+        "broker:\n  listen: 127.0.0.1:0\n",
+        "2:11: broker.listen: \"127.0.0.1:0\" has no port from 1 to 65535, expected an IP address and a port such as 0.0.0.0:1884 or \"[::]:1884\"",
+    ),
+    (
         "broker:\n  client_id: \"\"\n",
         "2:14: broker.client_id: \"\" is empty, expected a client id of 1 to 128 octets or auto",
     ),
@@ -230,6 +234,10 @@ const TABLE: &[(&str, &str)] = &[
     (
         "transports:\n  - { name: a, type: udp, multicast: 10.0.0.1:1884 }\n",
         "2:38: transports[0].multicast: found \"10.0.0.1:1884\", expected a multicast group and a port such as 225.1.1.1:1884 or none",
+    ),
+    (
+        "transports:\n  - { name: a, type: udp, listen: 0.0.0.0:1, multicast: '[ff02::1]:1884' }\n",
+        "2:57: transports[0].multicast: has another IP version than every listen address, expected one of the same",
     ),
     (
         "transports:\n  - { name: a, type: udp, multicast_interface: eth0 }\n",

@@ -1,4 +1,9 @@
 //! The real program: what each command prints, and the code it ends with.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "clippy.toml allows them in test functions, these are their helpers"
+)]
 
 use std::io::Write;
 use std::path::Path;
@@ -8,6 +13,7 @@ use std::{fs, str};
 use tempfile::TempDir;
 
 mod broken;
+mod run;
 
 /// How a run of the program ended.
 struct Ended {
@@ -70,7 +76,7 @@ fn run(arguments: &[&str]) -> Ended {
 #[test]
 fn check_sums_up_what_is_right() {
     let folder = Folder::with(
-        "broker: { url: embedded, listen: 127.0.0.1:0, outage: reject }\n\
+        "broker: { url: embedded, listen: 127.0.0.1:1999, outage: reject }\n\
          transports:\n  - { name: lan, type: udp, listen: 0.0.0.0:1884, multicast: 225.1.1.1:1884 }\n  \
          - { name: wan, type: udp, listen: ['10.0.0.1:1', '[::1]:2'] }\n\
          topics: { predefined: { 1: a, 2: b }, clients: { pump-7: { 1: c } } }\n\
@@ -81,7 +87,7 @@ fn check_sums_up_what_is_right() {
     assert_eq!(
         ended.stdout,
         "./gateway.yaml: no errors\n\
-         broker: embedded, listens on 127.0.0.1:0\n\
+         broker: embedded, listens on 127.0.0.1:1999\n\
          transport lan: udp 0.0.0.0:1884, group 225.1.1.1:1884\n\
          transport wan: udp 10.0.0.1:1, [::1]:2, no multicast group\n\
          predefined topics: 2 for all clients, 1 for single ones\n\
