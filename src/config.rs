@@ -680,6 +680,8 @@ pub enum LogFormat {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn none(_: &str) -> Option<String> {
@@ -940,5 +942,21 @@ log: { level: trace, format: plain }
             Config::parse("f", "\u{feff}version: 1".as_bytes(), &none).is_ok(),
             "a byte order mark is no error"
         );
+    }
+    proptest! {
+        #[test]
+        fn any_damage_to_the_shipped_file_is_read_or_refused(
+            at in 0..SHIPPED.len(),
+            length in 0..40usize,
+            put in "[-a-z0-9 \t\n:,#'\"&*!|>%@`?{}\\[\\]$é\u{7}\u{202e}]{0,6}",
+        ) {
+            let mut octets = SHIPPED.as_bytes().to_vec();
+            octets.splice(at..SHIPPED.len().min(at + length), put.bytes());
+            if let Err(problems) = Config::parse("f", &octets, &none) {
+                let shown = problems.to_string();
+                prop_assert!(shown.starts_with("f:"));
+                prop_assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+            }
+        }
     }
 }
