@@ -181,12 +181,12 @@ mod tests {
     use super::*;
 
     fn made_of(yaml: &str) -> Result<Setup, SetupError> {
-        setup(Config::parse("f", yaml.as_bytes(), &|_| None).unwrap())
+        Setup::new(Config::parse("f", yaml.as_bytes(), &|_| None).unwrap())
     }
 
     #[test]
     fn the_default_configuration_is_a_setup() {
-        let setup = setup(Config::default()).unwrap();
+        let setup = Setup::new(Config::default()).unwrap();
         assert_eq!(setup.embedded_broker, None);
         let settings = setup.settings;
         assert_eq!(settings.broker.endpoints, [Endpoint { host: "127.0.0.1".into(), port: 1883 }]);
@@ -266,6 +266,6 @@ mod tests {
     fn what_is_not_built_is_refused_even_if_it_was_not_read_from_a_file() {
         let mut config = Config::default();
         config.broker.urls = vec![BrokerUrl::Mqtts { host: "a".into(), port: 1 }];
-        assert_eq!(setup(config).unwrap_err().to_string(), "mqtts:// is not in this version");
+        assert_eq!(Setup::new(config).unwrap_err().to_string(), "mqtts:// is not in this version");
     }
 }

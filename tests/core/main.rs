@@ -1,6 +1,7 @@
 //! Conversations with the core on a virtual clock: what arrives, what must leave, and the next deadline.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(unreachable_pub, reason = "one binary, several files")]
 
 mod connect;
 mod downlink;
