@@ -1,0 +1,279 @@
+//! What the runner itself is held to: it must see the faults that it is there to find. The gateway here is a thread that answers
+//! what it is told to, and the gateway's connection to the broker one that sends what it is told to.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::thread;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v4::{Connect, Packet, PubAck, Publish, Subscribe};
+
+use crate::runner::World;
+use crate::script::{self, File, Mode};
+use crate::stub::Stub;
+
+const FIXTURES: File = ("fixtures.sn", "F0 nothing\n");
+
+/// Answers of a gateway: to the datagram on the left come those on the right, in hexadecimal, separated by commas.
+type Answers = &'static [(&'static str, &'static str)];
+
+/// Runs the steps; the error is the report.
+fn run(answers: Answers, steps: &'static str) -> Result<(), String> {
+    run_beside(answers, steps, |_| {})
+}
+
+/// The same, with a connection to the broker that does something before the first step.
+fn run_beside(answers: Answers, steps: &'static str, before: impl FnOnce(&mut Link)) -> Result<(), String> {
+    let broker = Stub::new();
+    broker.up();
+    let mut link = Link::connect(broker.addr());
+    broker.name_all();
+    let mut world = World::around(gateway(answers), broker);
+    before(&mut link);
+    let text = format!("T-001 S R-001 title\n{steps}").leak();
+    let rows = script::rows(("x.sn", text), FIXTURES, Mode::Aggregating).unwrap();
+    world.run(&rows[0])
+}
+
+/// A gateway that only knows these answers.
+fn gateway(answers: Answers) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let addr = socket.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((count, from)) = socket.recv_from(&mut buffer) {
+            for (_, outs) in answers.iter().filter(|(question, _)| octets(question) == buffer[..count]) {
+                for out in outs.split(", ") {
+                    socket.send_to(&octets(out), from).unwrap();
+                }
+            }
+        }
+    });
+    addr
+}
+
+fn octets(hex: &str) -> Vec<u8> {
+    hex.split(' ').map(|octet| u8::from_str_radix(octet, 16).unwrap()).collect()
+}
+
+/// The gateway's connection to the broker.
+struct Link {
+    stream: TcpStream,
+    buffer: BytesMut,
+}
+
+impl Link {
+    fn connect(broker: SocketAddr) -> Self {
+        let stream = TcpStream::connect(broker).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut link = Self { stream, buffer: BytesMut::new() };
+        link.send(&Packet::Connect(Connect::new("gateway")));
+        assert!(matches!(link.receive(), Some(Packet::ConnAck(_))));
+        link
+    }
+
+    fn send(&mut self, packet: &Packet) {
+        let mut octets = BytesMut::new();
+        packet.write(&mut octets, 10_000).unwrap();
+        self.stream.write_all(&octets).unwrap();
+    }
+
+    /// None: the connection is closed or nothing comes.
+    fn receive(&mut self) -> Option<Packet> {
+        loop {
+            if let Ok(packet) = Packet::read(&mut self.buffer, 10_000) {
+                return Some(packet);
+            }
+            let mut chunk = [0; 1024];
+            let count = self.stream.read(&mut chunk).ok().filter(|count| *count > 0)?;
+            self.buffer.extend_from_slice(&chunk[..count]);
+        }
+    }
+
+    fn publish(&mut self, topic: &str, qos: QoS, id: u16) {
+        let mut publish = Publish::new(topic, qos, "on");
+        publish.pkid = id;
+        self.send(&Packet::Publish(publish));
+    }
+
+    fn subscribe(&mut self, filter: &str) {
+        let mut subscribe = Subscribe::new(filter, QoS::AtLeastOnce);
+        subscribe.pkid = 9;
+        self.send(&Packet::Subscribe(subscribe));
+    }
+}
+
+#[test]
+fn a_gateway_that_answers_as_the_row_says_passes() {
+    let answers: Answers = &[("02 16", "02 17"), ("02 18", "07 0B 12 34 00 01 00, 06 0D 12 34 56 78")];
+    run(answers, "C> 02 16\nG> 02 17\nC> 02 18\nG> 07 0B <T1> 00 01 00\nG> 06 0D <T1> <M1>").unwrap();
+}
+
+#[test]
+fn a_wrong_octet_is_reported_with_both_datagrams_and_the_line() {
+    let report = run(&[("02 16", "03 05 01")], "C> 02 16\nG> 03 05 00").unwrap_err();
+    for part in ["x.sn:3", "expected at S1: 03 05 00", "03 05 01", "octet 2", "T-001 title"] {
+        assert!(report.contains(part), "{part} in {report}");
+    }
+}
+
+#[test]
+fn a_datagram_that_is_too_long_or_too_short_fails() {
+    assert!(run(&[("02 16", "02 17 00")], "C> 02 16\nG> 02 17").is_err());
+    assert!(run(&[("02 16", "02 17")], "C> 02 16\nG> 02 17 00").is_err());
+    assert!(run(&[("02 16", "02 17 00")], "C> 02 16\nG> 02 17 <any>").is_err());
+}
+
+#[test]
+fn reserved_ids_are_no_choice() {
+    for reserved in ["00 00", "FF FF"] {
+        let answers: Answers = vec![("02 16", &*reserved.to_owned().leak())].leak();
+        assert!(run(answers, "C> 02 16\nG> <T1>").is_err(), "{reserved}");
+    }
+    assert!(run(&[("02 16", "00 00")], "C> 02 16\nG> <M1>").is_err());
+    run(&[("02 16", "FF FF")], "C> 02 16\nG> <M1>").unwrap();
+    run(&[("02 16", "00 00")], "C> 02 16\nG> <any>").unwrap();
+}
+
+#[test]
+fn a_name_is_one_value_in_a_row() {
+    let answers: Answers = &[("02 16", "00 01, 00 02")];
+    let report = run(answers, "C> 02 16\nG> <T1>\nG> <T1>").unwrap_err();
+    assert!(report.contains("<T1> is 00 02 here and was 00 01"), "{report}");
+    run(answers, "C> 02 16\nG> <T1>\nG> <T2>\n<T2> != <T1>").unwrap();
+    assert!(run(&[("02 16", "00 01, 00 01")], "C> 02 16\nG> <T1>\nG> <T2>\n<T2> != <T1>").is_err());
+}
+
+#[test]
+fn what_a_name_stands_for_can_be_sent_back() {
+    run(&[("02 16", "12 34"), ("12 34", "02 17")], "C> 02 16\nG> <T1>\nC> <T1>\nG> 02 17").unwrap();
+}
+
+#[test]
+fn a_datagram_breaks_the_quiet() {
+    let report = run(&[("02 16", "02 17")], "C> 02 16\nquiet 0.1 s: really").unwrap_err();
+    assert!(report.contains("not quiet: S1 received 02 17"), "{report}");
+}
+
+#[test]
+fn a_datagram_that_nothing_asks_for_fails_the_row() {
+    let report = run(&[("02 16", "02 17, 02 18")], "C> 02 16\nG> 02 17\nwait 0.1 s").unwrap_err();
+    assert!(report.contains("left over: S1 received 02 18"), "{report}");
+}
+
+#[test]
+fn an_optional_datagram_may_come_or_not_and_nothing_else_in_its_place() {
+    let steps = "C> 02 16\nG?> 02 18\nC?> 02 01\nG> 02 17";
+    run(&[("02 16", "02 17")], steps).unwrap();
+    run(&[("02 16", "02 18"), ("02 01", "02 17")], steps).unwrap();
+    assert!(run(&[("02 16", "02 19, 02 17")], steps).is_err());
+}
+
+#[test]
+fn datagrams_in_free_order_must_all_come() {
+    let steps = "C> 02 16\nG> 02 17\nG~> 02 18";
+    run(&[("02 16", "02 17, 02 18")], steps).unwrap();
+    run(&[("02 16", "02 18, 02 17")], steps).unwrap();
+    assert!(run(&[("02 16", "02 18, 02 18")], steps).is_err());
+}
+
+#[test]
+fn what_is_only_tolerated_fails_and_is_called_that() {
+    let report = run(&[("02 16", "02 18")], "C> 02 16\nG> 02 17\nP> 02 18").unwrap_err();
+    assert!(report.contains("tolerates"), "{report}");
+    let report = run(&[("02 16", "02 19")], "C> 02 16\nG> 02 17\nP> 02 18").unwrap_err();
+    assert!(!report.contains("tolerates"), "{report}");
+}
+
+#[test]
+fn a_source_only_hears_what_is_for_it() {
+    let answers: Answers = &[("02 16", "02 17")];
+    run(answers, "C@S2> 02 16\nG@S2> 02 17").unwrap();
+    assert!(run(answers, "C@S2> 02 16\nquiet 0.1 s").is_err());
+}
+
+#[test]
+fn a_publication_must_have_the_topic_payload_and_qos_that_the_row_names() {
+    let publish = |link: &mut Link| link.publish("a/b", QoS::AtLeastOnce, 1);
+    let with = |steps| run_beside(&[], steps, publish);
+    with("=>B PUBLISH a/b \"on\" QoS 1 retain 0 once").unwrap();
+    with("=>B PUBLISH a/b").unwrap();
+    for steps in [
+        "=>B PUBLISH a/c",
+        "=>B PUBLISH a/b \"off\"",
+        "=>B PUBLISH a/b QoS 0",
+        "=>B PUBLISH a/b retain 1",
+        "wait 0.2 s",
+        "quiet 0.2 s",
+        "=>B no PUBLISH",
+        "=>B nothing",
+    ] {
+        assert!(with(steps).is_err(), "{steps}");
+    }
+}
+
+#[test]
+fn once_is_not_twice() {
+    let twice = |link: &mut Link| (1..=2).for_each(|id| link.publish("a/b", QoS::AtLeastOnce, id));
+    assert!(run_beside(&[], "=>B PUBLISH a/b once", twice).is_err());
+    run_beside(&[], "=>B PUBLISH a/b\n=>B PUBLISH a/b", twice).unwrap();
+}
+
+#[test]
+fn an_answer_is_held_back_until_the_row_gives_it() {
+    let broker = Stub::new();
+    let addr = {
+        broker.up();
+        broker.addr()
+    };
+    let mut link = Link::connect(addr);
+    broker.withhold(script::Ack::Publish);
+    link.publish("a/b", QoS::AtLeastOnce, 7);
+    link.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert_eq!(link.receive(), None);
+    broker.answer(script::Ack::Publish, 0, Duration::from_secs(1)).unwrap();
+    assert_eq!(link.receive(), Some(Packet::PubAck(PubAck::new(7))));
+    assert!(broker.answer(script::Ack::Publish, 0, Duration::ZERO).is_err(), "there is no second one");
+}
+
+#[test]
+fn a_broker_that_is_down_refuses_and_comes_back_on_its_port() {
+    let broker = Stub::new();
+    assert!(TcpStream::connect(broker.addr()).is_err(), "not up yet");
+    for _ in 0..3 {
+        broker.up();
+        let mut link = Link::connect(broker.addr());
+        let gone = thread::spawn(move || link.receive());
+        broker.down();
+        assert_eq!(gone.join().unwrap(), None, "the connection is closed");
+        assert!(TcpStream::connect(broker.addr()).is_err(), "down");
+    }
+}
+
+#[test]
+fn subscribers_get_what_matches_and_what_is_retained() {
+    let message =
+        |topic: &str| script::Message { topic: topic.into(), payload: b"on".to_vec(), qos: 2, retain: false };
+    let broker = Stub::new();
+    broker.up();
+    broker.hold(message("s/0"), true);
+    broker.hold(message("s/9"), false);
+    let mut link = Link::connect(broker.addr());
+    assert_eq!(broker.publish(&message("s/1"), script::Delivery::Subscribers), 0);
+    link.subscribe("s/+");
+    let mut topic = || match link.receive() {
+        Some(Packet::Publish(publish)) => format!("{} {:?}", publish.topic, publish.qos),
+        other => format!("{other:?}"),
+    };
+    assert_eq!(topic(), "s/0 AtLeastOnce");
+    assert!(topic().contains("SubAck"));
+    assert_eq!(topic(), "s/9 AtLeastOnce");
+    assert_eq!(broker.publish(&message("t"), script::Delivery::Subscribers), 0);
+    assert_eq!(broker.publish(&message("s/1"), script::Delivery::Subscribers), 1);
+    assert_eq!(topic(), "s/1 AtLeastOnce");
+    assert_eq!(broker.publish(&message("t"), script::Delivery::Regardless), 1);
+    assert_eq!(topic(), "t ExactlyOnce");
+}
