@@ -590,7 +590,7 @@ impl Seen {
 /// Octets, and what they mean.
 fn dump(octets: &[u8]) -> String {
     let meaning = match wire::decode(octets) {
-        Ok(frame) => format!("{:?}", frame.packet),
+        Ok(frame) => frame.to_string(),
         Err(error) => error.to_string(),
     };
     format!("{} · {meaning}", hex(octets))
