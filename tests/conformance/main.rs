@@ -70,7 +70,7 @@ rows! {
         t021 t022 t023 t024 t025 t026 t027 t028;
     c_connect:
         t029 t030 t031 t032 t033 t034 t035 t036 t037 t038 t039 t040 t041 t042 t043 t044 t045 t046 t047 t048 t049
-        t051 t057 t058 t059 t060 t061 t063 t064;
+        t050 t051 t056 t057 t058 t059 t060 t061 t063 t064;
     d_register:
         t065 t066 t067 t068 t069 t070 t071 t072 t073 t074 t075 t076;
     e_publish:
@@ -93,17 +93,15 @@ rows! {
     l_forwarder:
         t192 t193 t194 t195 t196 t197 t198 t199 t200 t201;
     m_sessions:
-        t203 t205;
+        t202 t203 t204 t205 t206;
 }
 
 later! {
     "will updates are not built yet":
-        t052 t053 t054 t055 t056;
+        t052 t053 t054 t055;
     "sleeping clients are not built yet":
         t062 t108 t162 t163 t164 t165 t166 t167 t168 t169 t170 t171 t172 t173 t174 t175 t176 t177 t178 t180 t182 t183
         t184 t185 t191;
-    "persistent sessions are not built yet":
-        t050 t202 t204 t206;
 }
 
 #[test]

@@ -454,6 +454,7 @@ impl Port {
     /// A member of the multicast group on the loopback interface.
     fn in_group() -> Self {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
         socket.bind(&SocketAddr::from((GROUP, 0)).into()).unwrap();
         socket.join_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST).unwrap();
         Self { socket: socket.into(), put_back: VecDeque::new() }
