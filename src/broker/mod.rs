@@ -134,6 +134,7 @@ impl Broker {
         while let Some(&(deadline, id)) = self.deadlines.first()
             && deadline <= now
         {
+            self.deadlines.pop_first();
             let connected = self.connections.get(&id).is_some_and(|connection| connection.client.is_some());
             self.end(id, if connected { End::KeepAlive } else { End::ConnectTimeout });
         }

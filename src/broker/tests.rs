@@ -736,9 +736,13 @@ fn a_connection_is_cut_after_octets_received() {
     w.bytes(p, &encoded(&Packet::Connect(connect("p", false))));
     assert!(w.closed.contains(&p));
     assert_eq!(w.counters().connects_accepted, 2);
+    let p = w.connect_with(connect("p", false), true);
+    w.inject(Fault::CutReceived { whom: Whom::Client(id("p")), after: packet.len() - 1 });
+    w.bytes(p, &packet);
+    assert_eq!((w.counters().published, w.counters().closed_by_fault), (2, 4), "an octet is missing");
     w.connect_with(connect("p", false), true);
     w.inject(Fault::CutReceived { whom: Whom::Client(id("p")), after: 0 });
-    assert_eq!(w.counters().closed_by_fault, 4);
+    assert_eq!(w.counters().closed_by_fault, 5);
 }
 
 #[test]

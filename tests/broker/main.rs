@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use mqtt_sn_gateway::broker::{Fault, Limits, Whom};
 use mqtt_sn_gateway::topic::ClientId;
-use rumqttc::{Packet, QoS};
+use rumqttc::{ConnectReturnCode, Packet, QoS};
 
 use client::{Client, publish};
 use servers::{Mosquitto, Ours, missing, tool};
@@ -135,6 +135,17 @@ fn a_client_that_does_not_read_its_answers_is_not_read_either() {
     let broker = ours.stop();
     assert!(deaf.stream().shutdown(Shutdown::Both).is_ok());
     assert_eq!(broker.clients().count(), 0);
+}
+
+#[test]
+fn a_refusal_reaches_a_client_that_goes_on_sending() {
+    let ours = Ours::start(Limits::default());
+    for _ in 0..5 {
+        let mut hasty = Client::open(ours.port);
+        hasty.write(b"\x10\x0d\0\x04MQTT\x07\x02\0\x3c\0\x01a");
+        hasty.write(&[0xC0, 0].repeat(500_000));
+        assert!(matches!(hasty.recv(), Packet::ConnAck(ack) if ack.code != ConnectReturnCode::Success));
+    }
 }
 
 #[test]
