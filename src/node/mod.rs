@@ -265,6 +265,11 @@ impl Node {
         self.events.pop_front()
     }
 
+    /// Whether [`Node::poll_event`] would give something.
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// Whether there is a connection.
     pub fn is_connected(&self) -> bool {
         matches!(self.connection, Connection::Connected { .. })

@@ -33,7 +33,9 @@ pub(crate) enum Failure {
     ConnectRefused { to: SocketAddr, code: ReturnCode },
     #[error("the gateway at {to} refused the message: {code}")]
     PublishRefused { to: SocketAddr, code: ReturnCode },
-    #[error("the gateway at {to} did not acknowledge the message ({attempts} attempts): it may or may not have arrived")]
+    #[error(
+        "the gateway at {to} did not acknowledge the message ({attempts} attempts): it may or may not have arrived"
+    )]
     GaveUp { to: SocketAddr, attempts: u32 },
     #[error("the gateway at {to} refused the subscription to {filter}: {code}")]
     SubscribeRefused { to: SocketAddr, filter: String, code: ReturnCode },
@@ -65,7 +67,7 @@ impl Failure {
     /// The codes of `--help`.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::Read { .. } | Self::Write { .. } | Self::TooLong { .. } => 2,
             Self::Resolve { .. }
             | Self::Socket { .. }
             | Self::Send { .. }
@@ -76,7 +78,6 @@ impl Failure {
             | Self::NoSensor(_)
             | Self::Broker { .. } => 69,
             Self::Runtime(_)
-            | Self::TooLong { .. }
             | Self::ConnectRefused { .. }
             | Self::PublishRefused { .. }
             | Self::GaveUp { .. }
@@ -84,8 +85,6 @@ impl Failure {
             | Self::SomeRefused { .. }
             | Self::Lost(_)
             | Self::Missing { .. }
-            | Self::Read { .. }
-            | Self::Write { .. }
             | Self::Stdin(_)
             | Self::Stdout(_)
             | Self::Verification(_) => 1,

@@ -31,7 +31,8 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Failure> {
     let cli = Cli::parse();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Runtime)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Runtime)?;
     runtime.block_on(async {
         match cli.command {
             Command::Pub(args) => publish::run(args.meant()?).await,
@@ -44,6 +45,6 @@ fn run() -> Result<(), Failure> {
 
 /// A failure and its causes: `a: b: c`.
 fn chain(failure: &Failure) -> String {
-    let causes = std::iter::successors(failure.source(), |cause| cause.source());
+    let causes = std::iter::successors(failure.source(), |&cause| cause.source());
     causes.fold(failure.to_string(), |text, cause| format!("{text}: {cause}"))
 }

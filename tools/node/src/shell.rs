@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mqtt_sn_gateway::node::{Event, Node, Options};
-use mqtt_sn_gateway::wire::decode;
+use mqtt_sn_gateway::node::{Event, Loss, Node, Options};
+use mqtt_sn_gateway::wire::{ReturnCode, decode};
 use tokio::net::UdpSocket;
 use tokio::time::{sleep_until, timeout};
 
@@ -32,7 +32,8 @@ impl Gateway {
         let failed = |source| Failure::Resolve { host: self.host.clone(), source };
         // Brackets are how addresses of IPv6 are written elsewhere.
         let host = self.host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(&self.host);
-        let addresses: VecDeque<_> = tokio::net::lookup_host((host, self.port)).await.map_err(failed)?.collect();
+        let addresses: VecDeque<_> =
+            tokio::net::lookup_host((host, self.port)).await.map_err(failed)?.collect();
         if addresses.is_empty() {
             return Err(failed(io::Error::new(ErrorKind::NotFound, "it has no address")));
         }
@@ -40,7 +41,7 @@ impl Gateway {
     }
 }
 
-/// A UDP socket that sends to `to`, and hears of nobody else if `connected`.
+/// A UDP socket that speaks with `to` and hears of nobody else, but of ICMP that nobody is there.
 pub(crate) async fn open(to: SocketAddr) -> Result<UdpSocket, Failure> {
     let local: SocketAddr = match to {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -105,6 +106,39 @@ impl Shell {
     /// How often a request is sent before the node gives up.
     pub(crate) fn attempts(&self) -> u32 {
         self.attempts
+    }
+
+    /// Whether anything has come from there.
+    pub(crate) fn has_heard(&self) -> bool {
+        self.heard
+    }
+
+    /// Connects for the first time.
+    pub(crate) async fn connect(&mut self) -> Result<(), Failure> {
+        self.node.connect(Instant::now());
+        loop {
+            match self.event().await? {
+                Event::Connected => return Ok(()),
+                event => self.report(event, false)?,
+            }
+        }
+    }
+
+    /// What an event means to whoever waits for another one: a line for the terminal if the node goes on by itself, else
+    /// the end.
+    pub(crate) fn report(&self, event: Event, goes_on: bool) -> Result<(), Failure> {
+        let to = self.to;
+        let failure = match event {
+            Event::ConnectRefused(code) => Failure::ConnectRefused { to, code },
+            Event::ConnectionLost(Loss::NoAnswer) => Failure::NoAnswer { to, attempts: self.attempts },
+            Event::ConnectionLost(loss) => Failure::Lost(loss),
+            _ => return Ok(()),
+        };
+        if !goes_on || matches!(event, Event::ConnectRefused(code) if code != ReturnCode::Congestion) {
+            return Err(failure);
+        }
+        eprintln!("mqtt-sn-node: {}; trying again", crate::chain(&failure));
+        Ok(())
     }
 
     /// What happens next. May be dropped and called again.
@@ -204,4 +238,3 @@ impl Shell {
         }
     }
 }
-

@@ -151,7 +151,9 @@ mod tests {
 
     #[test]
     fn durations_have_units_and_bounds() {
-        for (text, millis) in [("500ms", 500), ("10s", 10_000), ("10", 10_000), ("1.5m", 90_000), ("2h", 7_200_000)] {
+        for (text, millis) in
+            [("500ms", 500), ("10s", 10_000), ("10", 10_000), ("1.5m", 90_000), ("2h", 7_200_000)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
         for text in ["", "s", "10x", "-1s", "1e3", "1..2s", "ten", "10 s", "99999999d", "١s"] {
@@ -164,10 +166,14 @@ mod tests {
 
     #[test]
     fn a_rate_is_the_time_between_two_messages() {
-        for (text, millis) in [("1/s", 1000), ("4", 250), ("0.5/s", 2000), ("30/m", 2000), ("1/10s", 10_000), ("6/h", 600_000)] {
+        for (text, millis) in
+            [("1/s", 1000), ("4", 250), ("0.5/s", 2000), ("30/m", 2000), ("1/10s", 10_000), ("6/h", 600_000)]
+        {
             assert_eq!(rate(text), Ok(Duration::from_millis(millis)), "{text}");
         }
-        for text in ["", "/s", "0/s", "-1/s", "1/", "1/0s", "1/s/s", "x/s", "1/x", "inf", "NaN", "10001/s", "1e-300/s"] {
+        for text in [
+            "", "/s", "0/s", "-1/s", "1/", "1/0s", "1/s/s", "x/s", "1/x", "inf", "NaN", "10001/s", "1e-300/s",
+        ] {
             assert!(rate(text).is_err(), "{text}");
         }
     }

@@ -1,0 +1,307 @@
+//! `mqtt-sn-node fleet`: many sensors on a bad radio, and a look at the broker whether their messages arrive.
+//!
+//! Each sensor is a value ([`Sensor`]) with a task and a socket of its own. What happens to their messages comes together
+//! in one [`Ledger`], which also hears what arrives at the broker and gives the verdict.
+
+mod air;
+mod ledger;
+mod report;
+mod sensor;
+mod verify;
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use mqtt_sn_gateway::node::Search;
+use mqtt_sn_gateway::topic::{NameError, TopicFilter, TopicName};
+use mqtt_sn_gateway::wire::Qos;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::net::UdpSocket;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{interval, sleep_until, timeout};
+
+use self::ledger::Ledger;
+use self::sensor::{Note, Sensor};
+use self::verify::Verifier;
+use crate::failure::Failure;
+use crate::shell::{Gateway, open};
+
+pub(crate) use self::air::Weather;
+pub(crate) use self::ledger::{PAYLOAD_MAX, PAYLOAD_MIN};
+
+/// Messages of a run: the ledger keeps some 100 octets of each.
+const MESSAGES_MAX: u128 = 20_000_000;
+
+/// Open files beside the sensors' sockets.
+const FILES_BESIDE: u64 = 32;
+
+/// How long an address of the gateway's host is given to show that nobody listens there.
+const PROBE: Duration = Duration::from_millis(200);
+
+/// What the sensors tell at one time, and what the broker delivers; the ledger is quicker than both.
+const NOTES_MAX: usize = 1024;
+
+/// How long nothing may come any more from the broker before the count is taken: copies come late.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// What to simulate.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) gateway: Gateway,
+    pub(crate) nodes: u32,
+    pub(crate) period: Duration,
+    pub(crate) qos: Qos,
+    pub(crate) retry: Duration,
+    pub(crate) retry_limit: u32,
+    pub(crate) weather: Weather,
+    pub(crate) duration: Duration,
+    pub(crate) spread: Duration,
+    pub(crate) settle: Duration,
+    pub(crate) seed: u64,
+    pub(crate) payload_size: usize,
+    pub(crate) template: Template,
+    pub(crate) keep_alive: Duration,
+    pub(crate) clean_session: bool,
+    pub(crate) verify: Option<Gateway>,
+    pub(crate) report: Option<PathBuf>,
+}
+
+/// A topic with the number of a sensor in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Template(String);
+
+impl Template {
+    pub(crate) fn new(text: &str) -> Result<Self, NameError> {
+        let template = Self(text.to_owned());
+        template.topic(u32::MAX)?;
+        template.filter()?;
+        Ok(template)
+    }
+
+    pub(crate) fn topic(&self, node: u32) -> Result<TopicName, NameError> {
+        TopicName::new(self.0.replace("{node}", &node.to_string()))
+    }
+
+    /// The topics of all sensors.
+    pub(crate) fn filter(&self) -> Result<TopicFilter, NameError> {
+        let levels = self.0.split('/').map(|level| if level.contains("{node}") { "+" } else { level });
+        TopicFilter::new(levels.collect::<Vec<_>>().join("/"))
+    }
+}
+
+pub(crate) async fn run(plan: Plan) -> Result<(), Failure> {
+    let messages = plan.duration.as_nanos() / plan.period.as_nanos().max(1) * u128::from(plan.nodes);
+    if messages > MESSAGES_MAX {
+        return Err(Failure::Usage(format!(
+            "{messages} messages are too many for one run (at most {MESSAGES_MAX})"
+        )));
+    }
+    allow_sockets(plan.nodes)?;
+    let plan = Arc::new(plan);
+    let to = reachable(&plan.gateway).await?;
+    let run = fastrand::u32(..);
+    let (seen_sender, mut seen) = mpsc::channel(NOTES_MAX);
+    let verifier = match &plan.verify {
+        Some(broker) => {
+            let filter = plan.template.filter().map_err(|e| Failure::Usage(e.to_string()))?;
+            Some(Verifier::start(broker.clone(), filter, run, seen_sender).await?)
+        }
+        None => None,
+    };
+
+    let start = Instant::now();
+    let (stop, stopped) = watch::channel(false);
+    let (note_sender, mut notes) = mpsc::channel(NOTES_MAX);
+    for number in 0..plan.nodes {
+        let sensor =
+            Sensor::new(number, run, start, Arc::clone(&plan)).map_err(|e| Failure::Usage(e.to_string()))?;
+        let socket = open(to).await?;
+        tokio::spawn(drive(sensor, socket, note_sender.clone(), stopped.clone()));
+    }
+    drop(note_sender);
+
+    let mut ledger = Ledger::new(&plan, run);
+    let mut progress = Progress::new(&plan, start);
+    let mut tick = interval(Duration::from_millis(500));
+    let mut ends = None;
+    // Until every sensor is done, and then until the broker has delivered what it must, and a little longer.
+    loop {
+        let ripe = ends.map(|ends: Instant| ledger.ripe_at(QUIET).map_or(ends, |ripe| ripe.min(ends)));
+        tokio::select! {
+            biased;
+            note = notes.recv(), if ends.is_none() => match note {
+                Some(note) => ledger.note(note),
+                None if verifier.is_none() => break,
+                None => ends = Some(Instant::now() + plan.settle),
+            },
+            Some(message) = seen.recv() => ledger.seen(&message, &plan.template),
+            () = sleep(ripe) => break,
+            _ = tick.tick() => progress.show(&ledger),
+            _ = tokio::signal::ctrl_c() => if stop.send_replace(true) { break },
+        }
+    }
+    progress.done();
+    drop(seen);
+    let gaps = match verifier {
+        Some(verifier) => Some(verifier.stop().await),
+        None => None,
+    };
+    finish(&plan, ledger, gaps, to)
+}
+
+fn finish(plan: &Plan, ledger: Ledger, gaps: Option<u64>, to: SocketAddr) -> Result<(), Failure> {
+    let report = report::Report::new(plan, ledger, gaps);
+    print!("{report}");
+    if let Some(path) = &plan.report {
+        let failed = |source| Failure::Write { path: path.clone(), source };
+        let json = serde_json::to_string_pretty(&report).map_err(|e| failed(e.into()))?;
+        std::fs::write(path, json + "\n").map_err(failed)?;
+    }
+    if report.connections == 0 {
+        return Err(Failure::NoSensor(to));
+    }
+    match report.verdict() {
+        Some(reason) => Err(Failure::Verification(reason)),
+        None => Ok(()),
+    }
+}
+
+/// One sensor, its socket and its clock. What goes wrong with the socket is the radio's noise.
+async fn drive(
+    mut sensor: Sensor,
+    socket: UdpSocket,
+    notes: mpsc::Sender<Note>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut buffer = vec![0; PAYLOAD_MAX + 1024];
+    while !sensor.is_done() {
+        sensor.handle_timeout(Instant::now());
+        while let Some(note) = sensor.poll_note() {
+            if notes.send(note).await.is_err() {
+                return;
+            }
+        }
+        while let Some(frame) = sensor.poll_transmit() {
+            if let Err(error) = socket.send(&frame).await
+                && error.kind() == ErrorKind::ConnectionRefused
+            {
+                sensor.unreachable();
+            }
+        }
+        tokio::select! {
+            received = socket.recv(&mut buffer) => match received {
+                Ok(len) => sensor.handle_datagram(Instant::now(), &buffer[..len]),
+                Err(_) => sensor.unreachable(),
+            },
+            () = sleep(sensor.poll_timeout()) => {}
+            Ok(()) = stop.changed() => sensor.stop(Instant::now()),
+        }
+    }
+    let _ = notes.send(sensor.done()).await;
+}
+
+async fn sleep(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The first address of the gateway's host where somebody may listen.
+async fn reachable(gateway: &Gateway) -> Result<SocketAddr, Failure> {
+    let mut unreachable = None;
+    for to in gateway.resolve().await? {
+        let socket = open(to).await?;
+        let mut search = Search::new(Instant::now(), 1, Duration::ZERO, PROBE, 0);
+        search.handle_timeout(Instant::now());
+        let probe = async {
+            if let Some(frame) = search.poll_transmit() {
+                socket.send(&frame).await?;
+            }
+            socket.recv(&mut [0; 1024]).await
+        };
+        match timeout(PROBE, probe).await {
+            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
+                unreachable = Some(Failure::Unreachable(to));
+            }
+            Ok(Err(source)) => unreachable = Some(Failure::Send { to, source }),
+            Ok(Ok(_)) | Err(_) => return Ok(to),
+        }
+    }
+    Err(unreachable.unwrap_or(Failure::NoGateway(PROBE)))
+}
+
+/// Raises the limit of open files as far as is needed and allowed without privileges.
+fn allow_sockets(nodes: u32) -> Result<(), Failure> {
+    let needed = u64::from(nodes) + FILES_BESIDE;
+    let failed = |e: nix::Error| Failure::Runtime(e.into());
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
+    if needed > hard {
+        return Err(Failure::Usage(format!(
+            "--nodes {nodes} needs {needed} open files, and this system allows {hard} (ulimit -Hn)"
+        )));
+    }
+    if needed > soft {
+        setrlimit(Resource::RLIMIT_NOFILE, needed, hard).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// A bar where somebody watches, else a line now and then.
+struct Progress {
+    bar: ProgressBar,
+    start: Instant,
+    total: Duration,
+    next_line: Instant,
+}
+
+/// Time between two lines.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+impl Progress {
+    fn new(plan: &Plan, start: Instant) -> Self {
+        let bar = ProgressBar::new(plan.duration.as_millis().try_into().unwrap_or(u64::MAX));
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {msg}") {
+            bar.set_style(style);
+        }
+        Self { bar, start, total: plan.duration, next_line: start + LINE_EVERY }
+    }
+
+    fn show(&mut self, ledger: &Ledger) {
+        let (now, elapsed) = (Instant::now(), self.start.elapsed());
+        let line =
+            format!("{:.0} s of {:.0} s: {}", elapsed.as_secs_f64(), self.total.as_secs_f64(), ledger.line());
+        if !self.bar.is_hidden() {
+            self.bar.set_position(elapsed.as_millis().try_into().unwrap_or(u64::MAX));
+            self.bar.set_message(line);
+        } else if self.next_line <= now {
+            self.next_line = now + LINE_EVERY;
+            eprintln!("{line}");
+        }
+    }
+
+    fn done(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_gives_each_sensor_a_topic_and_all_of_them_a_filter() {
+        let template = Template::new("a/{node}/x").unwrap();
+        assert_eq!(template.topic(7).unwrap().as_str(), "a/7/x");
+        assert_eq!(template.filter().unwrap().as_str(), "a/+/x");
+        assert_eq!(Template::new("n{node}").unwrap().filter().unwrap().as_str(), "+");
+        assert_eq!(Template::new("same").unwrap().filter().unwrap().as_str(), "same");
+        for bad in ["", "a/#", "+/{node}"] {
+            assert!(Template::new(bad).is_err(), "{bad}");
+        }
+    }
+}

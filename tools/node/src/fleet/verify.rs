@@ -1,0 +1,179 @@
+//! A subscriber at the broker.
+
+use std::time::{Duration, Instant};
+
+use mqtt_sn_gateway::mqtt::{Connection, Event, Message, Options, QoS};
+use mqtt_sn_gateway::topic::TopicFilter;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::failure::Failure;
+use crate::shell::Gateway;
+
+/// How long the broker may take to let us subscribe, and at the end to forget us.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two attempts to come back to the broker.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What the broker delivers, and when.
+pub(super) type Seen = (Message, Instant);
+
+/// A subscriber with a session of its own, so that it misses nothing while it is away; the session is removed at the end.
+#[derive(Debug)]
+pub(super) struct Verifier {
+    task: JoinHandle<u64>,
+    stop: watch::Sender<bool>,
+}
+
+impl Verifier {
+    /// Connects and subscribes before it returns.
+    pub(super) async fn start(
+        broker: Gateway,
+        filter: TopicFilter,
+        run: u32,
+        seen: mpsc::Sender<Seen>,
+    ) -> Result<Self, Failure> {
+        let name = format!("{}:{}", broker.host, broker.port);
+        let failed = |reason: String| Failure::Broker { broker: name.clone(), reason };
+        let (stop, stopped) = watch::channel(false);
+        let (ready, subscribed) = oneshot::channel();
+        let subscriber = Subscriber {
+            connection: Connection::new(Options::new(format!("mqtt-sn-node-verify-{run:08x}"))),
+            broker,
+            filter,
+            ready: Some(ready),
+            seen,
+            gaps: 0,
+        };
+        let task = tokio::spawn(subscriber.run(stopped));
+        match timeout(PATIENCE, subscribed).await {
+            Ok(Ok(Ok(()))) => Ok(Self { task, stop }),
+            Ok(Ok(Err(reason))) => Err(failed(reason)),
+            Ok(Err(_)) | Err(_) => Err(failed("it does not answer".into())),
+        }
+    }
+
+    /// Leaves the broker, and says how often it forgot us in between.
+    pub(super) async fn stop(self) -> u64 {
+        self.stop.send_replace(true);
+        match timeout(PATIENCE, self.task).await {
+            Ok(Ok(gaps)) => gaps,
+            Ok(Err(_)) | Err(_) => 0,
+        }
+    }
+}
+
+struct Subscriber {
+    connection: Connection,
+    broker: Gateway,
+    filter: TopicFilter,
+    /// Until we have subscribed for the first time.
+    ready: Option<oneshot::Sender<Result<(), String>>>,
+    seen: mpsc::Sender<Seen>,
+    gaps: u64,
+}
+
+/// How a connection ended.
+enum End {
+    /// Connect again at once: the connection asks for it.
+    Again,
+    /// Connect again after a pause.
+    Failed(String),
+    /// The broker has forgotten us, as we asked.
+    Purged,
+}
+
+impl Subscriber {
+    async fn run(mut self, mut stop: watch::Receiver<bool>) -> u64 {
+        loop {
+            let end = self.serve(&mut stop).await;
+            self.connection.handle_closed();
+            let reason = match end {
+                End::Again => continue,
+                End::Purged => return self.gaps,
+                End::Failed(reason) => reason,
+            };
+            if let Some(ready) = self.ready.take() {
+                let _ = ready.send(Err(reason));
+                return self.gaps;
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn serve(&mut self, stop: &mut watch::Receiver<bool>) -> End {
+        match self.converse(stop).await {
+            Ok(end) => end,
+            Err(reason) => End::Failed(reason),
+        }
+    }
+
+    /// One TCP connection.
+    async fn converse(&mut self, stop: &mut watch::Receiver<bool>) -> Result<End, String> {
+        let mut addresses = self.broker.resolve().await.map_err(|e| crate::chain(&e))?;
+        let mut socket =
+            TcpStream::connect(&*addresses.make_contiguous()).await.map_err(|e| e.to_string())?;
+        socket.set_nodelay(true).map_err(|e| e.to_string())?;
+        self.connection.handle_connected(Instant::now()).map_err(|e| e.to_string())?;
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let end = self.events().await?;
+            while let Some(output) = self.connection.take_output(Instant::now()) {
+                socket.write_all(&output).await.map_err(|e| e.to_string())?;
+            }
+            if let Some(end) = end {
+                return Ok(end);
+            }
+            tokio::select! {
+                read = socket.read(&mut buffer) => match read.map_err(|e| e.to_string())? {
+                    0 => return Err("it closed the connection".into()),
+                    len => self.connection.handle_bytes(Instant::now(), &buffer[..len]),
+                },
+                () = super::sleep(self.connection.poll_timeout()) => self.connection.handle_timeout(Instant::now()),
+                Ok(()) = stop.changed() => {
+                    self.connection.purge();
+                    Ok(())
+                }
+            }
+            .map_err(|e| e.to_string())?;
+        }
+    }
+
+    async fn events(&mut self) -> Result<Option<End>, String> {
+        while let Some(event) = self.connection.poll_event() {
+            match event {
+                Event::Connected { session_present: false } => {
+                    self.gaps += u64::from(self.ready.is_none());
+                    let filters = [(self.filter.clone(), QoS::ExactlyOnce)];
+                    self.connection.subscribe(&filters).map_err(|e| e.to_string())?;
+                }
+                Event::Subscribed(_, granted) => match (granted.first(), self.ready.take()) {
+                    (Some(Ok(QoS::ExactlyOnce)), Some(ready)) => {
+                        let _ = ready.send(Ok(()));
+                    }
+                    (Some(Ok(QoS::ExactlyOnce)), None) => {}
+                    (_, ready) => {
+                        self.ready = ready;
+                        return Err(format!("it refuses the subscription to {} at QoS 2", self.filter));
+                    }
+                },
+                Event::Message { message, delivery, .. } => {
+                    // Nobody listens any more: the run is over.
+                    let _ = self.seen.send((message, Instant::now())).await;
+                    if let Some(delivery) = delivery {
+                        self.connection.settle(delivery);
+                    }
+                }
+                Event::Refused(refusal) => return Err(refusal.to_string()),
+                Event::Reconnect => return Ok(Some(End::Again)),
+                Event::Purged => return Ok(Some(End::Purged)),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+}

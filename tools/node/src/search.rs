@@ -1,0 +1,118 @@
+//! `mqtt-sn-node search`.
+
+use std::collections::BTreeSet;
+use std::io::{self, ErrorKind, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use mqtt_sn_gateway::node::{Found, Search};
+use tokio::net::UdpSocket;
+use tokio::time::{sleep_until, timeout};
+
+use crate::args::SearchArgs;
+use crate::failure::Failure;
+use crate::shell::{open, print_frame};
+
+/// Time from the first SEARCHGW to the second; shorter than §7.2 has it, since somebody is watching.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+pub(crate) async fn run(args: SearchArgs) -> Result<(), Failure> {
+    let addresses = args.gateway().resolve().await?;
+    let Some(to) = addresses.front().copied() else { return Err(Failure::NoGateway(args.timeout)) };
+    let socket = socket(to, &args).await?;
+    let mut found = BTreeSet::new();
+    match timeout(args.timeout, search(&socket, to, &args, &mut found)).await {
+        Ok(Err(failure)) => Err(failure),
+        Err(_) if found.is_empty() => Err(Failure::NoGateway(args.timeout)),
+        Ok(Ok(())) | Err(_) => Ok(()),
+    }
+}
+
+/// A socket towards one host, which hears if nobody listens there, or one towards many.
+async fn socket(to: SocketAddr, args: &SearchArgs) -> Result<UdpSocket, Failure> {
+    let broadcast = to.ip() == IpAddr::from([255; 4]);
+    if !to.ip().is_multicast() && !broadcast {
+        match open(to).await {
+            // Connecting to the broadcast address of a network is forbidden, and shows that it is one.
+            Err(Failure::Socket { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {}
+            socket => return socket,
+        }
+    }
+    many(to, args).map_err(|source| Failure::Socket { to, source })
+}
+
+fn many(to: SocketAddr, args: &SearchArgs) -> io::Result<UdpSocket> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::DGRAM, None)?;
+    socket.set_nonblocking(true)?;
+    let hops = if args.radius == 0 { 255 } else { args.radius.into() };
+    match to {
+        SocketAddr::V4(_) => {
+            socket.bind(&SocketAddr::from(([0; 4], 0)).into())?;
+            socket.set_broadcast(true)?;
+            socket.set_multicast_ttl_v4(hops)?;
+            if let Some(interface) = &args.interface {
+                socket.set_multicast_if_v4(interface)?;
+            }
+        }
+        SocketAddr::V6(group) => {
+            socket.bind(&SocketAddr::from(([0; 16], 0)).into())?;
+            socket.set_multicast_hops_v6(hops)?;
+            if group.scope_id() != 0 {
+                socket.set_multicast_if_v6(group.scope_id())?;
+            }
+        }
+    }
+    UdpSocket::from_std(socket.into())
+}
+
+/// Asks, and prints who answers, until there are enough.
+async fn search(
+    socket: &UdpSocket,
+    to: SocketAddr,
+    args: &SearchArgs,
+    found: &mut BTreeSet<(SocketAddr, u8)>,
+) -> Result<(), Failure> {
+    let failed = |error: io::Error| match error.kind() {
+        ErrorKind::ConnectionRefused => Failure::Unreachable(to),
+        _ => Failure::Send { to, source: error },
+    };
+    let connected = socket.peer_addr().is_ok();
+    let mut search = Search::new(Instant::now(), args.radius, Duration::ZERO, INTERVAL, 0);
+    let mut buffer = vec![0; 65_535];
+    while args.count.is_none_or(|count| (found.len() as u64) < count) {
+        search.handle_timeout(Instant::now());
+        if let Some(frame) = search.poll_transmit() {
+            if args.debug {
+                print_frame("->", &frame);
+            }
+            let sent = if connected { socket.send(&frame).await } else { socket.send_to(&frame, to).await };
+            sent.map_err(failed)?;
+        }
+        let (len, from) = tokio::select! {
+            received = socket.recv_from(&mut buffer) => received.map_err(failed)?,
+            () = sleep_until(search.poll_timeout().into()) => continue,
+        };
+        let frame = &buffer[..len];
+        if args.debug {
+            print_frame("<-", frame);
+        }
+        if let Some(gateway) = search.handle_frame(frame)
+            && found.insert((from, gateway.gw_id))
+        {
+            print(&gateway, from).map_err(Failure::Stdout)?;
+        }
+    }
+    Ok(())
+}
+
+fn print(gateway: &Found, from: SocketAddr) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    write!(out, "gateway {} at {from}", gateway.gw_id)?;
+    if let Some(interval) = gateway.advertised_for {
+        write!(out, " (advertises every {} s)", interval.as_secs())?;
+    }
+    if let Some(address) = &gateway.gw_add {
+        write!(out, " (known to a node; address {address:02X?})")?;
+    }
+    writeln!(out)
+}
