@@ -31,16 +31,16 @@ pub enum Full {
     /// QoS 0 while the broker is not connected.
     #[error("the broker is not connected")]
     Offline,
-    /// [`Options::buffer`] octets of output have not been taken yet.
+    /// [`Options::buffer`](super::Options::buffer) octets of output have not been taken yet.
     #[error("too many octets wait to be written")]
     Buffer,
-    /// [`Options::queue`] messages or [`Options::queue_octets`] octets are unfinished.
+    /// [`Options::queue`](super::Options::queue) messages or [`Options::queue_octets`](super::Options::queue_octets) octets are unfinished.
     #[error("too many messages wait for the broker")]
     Queue,
-    /// [`REQUESTS_MAX`] subscribes and unsubscribes are unanswered.
+    /// [`REQUESTS_MAX`](super::REQUESTS_MAX) subscribes and unsubscribes are unanswered.
     #[error("too many subscriptions wait for the broker")]
     Requests,
-    /// It would not fit into [`Options::packet_len_max`].
+    /// It would not fit into [`Options::packet_len_max`](super::Options::packet_len_max).
     #[error("the packet is too large")]
     TooLarge,
 }
@@ -51,7 +51,7 @@ pub enum Failure {
     /// Ours: an option that has no room in a CONNECT.
     #[error("{0} has no room in a CONNECT")]
     Options(&'static str),
-    /// No CONNACK within [`Options::connect_timeout`].
+    /// No CONNACK within [`Options::connect_timeout`](super::Options::connect_timeout).
     #[error("the broker did not answer CONNECT")]
     NoConnAck,
     /// No PINGRESP in time: the broker, or the way to it, is gone.
@@ -63,7 +63,7 @@ pub enum Failure {
     /// A packet that a broker does not send, or not at this time.
     #[error("the broker sent an unexpected {0}")]
     Unexpected(PacketType),
-    /// A packet, other than PUBLISH, of more than [`Options::packet_len_max`] octets.
+    /// A packet, other than PUBLISH, of more than [`Options::packet_len_max`](super::Options::packet_len_max) octets.
     #[error("the broker sent a {packet} of {len} octets")]
     TooLarge {
         /// Which packet.

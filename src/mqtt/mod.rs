@@ -70,7 +70,7 @@ mod v4;
 pub use self::failure::{ConnectRefusal, Failure, Full, Malformed, PacketType, Refused};
 pub use self::options::{
     BUFFER, Credentials, Options, PACKET_LEN_MAX, PING_TIMEOUT_MIN, QUEUE, QUEUE_OCTETS, REQUESTS_MAX,
-    Session, WINDOW, WINDOW_MAX,
+    Session, WINDOW, WINDOW_EXACTLY_ONCE, WINDOW_MAX,
 };
 
 /// One MQTT connection to a broker.
@@ -576,7 +576,7 @@ impl Connection {
             return;
         }
         while self.output.len() < self.options.buffer {
-            let Some(sending) = self.outbound.next(self.options.window) else { return };
+            let Some(sending) = self.outbound.next(&self.options) else { return };
             match sending {
                 Sending::Publish { id, dup, message } => {
                     self.counters.resent += u64::from(dup);

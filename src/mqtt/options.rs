@@ -20,6 +20,8 @@ pub struct Options {
     pub session: Session,
     /// QoS 1 and 2 publishes in flight: sent and not completed; 1 to [`WINDOW_MAX`]. Default [`WINDOW`].
     pub window: u16,
+    /// Of those, QoS 2 publishes; at least 1. Default [`WINDOW_EXACTLY_ONCE`].
+    pub window_exactly_once: u16,
     /// QoS 1 and 2 publishes that wait for the window. Default [`QUEUE`].
     pub queue: usize,
     /// Octets of topic and payload of all unfinished QoS 1 and 2 publishes. Default [`QUEUE_OCTETS`].
@@ -37,6 +39,10 @@ pub struct Options {
 
 /// Default of [`Options::window`]: 50 ms to the broker and back still allow 20,000 messages a second.
 pub const WINDOW: u16 = 1024;
+
+/// Default of [`Options::window_exactly_once`]: Mosquitto (`max_inflight_messages 20`) acknowledges what comes while
+/// 20 publishes of QoS 2 are open and drops it; only MQTT 5 lets it say so.
+pub const WINDOW_EXACTLY_ONCE: u16 = 16;
 
 /// Bound of [`Options::window`]: leaves packet ids for [`REQUESTS_MAX`] subscribes.
 pub const WINDOW_MAX: u16 = u16::MAX - REQUESTS_MAX as u16;
@@ -68,6 +74,7 @@ impl Options {
             keep_alive: Duration::from_secs(60),
             session: Session::Resume,
             window: WINDOW,
+            window_exactly_once: WINDOW_EXACTLY_ONCE,
             queue: QUEUE,
             queue_octets: QUEUE_OCTETS,
             buffer: BUFFER,
@@ -80,6 +87,7 @@ impl Options {
     /// The same with every bound inside its own bounds.
     pub(super) fn bounded(mut self) -> Self {
         self.window = self.window.clamp(1, WINDOW_MAX);
+        self.window_exactly_once = self.window_exactly_once.max(1);
         self.queue = self.queue.max(1);
         self.buffer = self.buffer.max(1);
         self.packet_len_max = self.packet_len_max.min(REMAINING_LEN_MAX);
@@ -121,6 +129,6 @@ pub enum Session {
     /// CleanSession 1: nothing.
     Clean,
     /// CleanSession 0: subscriptions, messages of QoS 1 and 2, and their state. A session that this value did not
-    /// begin is removed before the first [`Event::Connected`]: what it holds is somebody else's.
+    /// begin is removed before the first [`Event::Connected`](super::Event::Connected): what it holds is somebody else's.
     Resume,
 }

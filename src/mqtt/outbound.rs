@@ -21,11 +21,12 @@ use crate::topic::TopicFilter;
 #[derive(Debug, Default)]
 pub(super) struct Outbound {
     open: BTreeMap<u16, Open>,
-    waiting: VecDeque<(Token, Message)>,
+    /// In order of the tokens, apart for QoS 1 and 2: where the window of one is full, the other goes on.
+    waiting: [VecDeque<(Token, Message)>; 2],
     /// Whose packet is to be sent on this connection before anything that waits; some may be over.
     due: VecDeque<(Token, u16)>,
-    /// Publishes in `open`; the rest of them are requests.
-    in_flight: usize,
+    /// Publishes in `open`, QoS 1 and 2; the rest of them are requests.
+    in_flight: [usize; 2],
     /// Topics and payloads of all publishes, open and waiting.
     octets: usize,
     id: u16,
@@ -65,17 +66,17 @@ pub(super) enum SubAck {
 impl Outbound {
     /// Publishes that have not completed.
     pub(super) fn unfinished(&self) -> usize {
-        self.in_flight + self.waiting.len()
+        self.publishes() + self.waiting()
     }
 
     /// Subscribes and unsubscribes without an answer.
     pub(super) fn requests(&self) -> usize {
-        self.open.len() - self.in_flight
+        self.open.len() - self.publishes()
     }
 
     /// Whether the queue takes another publish.
     pub(super) fn has_room(&self, message: &Message, options: &Options) -> bool {
-        self.waiting.len() < options.queue && self.octets + octets(message) <= options.queue_octets
+        self.waiting() < options.queue && self.octets + octets(message) <= options.queue_octets
     }
 
     pub(super) fn token(&mut self) -> Token {
@@ -86,7 +87,7 @@ impl Outbound {
     pub(super) fn publish(&mut self, message: Message) -> Token {
         let token = self.token();
         self.octets += octets(&message);
-        self.waiting.push_back((token, message));
+        self.waiting[lane(message.qos)].push_back((token, message));
         token
     }
 
@@ -102,18 +103,23 @@ impl Outbound {
         token
     }
 
-    /// The next packet to send: first what is due, in its order, then what waits, while the window has room.
-    pub(super) fn next(&mut self, window: u16) -> Option<Sending<'_>> {
+    /// The next packet to send: first what is due, in its order, then what waits, while the windows have room.
+    pub(super) fn next(&mut self, options: &Options) -> Option<Sending<'_>> {
         while let Some((token, id)) = self.due.pop_front() {
             if self.open.get(&id).is_some_and(|open| open.token() == token) {
                 return self.sending(id, true);
             }
         }
-        if self.in_flight >= usize::from(window) {
+        if self.publishes() >= usize::from(options.window) {
             return None;
         }
-        let (token, message) = self.waiting.pop_front()?;
-        self.in_flight += 1;
+        let twos = self.in_flight[1] < usize::from(options.window_exactly_once);
+        let lane = match [self.waiting[0].front(), self.waiting[1].front().filter(|_| twos)] {
+            [Some((one, _)), Some((two, _))] => usize::from(two < one),
+            [one, two] => one.map(|_| 0).or(two.map(|_| 1))?,
+        };
+        let (token, message) = self.waiting[lane].pop_front()?;
+        self.in_flight[lane] += 1;
         let id = self.open(Open::Publish { token, message, phase: Phase::Sent });
         self.sending(id, false)
     }
@@ -177,7 +183,7 @@ impl Outbound {
     /// A connection to a session without memory: publishes wait again, as if they had never been sent, before those
     /// that have not been; requests are due.
     pub(super) fn lost(&mut self) {
-        let mut again: Vec<(Token, Message)> = Vec::with_capacity(self.in_flight);
+        let mut again: Vec<(Token, Message)> = Vec::with_capacity(self.publishes());
         let mut requests = BTreeMap::new();
         for (id, open) in std::mem::take(&mut self.open) {
             match open {
@@ -189,11 +195,19 @@ impl Outbound {
         }
         again.sort_unstable_by_key(|(token, _)| *token);
         for publish in again.into_iter().rev() {
-            self.waiting.push_front(publish);
+            self.waiting[lane(publish.1.qos)].push_front(publish);
         }
         self.open = requests;
-        self.in_flight = 0;
+        self.in_flight = [0; 2];
         self.resumed();
+    }
+
+    fn publishes(&self) -> usize {
+        self.in_flight[0] + self.in_flight[1]
+    }
+
+    fn waiting(&self) -> usize {
+        self.waiting[0].len() + self.waiting[1].len()
     }
 
     fn request(&mut self, request: Open) {
@@ -228,7 +242,7 @@ impl Outbound {
             Some(Open::Publish { token, message, phase }) if message.qos == qos && *phase == expected => {
                 let token = *token;
                 self.octets -= octets(message);
-                self.in_flight -= 1;
+                self.in_flight[lane(qos)] -= 1;
                 self.open.remove(&id);
                 Some(token)
             }
@@ -245,6 +259,11 @@ impl Open {
             }
         }
     }
+}
+
+/// Where a publish counts: QoS 1 or 2.
+fn lane(qos: QoS) -> usize {
+    usize::from(qos == QoS::ExactlyOnce)
 }
 
 fn octets(message: &Message) -> usize {

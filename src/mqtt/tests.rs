@@ -103,6 +103,49 @@ fn the_window_bounds_what_is_in_flight_and_the_queue_what_waits() {
 }
 
 #[test]
+fn qos_2_has_a_smaller_window_that_qos_1_passes_by() {
+    let mut options = Options::new("c");
+    (options.window, options.window_exactly_once) = (4, 2);
+    let mut talk = Talk::up(options);
+    for payload in ["a", "b", "c", "d"] {
+        talk.publish(QoS::ExactlyOnce, payload);
+    }
+    for payload in ["e", "f", "g"] {
+        talk.publish(QoS::AtLeastOnce, payload);
+    }
+    talk.sends(["publish 1 q2 a", "publish 2 q2 b", "publish 3 q1 e", "publish 4 q1 f"]);
+    talk.broker(Packet::PubRec(PubRec::new(1)));
+    talk.sends(["pubrel 1"]);
+    talk.broker(Packet::PubComp(PubComp::new(1)));
+    talk.sends(["publish 5 q2 c"]);
+    talk.broker(puback(3));
+    talk.sends(["publish 6 q1 g"]);
+    talk.connection.handle_closed();
+    talk.connect(false);
+    talk.sends(["publish 7 q2 b", "publish 8 q2 c", "publish 9 q1 f", "publish 10 q1 g"]);
+}
+
+/// What MQTT 5 will say with a reason code in PUBREC or PUBACK.
+#[test]
+fn a_refused_publish_gives_its_place_in_the_window_back() {
+    let mut options = Options::new("c");
+    options.window = 2;
+    let mut talk = Talk::up(options);
+    let tokens: Vec<_> =
+        [QoS::ExactlyOnce, QoS::AtLeastOnce].into_iter().map(|qos| talk.publish(qos, "m")).collect();
+    talk.publish(QoS::ExactlyOnce, "next");
+    talk.publish(QoS::ExactlyOnce, "last");
+    talk.take();
+    let refusal = Refused(0x87);
+    let refused = Err(refusal);
+    talk.connection.handle_packet(talk.now, packet::Packet::PubRec(1, refused)).unwrap();
+    talk.connection.handle_packet(talk.now, packet::Packet::PubAck(2, refused)).unwrap();
+    talk.says([Event::Completed(tokens[0], refused), Event::Completed(tokens[1], refused)]);
+    talk.sends(["publish 3 q2 next", "publish 4 q2 last"]);
+    assert_eq!(refusal.to_string(), "refused by the broker with reason 0x87");
+}
+
+#[test]
 fn the_queue_is_bounded_in_octets_too() {
     let mut options = Options::new("c");
     options.queue_octets = 20;

@@ -93,11 +93,10 @@ impl Drop for Named {
 /// random order, and connections are cut. Then the faults stop and everything must come to its end.
 fn play(seed: u64, qos: QoS, forgets: Forgets) -> Figures {
     let mut rng = Rng::with_seed(seed);
-    let mut limits = Limits::default();
-    limits.window = rng.u16(1..10);
-    let mut world = World::new(limits);
+    let mut world = World::new(Limits { window: rng.u16(1..10), ..Limits::default() });
     let mut publisher = Options::new("p");
     publisher.window = rng.u16(1..10);
+    publisher.window_exactly_once = rng.u16(1..10);
     publisher.buffer = rng.usize(1..300);
     if forgets == Forgets::Publisher && rng.bool() {
         publisher.session = Session::Clean;
