@@ -188,10 +188,10 @@ impl Shell {
 
     /// Whether the host has answered by now that nobody listens; for those who expect no other answer.
     pub(crate) async fn check(&mut self) -> Result<(), Failure> {
-        match self.socket.try_recv(&mut self.buffer) {
-            Err(error) if error.kind() != ErrorKind::WouldBlock => self.handle_error(error, 0).await,
-            _ => Ok(()),
+        while let Ok(Some(error)) = self.socket.take_error() {
+            self.handle_error(error, 0).await?;
         }
+        Ok(())
     }
 
     /// Ends the connection, with the patience of one T_RETRY: it matters little whether the gateway hears it.

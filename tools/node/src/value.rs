@@ -50,6 +50,9 @@ pub(crate) fn keep_alive(text: &str) -> Result<Duration, String> {
 pub(crate) fn rate(text: &str) -> Result<Duration, String> {
     const EXPECTED: &str = "expected a rate such as 1/s, 0.5/s, 30/m or 1/10s";
     let (count, per) = text.split_once('/').unwrap_or((text, "s"));
+    if per.is_empty() {
+        return Err(EXPECTED.into());
+    }
     let per = if per.starts_with(|c: char| c.is_ascii_digit()) { per.to_owned() } else { format!("1{per}") };
     let per = interval(&per).map_err(|_| EXPECTED)?;
     let count: f64 = count.parse().map_err(|_| EXPECTED)?;

@@ -178,7 +178,7 @@ async fn drive(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut buffer = vec![0; PAYLOAD_MAX + 1024];
-    while !sensor.is_done() {
+    loop {
         sensor.handle_timeout(Instant::now());
         while let Some(note) = sensor.poll_note() {
             if notes.send(note).await.is_err() {
@@ -191,6 +191,9 @@ async fn drive(
             {
                 sensor.unreachable();
             }
+        }
+        if sensor.is_done() {
+            break;
         }
         tokio::select! {
             received = socket.recv(&mut buffer) => match received {

@@ -158,7 +158,7 @@ impl Sensor {
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.stage == Stage::Done && self.notes.is_empty()
+        self.stage == Stage::Done
     }
 
     /// The last note.
