@@ -569,3 +569,67 @@ fn socket_addr(addr: SockaddrStorage) -> Option<SocketAddr> {
     let v4 = addr.as_sockaddr_in().map(|addr| std::net::SocketAddrV4::from(*addr).into());
     v4.or_else(|| addr.as_sockaddr_in6().map(|addr| std::net::SocketAddrV6::from(*addr).into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::inbox;
+
+    #[tokio::test]
+    async fn a_datagram_that_does_not_fit_is_no_frame() {
+        let (mut listener, socket, node) = listener();
+        let mut buffer = [0; 8];
+        for (octets, len) in [(&b"12345678"[..], Some(8)), (b"123456789", None), (b"1", Some(1))] {
+            node.send_to(octets, socket.local_addr().unwrap()).unwrap();
+            socket.readable().await.unwrap();
+            let datagram = receive(&socket, &mut buffer).unwrap();
+            assert_eq!((datagram.from, datagram.len), (node.local_addr().unwrap(), len));
+            listener.accept(&datagram, &buffer);
+        }
+        assert_eq!(listener.counters.get(Count::Truncated), 1);
+        assert_eq!(listener.counters.get(Count::Received), 2);
+    }
+
+    #[tokio::test]
+    async fn an_icmp_error_does_not_end_reading() {
+        let (listener, socket, node) = listener();
+        let addr = socket.local_addr().unwrap();
+        let counters = listener.counters.clone();
+        // Only a connected socket is told of ICMP errors: one that sent to a port nobody listens on.
+        let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        socket.connect(nobody).await.unwrap();
+        socket.send(&[1]).await.unwrap();
+        socket.connect(node.local_addr().unwrap()).await.unwrap();
+        node.send_to(&[1], addr).unwrap();
+        assert!(listener.slot.0.set((socket, false)).is_ok());
+        let task = tokio::spawn(listener.run());
+        let served = async {
+            while counters.get(Count::Received) == 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), served).await.unwrap();
+        assert_eq!(counters.get(Count::ReceiveFailed), 1);
+        task.abort();
+    }
+
+    /// A listener whose slot is empty, a socket for it, and a node.
+    fn listener() -> (Listener, UdpSocket, std::net::UdpSocket) {
+        let plan = Plan { addr: ([127, 0, 0, 1], 0).into(), group: None, only_group: false, answers: 0 };
+        let socket = plan.bind().unwrap();
+        // What is offered after the other side is gone would be dropped.
+        let (inbox, intake) = inbox();
+        std::mem::forget(intake);
+        let listener = Listener {
+            port: PortId(0),
+            name: "lan".into(),
+            plan,
+            slot: Arc::default(),
+            up: Arc::default(),
+            inbox,
+            counters: Arc::default(),
+            kernel_full: 0,
+        };
+        (listener, socket, std::net::UdpSocket::bind("127.0.0.1:0").unwrap())
+    }
+}
