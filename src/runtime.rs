@@ -444,7 +444,8 @@ impl Tally {
         let counted = self.count(gateway, ports, links);
         let mut losses = String::new();
         for (index, counted) in counted.iter().enumerate() {
-            let more = counted.total - self.told.get(index).copied().unwrap_or_default();
+            let told = self.told.get(index).copied().unwrap_or_default();
+            let more = counted.total.saturating_sub(told);
             if counted.loss && more > 0 {
                 append(&mut losses, &counted.name, more);
             }

@@ -1,4 +1,4 @@
-//! A network namespace for one test: the test starts itself again inside.
+//! A network of its own for one test, and its own view of /etc: the test starts itself again in new namespaces.
 
 use std::process::Command;
 
@@ -10,9 +10,9 @@ pub(crate) fn apart(name: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
-    let Some(flags) = ["-n", "-rn"].into_iter().find(|flags| succeeds("unshare", &[flags, "ip", "link"]))
+    let Some(flags) = ["-nm", "-rnm"].into_iter().find(|flags| succeeds("unshare", &[flags, "ip", "link"]))
     else {
-        eprintln!("SKIPPED {name}: unshare(1) cannot make a network namespace here");
+        eprintln!("SKIPPED {name}: unshare(1) cannot make namespaces here");
         return false;
     };
     let this = std::env::current_exe().unwrap();
@@ -36,6 +36,14 @@ pub(crate) fn ip(arguments: &str) {
     assert!(std::env::var_os(INSIDE).is_some(), "not on this machine's own network");
     let arguments: Vec<&str> = arguments.split(' ').collect();
     assert!(succeeds("ip", &arguments), "ip {arguments:?}");
+}
+
+/// Replaces /etc/hosts, inside.
+pub(crate) fn hosts(lines: &str) {
+    assert!(std::env::var_os(INSIDE).is_some(), "not on this machine's own /etc");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), lines).unwrap();
+    assert!(succeeds("mount", &["--bind", file.path().to_str().unwrap(), "/etc/hosts"]));
 }
 
 fn succeeds(program: &str, arguments: &[&str]) -> bool {

@@ -2,6 +2,7 @@
 //! in a network namespace of its own: see [`apart`].
 
 mod apart;
+mod link;
 
 mod udp;
 
