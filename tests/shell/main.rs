@@ -3,7 +3,7 @@
 
 mod apart;
 mod link;
-
+mod runtime;
 mod udp;
 
 use std::future::Future;
