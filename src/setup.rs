@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::config::{Broker, BrokerUrl, Config, QueueFull, Sessions, Transport, TransportKind};
+use crate::config::{self, Broker, BrokerUrl, Config, QueueFull, Sessions, Transport, TransportKind};
 use crate::gateway::io::{
-    BrokerSettings, Endpoint, PortSettings, QueueFull as Full, QueueSettings, SessionSettings, Settings,
+    BrokerSettings, Endpoint, PortSettings, QueueFull as Full, QueueSettings, Rebind, SessionSettings,
+    Settings,
 };
 use crate::runtime::Setup;
 use crate::transport;
@@ -171,6 +172,11 @@ fn sessions(sessions: Sessions) -> SessionSettings {
             qos0: sessions.queue.qos0,
         },
         queue_total: sessions.queue_total,
+        rebind: match sessions.rebind {
+            config::Rebind::None => Rebind::None,
+            config::Rebind::SameIp => Rebind::SameIp,
+            config::Rebind::Any => Rebind::Any,
+        },
     }
 }
 

@@ -44,6 +44,8 @@ counters! {
     handshakes_expired,
     /// Sessions moved to another peer (§6.1).
     sessions_taken_over,
+    /// Sleepers that woke at another peer (§6.14).
+    sessions_rebound,
     /// Clients lost: not heard in time, or deaf to every repetition.
     clients_lost,
     /// Sessions ended by their life time.

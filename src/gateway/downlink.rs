@@ -16,17 +16,22 @@ use std::time::{Duration, Instant};
 use tracing::debug;
 
 use super::exchange::{Exchange, Repair, Request, publish};
+use super::io::Settings;
 use super::links::Delivery;
 use super::outbox::{Item, Joined, Outbox};
 use super::registry::Naming;
-use super::session::{Cx, Session};
-use super::timer::ClientTimer;
+use super::session::{Cx, Session, State};
+use super::timer::{ClientTimer, Timer};
 use crate::mqtt::{Message, QoS};
 use crate::topic::TopicFilter;
 use crate::wire::{MsgIdOnly, Packet, ReturnCode, TopicAck, TopicRef};
 
 /// T_WAIT (§7.2): how long a client that said `congestion` is left alone, and a name that it did not take.
 const T_WAIT: Duration = Duration::from_secs(330);
+
+/// Messages that may join a drain under way, beyond what waited when the client woke: a source faster than the radio would
+/// keep it awake for ever (Interpretation: R-143).
+const DRAIN_SURPLUS: usize = 16;
 
 /// Messages for one client and the exchange under way.
 #[derive(Debug, Default)]
@@ -36,6 +41,8 @@ pub(super) struct Downlink {
     /// The client said `congestion`: nothing more until then.
     paused: Option<Instant>,
     last_msg_id: u16,
+    /// Messages that the client still gets while it is awake.
+    drain: usize,
 }
 
 /// What a client that cannot be reached is.
@@ -69,14 +76,15 @@ impl Session {
         cx: &mut Cx<'_>,
     ) {
         let mut item = Item { message, qos, delivery, sent_as: None };
-        if !self.is_active() {
-            // The broker does not wait for a client that is away (design section 3).
+        if self.state != State::Active {
+            // The broker does not wait for a client that is asleep or away (design section 3).
             cx.settle(&item);
             item.delivery = None;
-            if qos == QoS::AtMostOnce || self.clean {
-                cx.counters.downlink_offline += 1;
-                return;
-            }
+        }
+        if !self.may_wait(&item, cx.settings) {
+            cx.counters.downlink_offline += 1;
+            cx.settle(&item);
+            return;
         }
         let Joined { shed } =
             self.downlink.outbox.push(item, &cx.settings.sessions, cx.queued_octets, cx.counters);
@@ -86,18 +94,33 @@ impl Session {
         self.advance(cx);
     }
 
+    /// Whether a message is kept until the client can take it.
+    fn may_wait(&self, item: &Item, settings: &Settings) -> bool {
+        match self.state {
+            State::Active => true,
+            State::Asleep | State::Awake => item.qos != QoS::AtMostOnce || settings.sessions.queue.qos0,
+            State::Disconnected | State::Lost => item.qos != QoS::AtMostOnce && !self.clean,
+        }
+    }
+
     /// Sends what can be sent: until an exchange is open, or nothing is left.
     pub(super) fn advance(&mut self, cx: &mut Cx<'_>) {
         // SUBACK comes before what the subscription brings, also where the broker sends that first (§6.10): what waits
         // stays behind while a SUBSCRIBE is with the broker.
         let waits = |session: &Self| {
-            !session.is_active()
+            !session.is_receiving()
                 || session.downlink.exchange.is_some()
                 || session.downlink.paused.is_some()
                 || !session.requests.is_empty()
         };
         while !waits(self) {
-            let Some(item) = self.downlink.outbox.pop(cx.queued_octets) else { return };
+            if self.state == State::Awake {
+                if self.downlink.drain == 0 {
+                    break;
+                }
+                self.downlink.drain -= 1;
+            }
+            let Some(item) = self.downlink.outbox.pop(cx.queued_octets) else { break };
             let topic = &item.message.topic;
             let subscribed = TopicFilter::new(topic.as_str()).ok().and_then(|filter| {
                 let subscription = self.subscriptions.get(&filter)?;
@@ -105,6 +128,11 @@ impl Session {
             });
             let naming = self.registry.name(topic, subscribed, cx.now, &self.id, cx.settings);
             self.send_named(item, naming, Repair::Possible, cx);
+        }
+        // PINGRESP comes when every exchange of the drain is over, and not before (§6.14).
+        let finished = self.downlink.exchange.is_none() && self.requests.is_empty();
+        if self.state == State::Awake && finished {
+            self.sleep_on(true, cx);
         }
     }
 
@@ -270,6 +298,11 @@ impl Session {
             self.set_timer(ClientTimer::Retry, cx.now + self.retry_interval(cx.settings), cx);
             return Reach::There;
         }
+        if self.state == State::Awake {
+            self.downlink.exchange = Some(exchange);
+            self.sleep_on(false, cx);
+            return Reach::There;
+        }
         let heard = self.last_heard > exchange.since;
         match exchange.request {
             Request::Register { topic_id, item, .. } => {
@@ -293,25 +326,48 @@ impl Session {
         Reach::There
     }
 
-    /// The client is back, and may have forgotten what it was asked (§6.10): what was open is asked again, a message
-    /// under its MsgId.
+    /// The client connected again, and may have forgotten its topic ids (§6.10): what was open is asked again.
     pub(super) fn resume_downlink(&mut self, cx: &mut Cx<'_>) {
-        self.downlink.paused = None;
         self.registry.unconfirm_all();
-        match self.downlink.exchange.take() {
-            Some(Exchange { msg_id, request: Request::Publish { item, .. }, .. }) => {
-                let item = Item { sent_as: Some(msg_id), ..item };
-                self.downlink.outbox.push_front(item, cx.queued_octets);
-            }
-            Some(Exchange { request: Request::Register { item, .. }, .. }) => {
-                self.downlink.outbox.push_front(item, cx.queued_octets);
-            }
-            Some(Exchange { msg_id, request: Request::Release, .. }) => {
-                self.open(Request::Release, Some(msg_id), cx);
-            }
-            None => {}
+        self.reopen(cx);
+    }
+
+    /// The client woke (§6.14); its topic ids it knows.
+    pub(super) fn begin_drain(&mut self, cx: &mut Cx<'_>) {
+        self.downlink.drain = self.downlink.outbox.len() + DRAIN_SURPLUS;
+        self.reopen(cx);
+    }
+
+    fn reopen(&mut self, cx: &mut Cx<'_>) {
+        self.downlink.paused = None;
+        self.put_back(cx);
+        if let Some(Exchange { msg_id, request, .. }) = self.downlink.exchange.take() {
+            self.open(request, Some(msg_id), cx);
         }
         self.advance(cx);
+    }
+
+    /// Makes an open exchange the first message that waits, under its MsgId. PUBREL has no message any more and stays.
+    fn put_back(&mut self, cx: &mut Cx<'_>) {
+        let item = match self.downlink.exchange.take() {
+            Some(Exchange { msg_id, request: Request::Publish { item, .. }, .. }) => {
+                Item { sent_as: Some(msg_id), ..item }
+            }
+            Some(Exchange { request: Request::Register { item, .. }, .. }) => item,
+            released => {
+                self.downlink.exchange = released;
+                return;
+            }
+        };
+        self.downlink.outbox.push_front(item, cx.queued_octets);
+    }
+
+    /// Asked again for what it has not answered, the client gets it again (Interpretation: R-135).
+    pub(super) fn repeat_exchange(&mut self, cx: &mut Cx<'_>) {
+        if let Some(exchange) = &self.downlink.exchange {
+            cx.counters.downlink_retransmissions += 1;
+            self.send(exchange.request.packet(exchange.msg_id, true), cx);
+        }
     }
 
     /// Drops what waits and no subscription matches any more (Interpretation: A-44); what is under way is finished.
@@ -339,20 +395,19 @@ impl Session {
         self.downlink.paused = None;
     }
 
-    /// The client is away: QoS 0 does not wait for it, the broker does not either, and nothing is repeated.
-    pub(super) fn freeze_downlink(&mut self, cx: &mut Cx<'_>) {
-        let kept = |item: &Item| item.qos != QoS::AtMostOnce;
-        for item in self.downlink.outbox.remove_unless(cx.queued_octets, kept) {
+    /// The client is asleep or away: nothing is repeated, the broker does not wait, and not everything is kept.
+    pub(super) fn interrupt_downlink(&mut self, cx: &mut Cx<'_>) {
+        cx.timers.cancel(&Timer::Client(self.key, ClientTimer::Retry));
+        self.put_back(cx);
+        let mut outbox = std::mem::take(&mut self.downlink.outbox);
+        for item in outbox.remove_unless(cx.queued_octets, |item| self.may_wait(item, cx.settings)) {
             cx.counters.downlink_offline += 1;
             cx.settle(&item);
         }
-        let under_way = self.downlink.exchange.as_mut().and_then(|exchange| match &mut exchange.request {
-            Request::Register { item, .. } | Request::Publish { item, .. } => Some(item),
-            Request::Release => None,
-        });
-        for item in self.downlink.outbox.iter_mut().chain(under_way) {
+        for item in outbox.iter_mut() {
             cx.settle(item);
             item.delivery = None;
         }
+        self.downlink.outbox = outbox;
     }
 }

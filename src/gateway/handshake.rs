@@ -19,11 +19,10 @@ use bytes::Bytes;
 
 use super::Gateway;
 use super::io::{Peer, Route};
-use super::session::{State, Will};
+use super::session::{self, State, Will};
 use super::timer::{ClientTimer, Timer};
-use crate::mqtt::QoS;
-use crate::topic::{ClientId, TopicName};
-use crate::wire::{Connect, Packet, Qos, Response, ReturnCode, WillMsg, WillTopic};
+use crate::topic::ClientId;
+use crate::wire::{Connect, Packet, Response, ReturnCode, WillMsg, WillTopic};
 
 /// Half-open handshakes, by the peer that began them.
 pub(super) type Handshakes = HashMap<Peer, Handshake>;
@@ -33,7 +32,7 @@ pub(super) type Handshakes = HashMap<Peer, Handshake>;
 pub(super) struct Handshake {
     params: Params,
     /// What WILLTOPIC said, once it came.
-    topic: Option<(TopicName, QoS, bool)>,
+    topic: Option<session::WillTopic>,
 }
 
 /// What a CONNECT asks for.
@@ -115,12 +114,12 @@ impl Gateway {
         if will.topic.is_empty() {
             return self.complete(peer, route, WillChange::Delete);
         }
-        match (TopicName::new(will.topic), mqtt_qos(will.qos)) {
-            (Ok(topic), Some(qos)) => {
-                handshake.topic = Some((topic, qos, will.retain));
+        match session::WillTopic::new(will) {
+            Some(topic) => {
+                handshake.topic = Some(topic);
                 self.air.send(&peer, route, Packet::WillMsgReq, &mut self.counters);
             }
-            _ => {
+            None => {
                 self.abandon_handshake(&peer);
                 self.counters.connects_refused += 1;
                 self.answer_connect(&peer, route, ReturnCode::NotSupported);
@@ -131,9 +130,9 @@ impl Gateway {
     /// WILLMSG (§5.4.9).
     pub(super) fn handle_will_msg(&mut self, peer: Peer, route: Route, will: &WillMsg<'_>) {
         let handshake = self.handshakes.get_mut(&peer);
-        if let Some((topic, qos, retain)) = handshake.and_then(|handshake| handshake.topic.take()) {
+        if let Some(topic) = handshake.and_then(|handshake| handshake.topic.take()) {
             let message = Bytes::copy_from_slice(will.message);
-            return self.complete(peer, route, WillChange::Set(Will { topic, qos, retain, message }));
+            return self.complete(peer, route, WillChange::Set(Will { topic: Some(topic), message }));
         }
         // The CONNACK was lost (§6.13).
         match self.clients.by_peer_mut(&peer) {
@@ -177,17 +176,14 @@ impl Gateway {
         }
         match will {
             WillChange::Keep => {}
-            WillChange::Delete => session.will = None,
-            WillChange::Set(will) => session.will = Some(will),
+            WillChange::Delete => session.will = Will::default(),
+            WillChange::Set(will) => session.will = will,
         }
         (session.state, session.clean, session.keep_alive) = (State::Active, params.clean, params.keep_alive);
         (session.route, session.last_heard) = (route, cx.now);
         (session.connect, session.prompted) = (Some(params.frame), false);
         cx.timers.cancel(&Timer::Client(key, ClientTimer::Expiry));
-        cx.timers.cancel(&Timer::Client(key, ClientTimer::Supervision));
-        if let Some(at) = session.supervision_deadline() {
-            session.set_timer(ClientTimer::Supervision, at, &mut cx);
-        }
+        session.supervise(&mut cx);
         cx.counters.connects_accepted += 1;
         session.send(Packet::ConnAck(Response { code: ReturnCode::Accepted }), &mut cx);
         session.resume_downlink(&mut cx);
@@ -208,20 +204,14 @@ impl Gateway {
         let route = session.route;
         let Some(old) = session.peer.clone().filter(|old| old != peer) else { return };
         session.requests.clear();
+        let listens = session.is_receiving();
         self.counters.sessions_taken_over += 1;
-        self.disconnect_peer(&old, route);
+        if listens {
+            self.disconnect_peer(&old, route);
+        }
     }
 
     fn answer_connect(&mut self, peer: &Peer, route: Route, code: ReturnCode) {
         self.air.send(peer, route, Packet::ConnAck(Response { code }), &mut self.counters);
-    }
-}
-
-fn mqtt_qos(qos: Qos) -> Option<QoS> {
-    match qos {
-        Qos::MinusOne => None,
-        Qos::AtMostOnce => Some(QoS::AtMostOnce),
-        Qos::AtLeastOnce => Some(QoS::AtLeastOnce),
-        Qos::ExactlyOnce => Some(QoS::ExactlyOnce),
     }
 }

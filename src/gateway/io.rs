@@ -252,6 +252,44 @@ pub struct SessionSettings {
     pub queue: QueueSettings,
     /// Octets of messages that wait, all clients together.
     pub queue_total: usize,
+    /// From where a known client may wake by PINGREQ.
+    pub rebind: Rebind,
+}
+
+/// From where a sleeper may wake (Interpretation: R-104). CONNECT takes a session over from anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rebind {
+    /// From where it went to sleep, and nowhere else.
+    None,
+    /// From the same transport and address, whatever the port; in IPv6 from the same /64.
+    SameIp,
+    /// From anywhere.
+    Any,
+}
+
+impl Rebind {
+    /// Whether a client that is known at one peer may wake at another.
+    pub fn allows(self, known: &Peer, other: &Peer) -> bool {
+        let (Address::Udp(a), Address::Udp(b)) = (known.addr, other.addr);
+        match self {
+            Self::None => false,
+            Self::SameIp => known.port == other.port && network(a.ip()) == network(b.ip()),
+            Self::Any => true,
+        }
+    }
+}
+
+/// The part of an address that stays when a host changes it by itself: all of IPv4, the first half of IPv6.
+fn network(ip: IpAddr) -> [u8; 8] {
+    let octets = match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => {
+            let [half @ .., _, _, _, _, _, _, _, _] = ip.octets();
+            return half;
+        }
+    };
+    let [_, _, _, _, _, _, _, _, half @ ..] = octets;
+    half
 }
 
 /// Bounds of the messages that wait for one client, and what is shed beyond them.

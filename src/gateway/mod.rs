@@ -37,7 +37,7 @@ use self::registry::predefined;
 use self::session::{Cx, Session, State};
 use self::timer::{ClientTimer, Timer, Timers};
 use crate::mqtt::{Message, QoS};
-use crate::topic::TopicName;
+use crate::topic::{ClientId, TopicName};
 use crate::wire::{Disconnect, Packet, PingReq, Publish, Qos, TopicRef, decode};
 
 /// Names a session; never used again for another one.
@@ -248,7 +248,16 @@ impl Gateway {
                     self.abandon_handshake(&from);
                     self.handle_from_client(key, route, packet, &frame);
                 }
-                None => self.handle_from_stranger(&from, route, packet),
+                None => {
+                    let woken = match packet {
+                        Packet::PingReq(ping) => self.rebind(&from, &ping),
+                        _ => None,
+                    };
+                    match woken {
+                        Some(key) => self.handle_from_client(key, route, packet, &frame),
+                        None => self.handle_from_stranger(&from, route, packet),
+                    }
+                }
             },
         }
     }
@@ -269,8 +278,9 @@ impl Gateway {
             Packet::Subscribe(subscribe) => session.handle_subscribe(&subscribe, &mut cx),
             Packet::Unsubscribe(unsubscribe) => session.handle_unsubscribe(&unsubscribe, &mut cx),
             Packet::PingReq(ping) => self.handle_pingreq(key, &ping),
-            Packet::Disconnect(Disconnect { .. }) => self.handle_disconnect(key),
-            Packet::WillTopicUpd(_) | Packet::WillMsgUpd(_) => session.refuse_will_update(&packet, &mut cx),
+            Packet::Disconnect(disconnect) => self.handle_disconnect(key, disconnect),
+            Packet::WillTopicUpd(will) => session.handle_will_topic_update(&will, &mut cx),
+            Packet::WillMsgUpd(will) => session.handle_will_msg_update(&will, &mut cx),
             // It answers our PINGREQ; being heard is all it is for (§6.11).
             Packet::PingResp => {}
             _ => cx.counters.frames_unexpected += 1,
@@ -280,19 +290,46 @@ impl Gateway {
     /// PINGREQ (§5.4.19). With another client's id it is not for this session (Interpretation: R-116).
     fn handle_pingreq(&mut self, key: ClientKey, ping: &PingReq<'_>) {
         let Some((session, mut cx)) = self.session_cx(key) else { return };
-        if ping.client_id.is_empty() || ping.client_id == session.id.as_str().as_bytes() {
+        if !ping.client_id.is_empty() && ping.client_id != session.id.as_str().as_bytes() {
+            if let (Some(peer), route) = (session.peer.clone(), session.route) {
+                self.disconnect_peer(&peer, route);
+            }
+        } else if session.state == State::Active {
             session.send(Packet::PingResp, &mut cx);
-        } else if let (Some(peer), route) = (session.peer.clone(), session.route) {
-            self.disconnect_peer(&peer, route);
+        } else {
+            // A sleeper wakes, also one that leaves its id out (Interpretation: A-18).
+            session.wake(&mut cx);
         }
     }
 
-    /// DISCONNECT (§5.4.21): the client takes leave, and no Will is published.
-    fn handle_disconnect(&mut self, key: ClientKey) {
+    /// DISCONNECT (§5.4.21): with a Duration the client sleeps, without, or with 0 (Interpretation: R-121), it takes leave,
+    /// and no Will is published. The answer never has a Duration.
+    fn handle_disconnect(&mut self, key: ClientKey, disconnect: Disconnect) {
         let Some((session, mut cx)) = self.session_cx(key) else { return };
         session.send(Packet::Disconnect(Disconnect { duration: None }), &mut cx);
-        info!(client = %session.id, "client disconnected");
-        self.end_connection(key, State::Disconnected);
+        match disconnect.duration {
+            Some(seconds @ 1..) => session.fall_asleep(Duration::from_secs(seconds.into()), &mut cx),
+            Some(0) | None => {
+                info!(client = %session.id, "client disconnected");
+                self.end_connection(key, State::Disconnected);
+            }
+        }
+    }
+
+    /// PINGREQ of a sleeper from another peer than it went to sleep at: it may be behind a NAT, or have another address now
+    /// (Interpretation: R-104). Only a sleeper moves like that, else one forged datagram would divert what is meant for a
+    /// client (Interpretation: R-105).
+    fn rebind(&mut self, from: &Peer, ping: &PingReq<'_>) -> Option<ClientKey> {
+        let key = self.clients.key(&ClientId::new(ping.client_id).ok()?)?;
+        let session = self.clients.get_mut(key)?;
+        let known = session.peer.as_ref()?;
+        let asleep = matches!(session.state, State::Asleep | State::Awake);
+        if !asleep || !self.settings.sessions.rebind.allows(known, from) {
+            return None;
+        }
+        self.counters.sessions_rebound += 1;
+        self.clients.bind(key, from);
+        Some(key)
     }
 
     /// A message from a peer without a session (§6.12): most need one, and the client shall connect again.
@@ -376,7 +413,7 @@ impl Gateway {
     /// The client has gone without a word: its Will is published (§6.3).
     fn lose(&mut self, key: ClientKey) {
         let Some((session, mut cx)) = self.session_cx(key) else { return };
-        info!(client = %session.id, will = session.will.is_some(), "client lost");
+        info!(client = %session.id, will = session.will.topic.is_some(), "client lost");
         cx.counters.clients_lost += 1;
         session.publish_will(&mut cx);
         self.end_connection(key, State::Lost);
@@ -471,7 +508,7 @@ impl Gateway {
         self.stopping = Some(Stopping::Asked);
         for key in self.clients.keys() {
             if let Some((session, mut cx)) = self.session_cx(key)
-                && session.is_active()
+                && session.state == State::Active
             {
                 session.send(Packet::Disconnect(Disconnect { duration: None }), &mut cx);
             }

@@ -71,6 +71,11 @@ impl Outbox {
         Joined { shed }
     }
 
+    /// Messages that wait.
+    pub(super) fn len(&self) -> usize {
+        self.items.len()
+    }
+
     /// Puts back what was taken out and not delivered; it was counted in once, so no bound applies.
     pub(super) fn push_front(&mut self, item: Item, total: &mut usize) {
         self.octets += item.len();

@@ -19,8 +19,8 @@ use super::uplink::Uplink;
 use crate::mqtt::{Message, QoS, Refused};
 use crate::topic::{ClientId, TopicFilter, TopicName};
 use crate::wire::{
-    FilterRef, MsgIdOnly, Packet, Qos, Register, Response, ReturnCode, SubAck, Subscribe, TopicAck, TopicRef,
-    Unsubscribe,
+    self, FilterRef, MsgIdOnly, Packet, Qos, Register, Response, ReturnCode, SubAck, Subscribe, TopicAck,
+    TopicRef, Unsubscribe,
 };
 
 /// SUBSCRIBEs of one client with the broker at a time. §6.9 allows one; a client that does not wait is served within
@@ -34,28 +34,57 @@ const GENEROUS_UP_TO: Duration = Duration::from_secs(60);
 /// The state of a client that has a session (§6.14).
 ///
 /// ```text
-///              CONNECT
-///   (none) ─────────────► Active ──── DISCONNECT ────► Disconnected
-///                          ▲   │                          │
-///                          │   └── not heard in time ─► Lost
-///                          └────────── CONNECT ───────────┘
+///             CONNECT               DISCONNECT(Duration)               PINGREQ
+///   (none) ────────────► Active ─────────────────────────► Asleep ────────────────► Awake
+///                         │ ▲ ▲                             │ │ ▲                    │
+///                         │ │ └────────── CONNECT ──────────┼─┼─┼──── CONNECT ───────┤
+///              DISCONNECT │ │                               │ │ └──── PINGRESP ──────┘
+///                         │ │ CONNECT           DISCONNECT  │ │        or no answer
+///                         ▼ │                               │ │
+///                    Disconnected ◄─────────────────────────┘ │
+///                        Lost     ◄── not heard in time ──────┘   (Active too)
 /// ```
 ///
 /// With CleanSession 1 the session ends on the way to Disconnected or Lost, else when its life time is over (§6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     Active,
+    /// Nothing is sent but answers; what comes for the client waits.
+    Asleep,
+    /// It asked for what waits, and gets it; PINGRESP ends that.
+    Awake,
     Disconnected,
     Lost,
 }
 
-/// What the client wants said of it when it is lost (§6.3).
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What the client wants said of it when it is lost (§6.3). There is a Will only where there is a topic; a message may
+/// come first (Interpretation: R-042).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Will {
-    pub(super) topic: TopicName,
+    pub(super) topic: Option<WillTopic>,
+    pub(super) message: Bytes,
+}
+
+/// Where a Will is published, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WillTopic {
+    pub(super) name: TopicName,
     pub(super) qos: QoS,
     pub(super) retain: bool,
-    pub(super) message: Bytes,
+}
+
+impl WillTopic {
+    /// `None` for what cannot be published: a wildcard, ill-formed UTF-8, QoS −1 (Interpretation: R-028).
+    pub(super) fn new(will: &wire::WillTopic<'_>) -> Option<Self> {
+        let qos = match will.qos {
+            Qos::MinusOne => return None,
+            Qos::AtMostOnce => QoS::AtMostOnce,
+            Qos::AtLeastOnce => QoS::AtLeastOnce,
+            Qos::ExactlyOnce => QoS::ExactlyOnce,
+        };
+        let name = TopicName::new(will.topic).ok()?;
+        Some(Self { name, qos, retain: will.retain })
+    }
 }
 
 /// A subscription by how the client named it: that is how messages on it are named to the client.
@@ -85,6 +114,8 @@ pub(super) struct Session {
     pub(super) clean: bool,
     /// Zero: not supervised.
     pub(super) keep_alive: Duration,
+    /// How long it means to sleep between two signs of life (§6.14).
+    pub(super) sleep: Duration,
     /// Where it is reached; `None` unless it is bound to a peer.
     pub(super) peer: Option<Peer>,
     pub(super) route: Route,
@@ -93,7 +124,7 @@ pub(super) struct Session {
     pub(super) connect: Option<Bytes>,
     /// The connection was set up with Will prompts and nothing came since.
     pub(super) prompted: bool,
-    pub(super) will: Option<Will>,
+    pub(super) will: Will,
     pub(super) subscriptions: BTreeMap<TopicFilter, Subscription>,
     pub(super) requests: VecDeque<Request>,
     pub(super) registry: Registry,
@@ -130,12 +161,13 @@ impl Session {
             state: State::Disconnected,
             clean: true,
             keep_alive: Duration::ZERO,
+            sleep: Duration::ZERO,
             peer: None,
             route: Route::default(),
             last_heard: now,
             connect: None,
             prompted: false,
-            will: None,
+            will: Will::default(),
             subscriptions: BTreeMap::new(),
             requests: VecDeque::new(),
             registry: Registry::new(rng),
@@ -144,8 +176,9 @@ impl Session {
         }
     }
 
-    pub(super) fn is_active(&self) -> bool {
-        self.state == State::Active
+    /// Whether what comes for the client may be sent to it.
+    pub(super) fn is_receiving(&self) -> bool {
+        matches!(self.state, State::Active | State::Awake)
     }
 
     /// The client was heard (§6.14: any message will do).
@@ -154,11 +187,24 @@ impl Session {
         self.last_heard = now;
     }
 
-    /// When the client counts as lost, if nothing is heard of it (§7.2).
+    /// When the client counts as lost, if nothing is heard of it (§7.2). While it is Awake its answers are awaited
+    /// instead (§6.14).
     pub(super) fn supervision_deadline(&self) -> Option<Instant> {
-        let tolerance =
-            if self.keep_alive <= GENEROUS_UP_TO { self.keep_alive / 2 } else { self.keep_alive / 10 };
-        (!self.keep_alive.is_zero()).then(|| self.last_heard + self.keep_alive + tolerance)
+        let silence = match self.state {
+            State::Active => self.keep_alive,
+            State::Asleep => self.sleep,
+            State::Awake | State::Disconnected | State::Lost => return None,
+        };
+        let tolerance = if silence <= GENEROUS_UP_TO { silence / 2 } else { silence / 10 };
+        (!silence.is_zero()).then(|| self.last_heard + silence + tolerance)
+    }
+
+    /// Sets the timer by which the client must be heard.
+    pub(super) fn supervise(&self, cx: &mut Cx<'_>) {
+        match self.supervision_deadline() {
+            Some(at) => self.set_timer(ClientTimer::Supervision, at, cx),
+            None => cx.timers.cancel(&Timer::Client(self.key, ClientTimer::Supervision)),
+        }
     }
 
     /// REGISTER from the client (§5.4.10): its TopicId field is not relevant.
@@ -325,23 +371,62 @@ impl Session {
         self.advance(cx);
     }
 
-    /// WILLTOPICUPD and WILLMSGUPD (§6.4) are refused, with the answer that keeps the client from asking for ever.
-    pub(super) fn refuse_will_update(&self, update: &Packet<'_>, cx: &mut Cx<'_>) {
-        let response = Response { code: ReturnCode::NotSupported };
-        match update {
-            Packet::WillTopicUpd(_) => self.send(Packet::WillTopicResp(response), cx),
-            _ => self.send(Packet::WillMsgResp(response), cx),
+    /// WILLTOPICUPD (§5.4.22): another topic for the Will; the empty one deletes the Will.
+    pub(super) fn handle_will_topic_update(&mut self, update: &wire::WillTopic<'_>, cx: &mut Cx<'_>) {
+        let topic = WillTopic::new(update);
+        let mut code = ReturnCode::Accepted;
+        if update.topic.is_empty() {
+            self.will = Will::default();
+        } else if topic.is_some() {
+            self.will.topic = topic;
+        } else {
+            code = ReturnCode::NotSupported;
         }
+        self.send(Packet::WillTopicResp(Response { code }), cx);
+    }
+
+    /// WILLMSGUPD (§5.4.23): another message for the Will.
+    pub(super) fn handle_will_msg_update(&mut self, update: &wire::WillMsg<'_>, cx: &mut Cx<'_>) {
+        self.will.message = Bytes::copy_from_slice(update.message);
+        self.send(Packet::WillMsgResp(Response { code: ReturnCode::Accepted }), cx);
     }
 
     /// Publishes the Will, which stays for a session that lives on (§6.3, Interpretation: A-14).
     pub(super) fn publish_will(&mut self, cx: &mut Cx<'_>) {
-        let Some(Will { topic, qos, retain, message }) = self.will.clone() else { return };
-        if cx.links.publish_will(Message { topic, payload: message, qos, retain }) {
+        let Will { topic: Some(topic), message } = self.will.clone() else { return };
+        let WillTopic { name, qos, retain } = topic;
+        if cx.links.publish_will(Message { topic: name, payload: message, qos, retain }) {
             cx.counters.wills_published += 1;
         } else {
             cx.counters.wills_shed += 1;
         }
+    }
+
+    /// Going to sleep (§6.14): what is under way waits, and the broker does not wait for it.
+    pub(super) fn fall_asleep(&mut self, sleep: Duration, cx: &mut Cx<'_>) {
+        (self.state, self.sleep) = (State::Asleep, sleep);
+        self.interrupt_downlink(cx);
+        self.supervise(cx);
+    }
+
+    /// PINGREQ of a sleeper (§6.14): it gets everything that waits, and PINGRESP when that is done. Asked again meanwhile, it
+    /// gets again what it has not answered (Interpretation: R-135).
+    pub(super) fn wake(&mut self, cx: &mut Cx<'_>) {
+        if self.state == State::Awake {
+            return self.repeat_exchange(cx);
+        }
+        self.state = State::Awake;
+        self.supervise(cx);
+        self.begin_drain(cx);
+    }
+
+    /// The end of being awake; PINGRESP says so, unless the client has stopped answering (Interpretation: R-141).
+    pub(super) fn sleep_on(&mut self, answered: bool, cx: &mut Cx<'_>) {
+        if answered {
+            self.send(Packet::PingResp, cx);
+            self.last_heard = cx.now;
+        }
+        self.fall_asleep(self.sleep, cx);
     }
 
     /// The connection ended; what the session is worth without it is decided by CleanSession.
@@ -353,7 +438,7 @@ impl Session {
         for timer in [ClientTimer::Supervision, ClientTimer::Retry, ClientTimer::BrokerAnswer] {
             cx.timers.cancel(&Timer::Client(self.key, timer));
         }
-        self.freeze_downlink(cx);
+        self.interrupt_downlink(cx);
     }
 
     /// Forgets everything the session holds (§6.3).
@@ -363,7 +448,7 @@ impl Session {
             cx.links.unsubscribe(self.key, &filter);
         }
         self.requests.clear();
-        self.will = None;
+        self.will = Will::default();
         self.uplink = Uplink::default();
         self.registry.clear();
         for timer in [ClientTimer::Retry, ClientTimer::BrokerAnswer, ClientTimer::Pause] {

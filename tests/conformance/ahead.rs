@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread;
 
-use crate::{LATER, RUN, TABLE, number, runner};
+use crate::{RUN, TABLE, number, runner};
 
 /// Rows that run at once: as many gateway processes, mostly idle.
 const AT_ONCE: usize = 32;
@@ -49,13 +49,10 @@ impl Ahead {
     fn start() -> Arc<Self> {
         let asked = Asked::from_arguments();
         let run = RUN.iter().map(|(section, row)| (format!("{section}::{row}"), *row));
-        let later = LATER.iter().map(|(_, row)| (format!("later::{row}"), *row));
-        let all_later = asked.fits("no_row_put_off_holds_already");
-        let mut waiting: VecDeque<_> = later.filter(|(name, _)| all_later || asked.fits(name)).collect();
-        waiting.extend(run.filter(|(name, _)| asked.fits(name)));
+        let waiting: VecDeque<_> = run.filter(|(name, _)| asked.fits(name)).collect();
         let foreseen = waiting.iter().map(|(name, _)| name.clone()).collect();
         let ahead =
-            Self { foreseen, waiting: waiting.into(), done: Mutex::default(), changed: Condvar::new() };
+            Self { foreseen, waiting: Mutex::new(waiting), done: Mutex::default(), changed: Condvar::new() };
         let ahead = Arc::new(ahead);
         for _ in 0..AT_ONCE {
             let ahead = Arc::clone(&ahead);

@@ -54,15 +54,6 @@ macro_rules! rows {
     };
 }
 
-/// The same for rows that cannot hold yet, and why; they are listed as ignored.
-macro_rules! later {
-    ($($reason:literal: $($row:ident)*;)*) => {
-        mod later { $($(#[test] #[ignore = $reason] fn $row() { crate::ahead::check(module_path!(), stringify!($row)) })*)* }
-        /// The rows that cannot hold yet, and why.
-        const LATER: &[(&str, &str)] = &[$($(($reason, stringify!($row)),)*)*];
-    };
-}
-
 rows! {
     a_framing:
         t001 t002 t003 t004 t005 t006 t007 t008 t009 t010 t011 t012 t013 t014 t015 t016 t017 t018 t019 t020;
@@ -70,14 +61,14 @@ rows! {
         t021 t022 t023 t024 t025 t026 t027 t028;
     c_connect:
         t029 t030 t031 t032 t033 t034 t035 t036 t037 t038 t039 t040 t041 t042 t043 t044 t045 t046 t047 t048 t049
-        t050 t051 t056 t057 t058 t059 t060 t061 t063 t064;
+        t050 t051 t052 t053 t054 t055 t056 t057 t058 t059 t060 t061 t062 t063 t064;
     d_register:
         t065 t066 t067 t068 t069 t070 t071 t072 t073 t074 t075 t076;
     e_publish:
         t077 t078 t079 t080 t081 t082 t083 t084 t085 t086 t087 t088 t089 t090 t091 t092 t093 t094 t095 t096 t097
         t098 t099 t100 t101;
     f_qos_minus_one:
-        t102 t103 t104 t105 t106 t107 t109;
+        t102 t103 t104 t105 t106 t107 t108 t109;
     g_subscribe:
         t110 t111 t112 t113 t114 t115 t116 t117 t118 t119 t120 t121 t122 t123 t124 t125 t126 t127 t128 t129 t130
         t131;
@@ -87,21 +78,14 @@ rows! {
     i_keep_alive:
         t155 t156 t157 t158 t159 t160 t161;
     j_sleep:
-        t179 t181;
+        t162 t163 t164 t165 t166 t167 t168 t169 t170 t171 t172 t173 t174 t175 t176 t177 t178 t179 t180 t181 t182
+        t183 t184 t185;
     k_disconnect:
-        t186 t187 t188 t189 t190;
+        t186 t187 t188 t189 t190 t191;
     l_forwarder:
         t192 t193 t194 t195 t196 t197 t198 t199 t200 t201;
     m_sessions:
         t202 t203 t204 t205 t206;
-}
-
-later! {
-    "will updates are not built yet":
-        t052 t053 t054 t055;
-    "sleeping clients are not built yet":
-        t062 t108 t162 t163 t164 t165 t166 t167 t168 t169 t170 t171 t172 t173 t174 t175 t176 t177 t178 t180 t182 t183
-        t184 t185 t191;
 }
 
 #[test]
@@ -111,7 +95,7 @@ fn every_row_is_here() {
         FILES.iter().map(|(_, text)| text.lines().filter(|line| line.starts_with("T-")).count()).sum();
     assert_eq!(rows, all.len(), "no row is written twice");
     assert_eq!(TABLE.keys().copied().collect::<BTreeSet<_>>(), all, "every row is written down");
-    let tests: Vec<_> = RUN.iter().chain(LATER).map(|(_, row)| number(row)).collect();
+    let tests: Vec<_> = RUN.iter().map(|(_, row)| number(row)).collect();
     assert_eq!(tests.len(), all.len(), "no row has two tests");
     assert_eq!(tests.into_iter().collect::<BTreeSet<_>>(), all, "every row has a test");
     assert!(TABLE.values().all(|row| !row.steps.is_empty()), "every row has steps");
@@ -169,11 +153,4 @@ fn from_gateways(packet: &Packet<'_>) -> bool {
             | Packet::WillTopicResp(_)
             | Packet::WillMsgResp(_)
     )
-}
-
-/// A row that has come to hold belongs among those that must.
-#[test]
-fn no_row_put_off_holds_already() {
-    let holding: Vec<_> = LATER.iter().filter(|(_, row)| ahead::outcome("later", row).is_ok()).collect();
-    assert!(holding.is_empty(), "these rows hold; move them from `later!` to `rows!`: {holding:?}");
 }

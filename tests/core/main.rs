@@ -7,5 +7,6 @@ mod connect;
 mod downlink;
 mod limits;
 mod link;
+mod sleep;
 mod uplink;
 mod world;

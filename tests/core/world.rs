@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use mqtt_sn_gateway::gateway::Gateway;
 use mqtt_sn_gateway::gateway::io::{
     Address, BrokerSettings, Endpoint, Input, LinkCommand, LinkEvent, LinkId, Output, Peer, PortId,
-    PortSettings, QueueFull, QueueSettings, Route, SessionSettings, Settings, Target,
+    PortSettings, QueueFull, QueueSettings, Rebind, Route, SessionSettings, Settings, Target,
 };
 use mqtt_sn_gateway::topic::TopicName;
 use mqtt_sn_gateway::wire::{
@@ -70,6 +70,7 @@ pub fn settings() -> Settings {
             max_subscriptions: 10,
             queue: QueueSettings { messages: 10, bytes: 4096, full: QueueFull::DropOldest, qos0: true },
             queue_total: 1 << 20,
+            rebind: Rebind::SameIp,
         },
         seed: 7,
     }
