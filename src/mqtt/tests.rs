@@ -588,6 +588,10 @@ fn a_message_too_large_is_acknowledged_counted_and_dropped() {
         talk.sends(["pubcomp 8"]);
         assert_eq!(talk.connection.counters().oversized, 3);
         assert_eq!(talk.connection.counters().strays, 0);
+        // The rest of a message that was cut is not skipped on the next connection.
+        talk.connection.handle_bytes(talk.now, &large[..20]).unwrap();
+        talk.connection.handle_closed();
+        talk.connect(true);
     }
 }
 

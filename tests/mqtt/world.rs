@@ -90,13 +90,16 @@ impl World {
     #[track_caller]
     pub(crate) fn run_for(&mut self, duration: Duration) {
         let end = self.now + duration;
-        loop {
+        for _ in 0..ROUNDS_MAX {
             self.run();
-            let Some(next) = self.next_deadline().filter(|next| *next <= end) else { break };
+            let Some(next) = self.next_deadline().filter(|next| *next <= end) else {
+                self.now = end;
+                return;
+            };
             self.now = self.now.max(next);
             self.timeouts();
         }
-        self.now = end;
+        panic!("still moving after {ROUNDS_MAX} deadlines");
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
