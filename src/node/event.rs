@@ -93,7 +93,7 @@ pub enum Event {
     /// A connection, or the attempt at one, is lost.
     ConnectionLost(Loss),
     /// The gateway started the session afresh in the middle of a connection, because a late copy of our CONNECT reached
-    /// it. The node has begun to subscribe and register again.
+    /// it: a CONNACK tells, or a topic id it has forgotten. The node has begun to subscribe and register again.
     Restarted,
     /// [`Node::disconnect`] is done.
     Disconnected,

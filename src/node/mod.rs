@@ -392,7 +392,14 @@ impl Node {
             Packet::Publish(publish) => downlink.handle_publish(publish, requests, cx),
             Packet::PubRel(release) => downlink.handle_pubrel(release, cx),
             Packet::RegAck(ack) => uplink.handle_regack(ack, cx),
-            Packet::PubAck(ack) => uplink.handle_puback(ack, cx),
+            // The gateway began the session anew, and the CONNACK that would have told us was lost.
+            Packet::PubAck(ack) => {
+                if uplink.handle_puback(ack, cx) && cx.options.clean_session && cx.has_room() {
+                    cx.tell(Event::Restarted);
+                    cx.topics.restart(false);
+                    requests.restart(cx);
+                }
+            }
             Packet::PubRec(ack) => uplink.handle_pubrec(ack, cx),
             Packet::PubComp(ack) => uplink.handle_pubcomp(ack, cx),
             Packet::SubAck(ack) => requests.handle_suback(ack, cx),

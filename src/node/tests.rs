@@ -237,12 +237,15 @@ fn an_unknown_topic_id_is_registered_again_a_few_times() {
     let mut t = Talk::connected(options());
     t.publish(name("a/b"), Qos::AtLeastOnce);
     let mut msg_id = 1;
-    for _ in 0..4 {
+    for round in 0..4 {
         t.sends([format!("09 0A 00 00 00 {msg_id:02X} 61 2F 62")]);
         t.hears(&format!("07 0B 00 07 00 {msg_id:02X} 00"));
         t.sends([format!("08 0C 20 00 07 00 {:02X} 61", msg_id + 1)]);
         t.hears(&format!("07 0D 00 07 00 {:02X} 02", msg_id + 1));
         msg_id += 2;
+        if round < 3 {
+            t.tells([Event::Restarted]);
+        }
     }
     t.tells([published(0, Outcome::Refused(ReturnCode::InvalidTopicId))]);
     t.publish(Topic::Predefined(9), Qos::AtLeastOnce);
@@ -429,6 +432,32 @@ fn an_unsolicited_connack_of_a_clean_session_begins_the_session_anew() {
     t.hears("07 0B 00 09 00 04 00").sends(["08 0C C0 00 09 00 02 61"]);
     t.hears("04 0F 00 02").sends(["04 10 00 02"]);
     t.hears("04 0E 00 02").tells([published(0, Outcome::Uncertain)]);
+}
+
+#[test]
+fn a_forgotten_topic_id_tells_of_a_session_begun_anew() {
+    let mut t = Talk::connected(options());
+    t.subscribe("s/#", Qos::AtMostOnce);
+    t.sends(["08 12 00 00 01 73 2F 23"]);
+    t.hears("08 13 00 00 00 00 01 00").tells([subscribed("s/#", Ok(Qos::AtMostOnce))]);
+    t.publish(name("a"), Qos::ExactlyOnce);
+    t.sends(["07 0A 00 00 00 02 61"]);
+    t.hears("07 0B 00 07 00 02 00").sends(["08 0C 40 00 07 00 03 61"]);
+    t.hears("07 0D 00 07 00 03 02").sends(["07 0A 00 00 00 04 61", "08 12 00 00 05 73 2F 23"]);
+    t.tells([Event::Restarted]);
+    t.hears("07 0B 00 09 00 04 00").sends(["08 0C 40 00 09 00 06 61"]);
+    t.hears("04 0F 00 06").sends(["04 10 00 06"]);
+    t.hears("04 0E 00 06").tells([published(0, Outcome::Uncertain)]);
+
+    let connect = "08 04 00 01 00 3C 63 31";
+    let mut t = Talk::connected_by(connect, Options { clean_session: false, ..options() });
+    t.publish(name("a"), Qos::ExactlyOnce);
+    t.sends(["07 0A 00 00 00 01 61"]);
+    t.hears("07 0B 00 07 00 01 00").sends(["08 0C 40 00 07 00 02 61"]);
+    t.hears("07 0D 00 07 00 02 02").sends(["07 0A 00 00 00 03 61"]).tells(QUIET);
+    t.hears("07 0B 00 07 00 03 00").sends(["08 0C 40 00 07 00 04 61"]);
+    t.hears("04 0F 00 04").sends(["04 10 00 04"]);
+    t.hears("04 0E 00 04").tells([published(0, Outcome::Acknowledged)]);
 }
 
 #[test]

@@ -51,13 +51,14 @@ impl Topics {
         self.confirmed.insert(name, id);
     }
 
-    /// The gateway does not know `id`.
-    pub(super) fn forget(&mut self, id: u16) {
-        if let Some(name) = self.names.remove(&id)
-            && self.confirmed.get(&name) == Some(&id)
-        {
+    /// The gateway does not know `id`. Whether it was one that it had confirmed.
+    pub(super) fn forget(&mut self, id: u16) -> bool {
+        let Some(name) = self.names.remove(&id) else { return false };
+        let confirmed = self.confirmed.get(&name) == Some(&id);
+        if confirmed {
             self.confirmed.remove(&name);
         }
+        confirmed
     }
 
     /// A connection begins. Ids of a session that goes on stay known but are confirmed again before they are used (§6.10);

@@ -133,20 +133,21 @@ impl Uplink {
         self.advance(cx);
     }
 
-    pub(super) fn handle_puback(&mut self, ack: TopicAck, cx: &mut Cx<'_>) {
+    /// Whether the gateway turned out to have forgotten a topic id that it gave in this connection.
+    pub(super) fn handle_puback(&mut self, ack: TopicAck, cx: &mut Cx<'_>) -> bool {
         if ack.msg_id == 0 {
             // A QoS 0 message met an id the gateway does not know (§6.6); the next one on this topic shall fare better.
-            if ack.code == ReturnCode::InvalidTopicId {
-                cx.topics.forget(ack.topic_id);
-            }
-            return;
+            return ack.code == ReturnCode::InvalidTopicId && cx.topics.forget(ack.topic_id);
         }
+        let mut forgotten = false;
         let (Phase::Publish { topic, msg_id, retry }, Some(head)) = (&self.phase, self.queue.front_mut())
         else {
-            return cx.air.stale();
+            cx.air.stale();
+            return forgotten;
         };
         if *msg_id != ack.msg_id || (ack.code == ReturnCode::Accepted && head.qos == Qos::ExactlyOnce) {
-            return cx.air.stale();
+            cx.air.stale();
+            return forgotten;
         }
         cx.air.heard(retry.sent);
         let (topic, msg_id) = (*topic, *msg_id);
@@ -157,7 +158,10 @@ impl Uplink {
                 if head.progress.unknown_ids < REGISTRATIONS_MAX =>
             {
                 // The refusal closed the exchange; a new MsgId keeps a second copy of it from refusing the repetition.
-                cx.topics.forget(id);
+                forgotten = cx.topics.forget(id);
+                // An id forgotten in a clean session is a session begun anew. Had an earlier copy of the message got through
+                // before that, nobody would know.
+                head.progress.uncertain |= cx.options.clean_session && head.qos == Qos::ExactlyOnce;
                 cx.air.close_msg_id(msg_id);
                 head.progress.msg_id = None;
                 head.progress.unknown_ids += 1;
@@ -165,6 +169,7 @@ impl Uplink {
             (code, _) => self.refuse(code, cx),
         }
         self.advance(cx);
+        forgotten
     }
 
     pub(super) fn handle_pubrec(&mut self, MsgIdOnly { msg_id: id }: MsgIdOnly, cx: &mut Cx<'_>) {
