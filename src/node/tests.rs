@@ -435,6 +435,16 @@ fn an_unsolicited_connack_of_a_clean_session_begins_the_session_anew() {
 }
 
 #[test]
+fn a_suback_of_the_session_before_grants_nothing_in_the_new_one() {
+    let mut t = Talk::connected(options());
+    t.subscribe("s/#", Qos::AtMostOnce);
+    t.sends(["08 12 00 00 01 73 2F 23"]);
+    t.hears(CONNACK).sends(["08 12 00 00 02 73 2F 23"]).tells([Event::Restarted]);
+    t.hears("08 13 00 00 00 00 01 00").sends(NOTHING).tells(QUIET);
+    t.hears("08 13 00 00 00 00 02 00").tells([subscribed("s/#", Ok(Qos::AtMostOnce))]);
+}
+
+#[test]
 fn a_forgotten_topic_id_tells_of_a_session_begun_anew() {
     let mut t = Talk::connected(options());
     t.subscribe("s/#", Qos::AtMostOnce);
