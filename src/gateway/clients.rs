@@ -79,6 +79,11 @@ impl Clients {
         Some(session)
     }
 
+    /// Every session, in no order: for sums only.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Session> {
+        self.sessions.values()
+    }
+
     /// Every key, in the order the sessions were made.
     pub(super) fn keys(&self) -> Vec<ClientKey> {
         #[expect(clippy::disallowed_methods, reason = "sorted before anybody sees the order")]

@@ -74,6 +74,9 @@ counters! {
     downlink_messages,
     /// Messages from the broker for which there is no client.
     downlink_unrouted,
+    /// Messages handed out, one for each client they are for. Each is in one of the counters below, or waits
+    /// ([`Gateway::waiting_messages`](super::Gateway::waiting_messages)).
+    downlink_recipients,
     /// Messages clients have taken, one for each client.
     downlink_delivered,
     /// Messages to clients sent again.

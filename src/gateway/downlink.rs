@@ -60,6 +60,13 @@ impl Downlink {
         self.last_msg_id
     }
 
+    /// Messages that the client has yet to take.
+    pub(super) fn waiting(&self) -> usize {
+        let open = self.exchange.as_ref().map(|exchange| &exchange.request);
+        let under_way = matches!(open, Some(Request::Register { .. } | Request::Publish { .. }));
+        self.outbox.len() + usize::from(under_way)
+    }
+
     /// Takes the exchange if `matches`.
     fn take_exchange(&mut self, matches: impl Fn(&Exchange) -> bool) -> Option<Exchange> {
         self.exchange.take_if(|exchange| matches(exchange))

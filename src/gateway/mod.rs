@@ -196,6 +196,11 @@ impl Gateway {
         self.queued_octets
     }
 
+    /// Messages that clients have yet to take, one for each client: those in outboxes and those under way.
+    pub fn waiting_messages(&self) -> usize {
+        self.clients.iter().map(|session| session.downlink.waiting()).sum()
+    }
+
     /// Messages of the broker that clients have yet to settle.
     pub fn unsettled_deliveries(&self) -> usize {
         self.links.unsettled_deliveries()
@@ -484,9 +489,11 @@ impl Gateway {
         recipients: Vec<(ClientKey, QoS)>,
     ) {
         for (key, qos) in recipients {
+            self.counters.downlink_recipients += 1;
             match self.session_cx(key) {
                 Some((session, mut cx)) => session.deliver(message.clone(), qos, delivery, &mut cx),
                 None => {
+                    self.counters.downlink_ended += 1;
                     if let Some(delivery) = delivery {
                         self.links.settle(delivery);
                     }

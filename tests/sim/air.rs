@@ -1,0 +1,1018 @@
+//! What the gateway owes its clients, followed from outside: every frame that enters and leaves it goes through
+//! [`Air`], which keeps its own account of sessions, exchanges and what is due, and knows nothing of how the gateway does it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mqtt_sn_gateway::gateway::Counters;
+use mqtt_sn_gateway::gateway::io::{Peer, Settings, WirelessNodeId};
+use mqtt_sn_gateway::topic::{ClientId, TopicFilter, TopicName};
+use mqtt_sn_gateway::wire::{
+    Connect, FilterRef, MsgIdOnly, Packet, Publish, Qos, Register, ReturnCode, SubAck, Subscribe, TopicAck,
+    TopicRef, Unsubscribe, WillTopic, decode,
+};
+
+use crate::law::{Checked, Law};
+use crate::ledger::{Ledger, No, Who};
+
+/// how long after a DISCONNECT of its own a gateway answers none.
+const GUARD: Duration = Duration::from_secs(10);
+
+/// The account.
+pub(crate) struct Air {
+    settings: Settings,
+    now: Instant,
+    bound: BTreeMap<Peer, Who>,
+    sessions: BTreeMap<Who, Session>,
+    handshakes: BTreeMap<Peer, Handshake>,
+    /// When a peer was sent a DISCONNECT.
+    told: BTreeMap<Peer, Instant>,
+    cause: Cause,
+    /// Who has yet to settle a message of the broker.
+    blocks: BTreeMap<No, BTreeSet<Who>>,
+    /// What the gateway got from the broker.
+    arrived: BTreeSet<No>,
+    /// Due to a client and gone without a sign; to be covered by counters.
+    vanished: u64,
+    /// Clients that count as lost from the timeout under way on.
+    due: BTreeSet<Who>,
+}
+
+/// What the gateway was last told, and who must be answered how.
+#[derive(Default)]
+struct Cause {
+    from: Option<Peer>,
+    name: &'static str,
+    msg_id: u16,
+    silence: bool,
+    answer: Option<&'static [&'static str]>,
+    /// What a CONNECT, or the end of its prompts, sets up.
+    setup: Option<Setup>,
+    /// What a REGISTER is about.
+    register: Option<TopicName>,
+    /// A client takes leave, and is not bound any more.
+    leaving: bool,
+}
+
+struct Setup {
+    who: Who,
+    clean: bool,
+    keep_alive: Duration,
+    will: WillChange,
+    /// The octets of a CONNECT without prompts.
+    frame: Option<Bytes>,
+}
+
+enum WillChange {
+    Keep,
+    Delete,
+    Set(No),
+}
+
+struct Handshake {
+    who: Who,
+    clean: bool,
+    keep_alive: Duration,
+    asked: bool,
+    until: Instant,
+}
+
+/// A client as the gateway should see it.
+pub(crate) struct Session {
+    active: bool,
+    peer: Option<Peer>,
+    clean: bool,
+    keep_alive: Duration,
+    last_heard: Instant,
+    connect: Option<Bytes>,
+    will: Option<No>,
+    /// Every id of this session.
+    ids: BTreeMap<u16, TopicName>,
+    /// Those the client was told of in this connection.
+    known: BTreeSet<u16>,
+    subs: BTreeMap<TopicFilter, Sub>,
+    /// By MsgId, the last of each.
+    asked: BTreeMap<u16, Asked>,
+    /// SUBSCRIBEs and PUBLISHes without an answer, and when they are to have one.
+    unanswered: BTreeMap<(&'static str, u16), Instant>,
+    /// What the client's MsgIds stand for.
+    up: BTreeMap<u16, (No, Qos)>,
+    exchange: Option<Exchange>,
+    /// What was open when the connection ended: it may go on.
+    resumable: Option<(u16, No)>,
+    /// What was registered last and may be published though nobody subscribes any more.
+    under_way: Option<TopicName>,
+    /// Messages for the client, in order.
+    queue: VecDeque<(No, Qos)>,
+    /// SUBSCRIBEs that came, by filter.
+    subscribes: BTreeMap<TopicFilter, u32>,
+    /// Retained messages handed out.
+    hand_outs: BTreeMap<No, u32>,
+}
+
+#[derive(Clone, Copy)]
+struct Sub {
+    qos: Qos,
+    /// A SUBACK granted it. Else it is asked for, or the gateway may have dropped it.
+    held: bool,
+    /// A renewal was refused: nobody can tell from outside what is left of it.
+    doubtful: bool,
+}
+
+#[derive(Clone)]
+struct Asked {
+    filter: Option<TopicFilter>,
+    /// What SUBACK has to say; `None`: the id of the name.
+    topic_id: Option<u16>,
+    qos: Qos,
+}
+
+struct Exchange {
+    kind: Kind,
+    msg_id: u16,
+    sent: u32,
+    first: Instant,
+    last: Instant,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Kind {
+    Register(u16, TopicName),
+    Publish { no: No, topic: TopicRef, qos: Qos, retain: bool },
+    Release,
+}
+
+impl Session {
+    fn new(now: Instant) -> Self {
+        Self {
+            active: false,
+            peer: None,
+            clean: true,
+            keep_alive: Duration::ZERO,
+            last_heard: now,
+            connect: None,
+            will: None,
+            ids: BTreeMap::new(),
+            known: BTreeSet::new(),
+            subs: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            unanswered: BTreeMap::new(),
+            up: BTreeMap::new(),
+            exchange: None,
+            resumable: None,
+            under_way: None,
+            queue: VecDeque::new(),
+            subscribes: BTreeMap::new(),
+            hand_outs: BTreeMap::new(),
+        }
+    }
+
+    ///
+    fn supervision(&self) -> Option<Instant> {
+        let tolerance = if self.keep_alive > Duration::from_secs(60) { 10 } else { 2 };
+        let patience = self.keep_alive + self.keep_alive / tolerance;
+        (!self.keep_alive.is_zero()).then(|| self.last_heard + patience)
+    }
+
+    fn wants(&self, topic: &TopicName) -> bool {
+        self.subs.keys().any(|filter| filter.matches(topic))
+    }
+
+    pub(crate) fn filters(&self) -> impl Iterator<Item = &TopicFilter> {
+        self.subs.keys()
+    }
+}
+
+impl Air {
+    pub(crate) fn new(settings: Settings, now: Instant) -> Self {
+        Self {
+            settings,
+            now,
+            bound: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            handshakes: BTreeMap::new(),
+            told: BTreeMap::new(),
+            cause: Cause::default(),
+            blocks: BTreeMap::new(),
+            arrived: BTreeSet::new(),
+            vanished: 0,
+            due: BTreeSet::new(),
+        }
+    }
+
+    /// How many sessions the gateway should have.
+    pub(crate) fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    pub(crate) fn session(&self, who: Who) -> Option<&Session> {
+        self.sessions.get(&who)
+    }
+
+    /// Every filter that somebody subscribes to.
+    pub(crate) fn filters(&self) -> BTreeSet<TopicFilter> {
+        self.sessions.values().flat_map(|session| session.subs.keys().cloned()).collect()
+    }
+
+    /// Why the air is not at rest, if it is not.
+    pub(crate) fn unrest(&self) -> Option<String> {
+        for (who, session) in &self.sessions {
+            if !session.active {
+                continue;
+            }
+            if session.exchange.is_some() {
+                return Some(format!("an exchange with s{who} is open"));
+            }
+            if let Some((name, msg_id)) = session.unanswered.keys().next() {
+                return Some(format!("{name} {msg_id:#06x} of s{who} has no answer"));
+            }
+        }
+        None
+    }
+
+    /// What is due to active clients and has not left.
+    pub(crate) fn undelivered(&self) -> Vec<(Who, No)> {
+        let active = self.sessions.iter().filter(|(_, session)| session.active);
+        active.flat_map(|(who, session)| session.queue.iter().map(|(no, _)| (*who, *no))).collect()
+    }
+
+    /// Everything still due must be in a counter.
+    pub(crate) fn finish(&self, counters: &Counters) -> Checked {
+        let undelivered = self.undelivered();
+        let missing = self.vanished + undelivered.len() as u64;
+        Law::NothingLost.check(missing <= sheds(counters), || {
+            format!("{missing} messages are lost and {} shed, among them {undelivered:?}", sheds(counters))
+        })
+    }
+}
+
+/// Messages shed by a limit or a refusal that cannot be seen from outside.
+pub(crate) fn sheds(counters: &Counters) -> u64 {
+    counters.downlink_queue_full
+        + counters.downlink_total_full
+        + counters.downlink_oversize
+        + counters.downlink_refused
+        + counters.downlink_no_topic_id
+}
+
+/// What the gateway is told.
+impl Air {
+    /// Before the gateway is told of anything but a frame.
+    pub(crate) fn begin(&mut self, now: Instant) {
+        self.now = now;
+        self.cause = Cause::default();
+        self.due.clear();
+    }
+
+    /// Before the gateway gets a frame.
+    pub(crate) fn frame_in(&mut self, now: Instant, from: &Peer, frame: &Bytes, ledger: &Ledger) -> Checked {
+        self.begin(now);
+        let Ok(decoded) = decode(frame) else {
+            self.cause.silence = true;
+            return Ok(());
+        };
+        let mut from = from.clone();
+        from.node = decoded.encapsulation.map(|e| WirelessNodeId(Bytes::copy_from_slice(e.node_id)));
+        self.cause.from = Some(from.clone());
+        self.cause.name = decoded.packet.name();
+        match decoded.packet {
+            Packet::Publish(publish) if publish.qos == Qos::MinusOne => {
+                self.cause.silence = true;
+                self.heard(&from);
+            }
+            Packet::Advertise(_)
+            | Packet::GwInfo(_)
+            | Packet::ConnAck(_)
+            | Packet::WillTopicReq
+            | Packet::WillMsgReq
+            | Packet::SubAck(_)
+            | Packet::UnsubAck(_)
+            | Packet::WillTopicResp(_)
+            | Packet::WillMsgResp(_) => self.cause.silence = true,
+            Packet::SearchGw(_) => self.cause.answer = Some(&["GWINFO"]),
+            Packet::Connect(connect) => self.connect_in(&from, &connect, frame),
+            Packet::WillTopic(will) => self.will_topic_in(&from, &will),
+            Packet::WillMsg(will) => self.will_msg_in(&from, will.message, ledger),
+            packet => {
+                let Some(who) = self.bound.get(&from).copied() else {
+                    if matches!(packet, Packet::Disconnect(_)) {
+                        self.handshakes.remove(&from);
+                    }
+                    return Ok(());
+                };
+                self.handshakes.remove(&from);
+                self.heard(&from);
+                if let Some(session) = self.sessions.get_mut(&who) {
+                    session.connect = None;
+                }
+                self.session_in(who, &packet, ledger)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn heard(&mut self, from: &Peer) {
+        if let Some(session) = self.bound.get(from).and_then(|who| self.sessions.get_mut(who)) {
+            session.last_heard = self.now;
+        }
+    }
+
+    fn connect_in(&mut self, from: &Peer, connect: &Connect<'_>, frame: &Bytes) {
+        self.cause.answer = Some(&["CONNACK", "WILLTOPICREQ"]);
+        let Some(who) = client(connect.client_id) else { return };
+        if self.bound.get(from) == Some(&who) {
+            self.heard(from);
+            if self.sessions.get(&who).is_some_and(|session| session.connect.as_ref() == Some(frame)) {
+                return;
+            }
+        }
+        let (clean, keep_alive) = (connect.clean_session, Duration::from_secs(connect.duration.into()));
+        if connect.will {
+            let port = &self.settings.ports[usize::from(from.port.0)];
+            let until = self.now + port.retry_interval * (port.retry_limit + 1);
+            self.handshakes.insert(from.clone(), Handshake { who, clean, keep_alive, asked: false, until });
+        } else {
+            let will = if clean { WillChange::Delete } else { WillChange::Keep };
+            self.cause.setup = Some(Setup { who, clean, keep_alive, will, frame: Some(frame.clone()) });
+        }
+    }
+
+    fn will_topic_in(&mut self, from: &Peer, will: &WillTopic<'_>) {
+        let Some(handshake) = self.handshakes.get_mut(from) else { return };
+        if will.topic.is_empty() {
+            let &mut Handshake { who, clean, keep_alive, .. } = handshake;
+            self.cause.answer = Some(&["CONNACK"]);
+            self.cause.setup = Some(Setup { who, clean, keep_alive, will: WillChange::Delete, frame: None });
+        } else {
+            handshake.asked = true;
+            self.cause.answer = Some(&["WILLMSGREQ", "CONNACK"]);
+        }
+    }
+
+    fn will_msg_in(&mut self, from: &Peer, message: &[u8], ledger: &Ledger) {
+        let Some(handshake) = self.handshakes.get(from).filter(|handshake| handshake.asked) else {
+            // A repetition, or nothing at all.
+            self.heard(from);
+            return;
+        };
+        let &Handshake { who, clean, keep_alive, .. } = handshake;
+        let Some(no) = ledger.find(message) else { return };
+        self.cause.answer = Some(&["CONNACK"]);
+        self.cause.setup = Some(Setup { who, clean, keep_alive, will: WillChange::Set(no), frame: None });
+    }
+
+    /// A frame from a client with a session.
+    fn session_in(&mut self, who: Who, packet: &Packet<'_>, ledger: &Ledger) -> Checked {
+        match packet {
+            Packet::Register(register) => {
+                self.cause.answer = Some(&["REGACK"]);
+                self.cause.register = TopicName::new(register.topic_name).ok();
+            }
+            Packet::PingReq(_) => self.cause.answer = Some(&["PINGRESP"]),
+            Packet::Publish(publish) => self.publish_in(who, publish, ledger),
+            Packet::Subscribe(subscribe) => self.subscribe_in(who, subscribe),
+            Packet::Unsubscribe(unsubscribe) => self.unsubscribe_in(who, unsubscribe, ledger),
+            Packet::RegAck(ack) => self.regack_in(who, *ack),
+            Packet::PubAck(ack) => self.puback_in(who, *ack, ledger)?,
+            Packet::PubRec(MsgIdOnly { msg_id }) => self.pubrec_in(who, *msg_id, ledger)?,
+            Packet::PubComp(MsgIdOnly { msg_id }) => {
+                if let Some(session) = self.sessions.get_mut(&who) {
+                    session.exchange.take_if(|open| open.msg_id == *msg_id && open.kind == Kind::Release);
+                }
+            }
+            Packet::Disconnect(_) => {
+                self.cause.answer = Some(&["DISCONNECT"]);
+                self.cause.leaving = true;
+                self.leave(who);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn publish_in(&mut self, who: Who, publish: &Publish<'_>, ledger: &Ledger) {
+        let Some(session) = self.sessions.get_mut(&who) else { return };
+        if publish.qos == Qos::AtMostOnce {
+            return;
+        }
+        if let Some(no) = ledger.find(publish.data) {
+            session.up.insert(publish.msg_id, (no, publish.qos));
+        }
+        let by = self.now + self.settings.broker.ack_timeout;
+        session.unanswered.entry(("PUBLISH", publish.msg_id)).or_insert(by);
+    }
+
+    fn subscribe_in(&mut self, who: Who, subscribe: &Subscribe<'_>) {
+        let (filter, topic_id) = self.filter(who, subscribe.topic);
+        let Some(session) = self.sessions.get_mut(&who) else { return };
+        let by = self.now + self.settings.broker.ack_timeout;
+        session.unanswered.entry(("SUBSCRIBE", subscribe.msg_id)).or_insert(by);
+        if let Some(filter) = &filter {
+            let new = Sub { qos: subscribe.qos, held: false, doubtful: false };
+            let sub = session.subs.entry(filter.clone()).or_insert(new);
+            sub.qos = subscribe.qos;
+            *session.subscribes.entry(filter.clone()).or_default() += 1;
+        }
+        session.asked.insert(subscribe.msg_id, Asked { filter, topic_id, qos: subscribe.qos });
+    }
+
+    fn unsubscribe_in(&mut self, who: Who, unsubscribe: &Unsubscribe<'_>, ledger: &Ledger) {
+        self.cause.answer = Some(&["UNSUBACK"]);
+        self.cause.msg_id = unsubscribe.msg_id;
+        let (filter, _) = self.filter(who, unsubscribe.topic);
+        let Some(session) = self.sessions.get_mut(&who) else { return };
+        let Some(filter) = filter else { return };
+        session.subs.remove(&filter);
+        let Session { asked, unanswered, .. } = session;
+        let same = |msg_id: u16| asked.get(&msg_id).is_some_and(|asked| asked.filter.as_ref() == Some(&filter));
+        unanswered.retain(|(name, msg_id), _| *name != "SUBSCRIBE" || !same(*msg_id));
+        self.drop_unwanted(who, ledger);
+    }
+
+    /// What waits and nobody wants any more may go, but not what is under way.
+    fn drop_unwanted(&mut self, who: Who, ledger: &Ledger) {
+        let Some(session) = self.sessions.get_mut(&who) else { return };
+        let open = match &session.exchange {
+            Some(Exchange { kind: Kind::Publish { no, .. }, .. }) => Some(*no),
+            Some(Exchange { kind: Kind::Register(_, name), .. }) => {
+                session.queue.iter().map(|(no, _)| *no).find(|no| ledger.entry(*no).topic == *name)
+            }
+            _ => None,
+        };
+        let Session { subs, queue, .. } = session;
+        let wanted = |no: No| subs.keys().any(|filter| filter.matches(&ledger.entry(no).topic));
+        let dropped: Vec<No> =
+            queue.iter().map(|(no, _)| *no).filter(|no| Some(*no) != open && !wanted(*no)).collect();
+        for no in dropped {
+            self.settled(who, no, false);
+        }
+    }
+
+    fn regack_in(&mut self, who: Who, ack: TopicAck) {
+        let Some(session) = self.sessions.get_mut(&who) else { return };
+        let matches = |open: &mut Exchange| {
+            open.msg_id == ack.msg_id && matches!(open.kind, Kind::Register(id, _) if id == ack.topic_id)
+        };
+        if let Some(Exchange { kind: Kind::Register(id, name), .. }) = session.exchange.take_if(matches)
+            && ack.code == ReturnCode::Accepted
+        {
+            session.known.insert(id);
+            session.under_way = Some(name);
+        }
+    }
+
+    fn puback_in(&mut self, who: Who, ack: TopicAck, ledger: &Ledger) -> Checked {
+        let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
+        let accepted = ack.code == ReturnCode::Accepted;
+        let matches = |open: &mut Exchange| match open.kind {
+            Kind::Publish { topic, qos, .. } => {
+                let fits = open.msg_id == ack.msg_id && topic.raw() == ack.topic_id;
+                fits && (qos == Qos::AtLeastOnce || !accepted)
+            }
+            _ => false,
+        };
+        let Some(Exchange { kind: Kind::Publish { no, topic, retain, .. }, .. }) =
+            session.exchange.take_if(matches)
+        else {
+            if ack.msg_id == 0 && ack.code == ReturnCode::InvalidTopicId {
+                session.known.remove(&ack.topic_id);
+            }
+            return Ok(());
+        };
+        match ack.code {
+            ReturnCode::Accepted => {
+                Law::SensorHasIt.check(ledger.has(who, no), || format!("s{who} acknowledged m{no}"))?;
+                self.settled(who, no, retain);
+            }
+            ReturnCode::InvalidTopicId => {
+                session.under_way = Some(ledger.entry(no).topic.clone());
+                if let TopicRef::Normal(id) = topic {
+                    session.known.remove(&id);
+                }
+            }
+            _ => self.settled(who, no, retain),
+        }
+        Ok(())
+    }
+
+    fn pubrec_in(&mut self, who: Who, msg_id: u16, ledger: &Ledger) -> Checked {
+        self.cause.msg_id = msg_id;
+        self.cause.answer = Some(&["PUBREL"]);
+        let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
+        let matches = |open: &mut Exchange| {
+            open.msg_id == msg_id && matches!(open.kind, Kind::Publish { qos: Qos::ExactlyOnce, .. })
+        };
+        if let Some(Exchange { kind: Kind::Publish { no, retain, .. }, .. }) = session.exchange.take_if(matches) {
+            let (first, last) = (self.now, self.now);
+            session.exchange = Some(Exchange { kind: Kind::Release, msg_id, sent: 0, first, last });
+            Law::SensorHasIt.check(ledger.has(who, no), || format!("s{who} acknowledged m{no}"))?;
+            self.settled(who, no, retain);
+        }
+        Ok(())
+    }
+
+    /// A client is done with a message; what was handed out because it was retained is not in the account.
+    fn settled(&mut self, who: Who, no: No, retain: bool) {
+        if retain {
+            return;
+        }
+        if let Some(session) = self.sessions.get_mut(&who)
+            && let Some(at) = session.queue.iter().position(|(waiting, _)| *waiting == no)
+        {
+            session.queue.remove(at);
+        }
+        self.unblock(who, no);
+    }
+
+    fn unblock(&mut self, who: Who, no: No) {
+        if let Some(blocks) = self.blocks.get_mut(&no) {
+            blocks.remove(&who);
+        }
+    }
+
+    /// The broker's PUBLISH reached the gateway. `fresh`: not while an exchange under the same packet id was open.
+    pub(crate) fn message_in(&mut self, no: No, qos: Qos, retain: bool, fresh: bool, ledger: &Ledger) {
+        let seen = !self.arrived.insert(no);
+        if retain || (seen && !fresh) {
+            return;
+        }
+        let topic = &ledger.entry(no).topic;
+        for (who, session) in &mut self.sessions {
+            let matching = session.subs.iter().filter(|(filter, _)| filter.matches(topic));
+            let certain = matching.filter(|(_, sub)| !sub.doubtful).map(|(_, sub)| sub.qos);
+            let Some(granted) = certain.max() else { continue };
+            let qos = qos.min(granted);
+            if session.active {
+                session.queue.push_back((no, qos));
+                self.blocks.entry(no).or_default().insert(*who);
+            } else if qos > Qos::AtMostOnce && !session.clean {
+                session.queue.push_back((no, qos));
+            }
+        }
+    }
+
+    /// The gateway acknowledged a message to the broker (G2).
+    pub(crate) fn ack_out(&mut self, no: No, retain: bool, counters: &Counters) -> Checked {
+        for (who, session) in &self.sessions {
+            let kind = session.exchange.as_ref().map(|open| &open.kind);
+            let open = matches!(kind, Some(Kind::Publish { no: n, retain: r, .. }) if (*n, *r) == (no, retain));
+            Law::SettledBeforeAck.check(!open || !session.active, || {
+                format!("m{no} was acknowledged to the broker while its PUBLISH to s{who} is open")
+            })?;
+        }
+        if retain {
+            return Ok(());
+        }
+        for who in self.blocks.remove(&no).unwrap_or_default() {
+            self.settled(who, no, false);
+            self.vanished += 1;
+            Law::SettledBeforeAck.check(self.vanished <= sheds(counters), || {
+                format!("m{no} was acknowledged to the broker and s{who} has not settled it")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Before the gateway's timeout is handled.
+    pub(crate) fn timeout(&mut self, now: Instant, ledger: &mut Ledger) {
+        self.begin(now);
+        self.handshakes.retain(|_, handshake| handshake.until > now);
+        let keys: Vec<Who> = self.sessions.keys().copied().collect();
+        for who in keys {
+            let Some(session) = self.sessions.get_mut(&who).filter(|session| session.active) else { continue };
+            let mut lost = session.supervision().is_some_and(|at| at <= now);
+            let port = session.peer.as_ref().map_or(0, |peer| usize::from(peer.port.0));
+            let port = &self.settings.ports[port];
+            let exhausted = |open: &mut Exchange| {
+                open.sent > port.retry_limit && open.last + port.retry_interval <= now
+            };
+            if let Some(open) = session.exchange.as_mut()
+                && exhausted(open)
+            {
+                let heard = session.last_heard > open.first;
+                if !heard && !matches!(open.kind, Kind::Register(..)) {
+                    lost = true;
+                } else if let Some(open) = session.exchange.take() {
+                    let dropped = match open.kind {
+                        Kind::Publish { no, retain, .. } => (!retain).then_some(no),
+                        Kind::Register(_, name) => {
+                            let mut queue = session.queue.iter().map(|(no, _)| *no);
+                            queue.find(|no| ledger.entry(*no).topic == name)
+                        }
+                        Kind::Release => None,
+                    };
+                    if let Some(no) = dropped {
+                        self.settled(who, no, false);
+                    }
+                }
+            }
+            if lost {
+                self.due.insert(who);
+                if let Some(will) = self.sessions.get(&who).and_then(|session| session.will) {
+                    ledger.entry_mut(will).wills_due += 1;
+                }
+                self.leave(who);
+            }
+        }
+    }
+
+    /// The connection of a client ends, and its session if that is clean.
+    fn leave(&mut self, who: Who) {
+        let Some(session) = self.sessions.get_mut(&who) else { return };
+        session.active = false;
+        session.connect = None;
+        session.unanswered.clear();
+        if let Some(peer) = session.peer.take() {
+            self.bound.remove(&peer);
+        }
+        let waiting: Vec<(No, Qos)> = session.queue.iter().copied().collect();
+        if session.clean {
+            self.sessions.remove(&who);
+        } else {
+            session.queue.retain(|(_, qos)| *qos > Qos::AtMostOnce);
+        }
+        for (no, _) in waiting {
+            self.unblock(who, no);
+        }
+    }
+
+    /// After the gateway was told and before its outputs are taken: what it counted.
+    pub(crate) fn counted(&mut self, before: &Counters, after: &Counters) -> Checked {
+        let lost = after.clients_lost - before.clients_lost;
+        Law::LostWhenSilent.check(lost == self.due.len() as u64, || {
+            format!("the gateway lost {lost} clients, it should have lost {:?}", self.due)
+        })?;
+        let accepted = after.connects_accepted - before.connects_accepted;
+        match self.cause.setup.take() {
+            Some(setup) if accepted == 1 => self.set_up(setup),
+            Some(setup) => {
+                let refused = after.connects_refused + after.sessions_full
+                    > before.connects_refused + before.sessions_full;
+                Law::Manners.check(refused, || {
+                    format!("the gateway set up {accepted} connections for s{}", setup.who)
+                })?;
+            }
+            None => Law::Manners
+                .check(accepted == 0, || "the gateway set up a connection nobody asked for".into())?,
+        }
+        Ok(())
+    }
+
+    fn set_up(&mut self, setup: Setup) {
+        let Setup { who, clean, keep_alive, will, frame } = setup;
+        let Some(peer) = self.cause.from.clone() else { return };
+        self.handshakes.remove(&peer);
+        if let Some(other) = self.bound.get(&peer).copied().filter(|other| *other != who) {
+            self.leave(other);
+        }
+        let now = self.now;
+        if clean && let Some(session) = self.sessions.get_mut(&who) {
+            let waiting: Vec<No> = session.queue.iter().map(|(no, _)| *no).collect();
+            let (old, peer) = (session.will, session.peer.take());
+            *session = Session { will: old, peer, ..Session::new(now) };
+            for no in waiting {
+                self.unblock(who, no);
+            }
+        }
+        let session = self.sessions.entry(who).or_insert_with(|| Session::new(now));
+        if let Some(old) = session.peer.replace(peer.clone()) {
+            self.bound.remove(&old);
+        }
+        self.bound.insert(peer, who);
+        match will {
+            WillChange::Keep => {}
+            WillChange::Delete => session.will = None,
+            WillChange::Set(no) => session.will = Some(no),
+        }
+        (session.active, session.clean, session.keep_alive) = (true, clean, keep_alive);
+        (session.last_heard, session.connect) = (now, frame);
+        session.known.clear();
+        session.unanswered.clear();
+        session.resumable = None;
+        session.under_way = None;
+        match session.exchange.take() {
+            Some(Exchange { kind: Kind::Publish { no, .. }, msg_id, .. }) => session.resumable = Some((msg_id, no)),
+            Some(Exchange { kind: Kind::Release, msg_id, .. }) => {
+                session.exchange =
+                    Some(Exchange { kind: Kind::Release, msg_id, sent: 0, first: now, last: now });
+            }
+            Some(Exchange { kind: Kind::Register(_, name), .. }) => session.under_way = Some(name),
+            None => {}
+        }
+    }
+}
+
+/// What the gateway sends.
+impl Air {
+    /// A frame leaves for `to`, which does not say the node yet.
+    pub(crate) fn frame_out(&mut self, to: &Peer, frame: &Bytes, ledger: &Ledger) -> Checked {
+        let decoded = decode(frame);
+        let decoded = decoded.map_err(|error| Law::Manners.broken(format!("a frame that {error}")))?;
+        let mut to = to.clone();
+        to.node = decoded.encapsulation.map(|e| WirelessNodeId(Bytes::copy_from_slice(e.node_id)));
+        let name = decoded.packet.name();
+        let cause = self.cause.name;
+        let answers = self.cause.from.as_ref() == Some(&to);
+        Law::Silence.check(!self.cause.silence, || format!("{name} in answer to {cause}"))?;
+        if answers && self.cause.answer.is_some_and(|answer| answer.contains(&name)) {
+            self.cause.answer = None;
+        }
+        let who = self.bound.get(&to).copied();
+        let mannered = match decoded.packet {
+            Packet::Advertise(_) => true,
+            Packet::GwInfo(_) => answers && cause == "SEARCHGW",
+            Packet::ConnAck(_) => answers && matches!(cause, "CONNECT" | "WILLTOPIC" | "WILLMSG"),
+            Packet::WillTopicReq => answers && cause == "CONNECT",
+            Packet::WillMsgReq => answers && cause == "WILLTOPIC",
+            Packet::PingResp => answers && cause == "PINGREQ" && who.is_some(),
+            Packet::UnsubAck(_) => answers && cause == "UNSUBSCRIBE",
+            Packet::Disconnect(disconnect) => {
+                let told = self.told.get(&to).is_some_and(|at| self.now < *at + GUARD);
+                let answers = answers && cause == "DISCONNECT";
+                let leaving = answers && self.cause.leaving;
+                if !leaving {
+                    self.told.insert(to.clone(), self.now);
+                }
+                disconnect.duration.is_none() && who.is_none() && (leaving || !answers || !told)
+            }
+            _ => who.is_some(),
+        };
+        Law::Manners
+            .check(mannered, || format!("{name} to {to:?} after {cause} (session: {:?})", who.is_some()))?;
+        let Some(who) = who else { return Ok(()) };
+        match decoded.packet {
+            Packet::RegAck(ack) => self.regack_out(who, ack),
+            Packet::SubAck(ack) => self.suback_out(who, ack, ledger),
+            Packet::Register(register) => self.register_out(who, &register),
+            Packet::Publish(publish) => self.publish_out(who, &publish, ledger),
+            Packet::PubAck(ack) => self.puback_out(who, ack, ledger),
+            Packet::PubRec(MsgIdOnly { msg_id }) => self.pubrec_out(who, msg_id, ledger),
+            Packet::PubRel(MsgIdOnly { msg_id }) => self.pubrel_out(who, msg_id),
+            Packet::PubComp(MsgIdOnly { msg_id }) => self.pubcomp_out(who, msg_id, ledger),
+            _ => Ok(()),
+        }
+    }
+
+    /// After all outputs of one event.
+    pub(crate) fn end(&mut self) -> Checked {
+        if let Some(answer) = self.cause.answer.take() {
+            let name = self.cause.name;
+            return Err(Law::Answered.broken(format!("{name} was not answered by any of {answer:?}")));
+        }
+        for (who, session) in &self.sessions {
+            if let Some(((name, msg_id), _)) = session.unanswered.iter().find(|(_, by)| **by < self.now) {
+                return Err(Law::Answered.broken(format!("{name} {msg_id:#06x} of s{who} waits too long")));
+            }
+        }
+        Ok(())
+    }
+
+    fn regack_out(&mut self, who: Who, ack: TopicAck) -> Checked {
+        if ack.code != ReturnCode::Accepted {
+            return Ok(());
+        }
+        let Some(name) = self.cause.register.take() else {
+            return Err(Law::Manners.broken("REGACK without REGISTER"));
+        };
+        self.assigned(who, ack.topic_id, &name)
+    }
+
+    /// The client is told that `id` stands for `name`.
+    fn assigned(&mut self, who: Who, id: u16, name: &TopicName) -> Checked {
+        self.stable(who, id, name)?;
+        if let Some(session) = self.sessions.get_mut(&who) {
+            session.known.insert(id);
+        }
+        Ok(())
+    }
+
+    fn stable(&mut self, who: Who, id: u16, name: &TopicName) -> Checked {
+        let own = self.settings.client_predefined.get(&client_id(who));
+        let predefined =
+            self.settings.predefined.contains_key(&id) || own.is_some_and(|own| own.contains_key(&id));
+        let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
+        let before = session.ids.insert(id, name.clone());
+        let others = session.ids.iter().any(|(other, named)| *other != id && named == name);
+        let fair = id != 0 && id != 0xFFFF && !predefined && !others && before.as_ref().is_none_or(|b| b == name);
+        Law::IdsStable.check(fair, || format!("s{who} is given {id:#06x} for {name}, which was {before:?}"))
+    }
+
+    fn suback_out(&mut self, who: Who, ack: SubAck, ledger: &Ledger) -> Checked {
+        let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
+        session.unanswered.remove(&("SUBSCRIBE", ack.msg_id));
+        let Some(asked) = session.asked.get(&ack.msg_id).cloned() else {
+            return Err(Law::Manners.broken(format!("SUBACK {:#06x} to s{who} answers nothing", ack.msg_id)));
+        };
+        let Some(filter) = asked.filter else {
+            return Law::Manners.check(ack.code != ReturnCode::Accepted, || {
+                format!("s{who} is granted a subscription to nothing")
+            });
+        };
+        if ack.code != ReturnCode::Accepted {
+            match session.subs.get_mut(&filter) {
+                Some(sub) if sub.held || sub.doubtful => sub.doubtful = true,
+                _ => {
+                    session.subs.remove(&filter);
+                    self.drop_unwanted(who, ledger);
+                }
+            }
+            return Ok(());
+        }
+        Law::Manners.check(ack.qos <= asked.qos, || format!("s{who} is granted more than it asked for"))?;
+        if let Some(sub) = session.subs.get_mut(&filter) {
+            *sub = Sub { qos: ack.qos, held: true, doubtful: false };
+        }
+        match (asked.topic_id, filter.as_topic()) {
+            (Some(id), _) => Law::IdsStable.check(ack.topic_id == id, || {
+                format!("SUBACK to s{who} says {:#06x} and not {id:#06x}", ack.topic_id)
+            }),
+            (None, Some(name)) => self.assigned(who, ack.topic_id, &name),
+            (None, None) => Ok(()),
+        }
+    }
+
+    fn register_out(&mut self, who: Who, register: &Register<'_>) -> Checked {
+        let name = TopicName::new(register.topic_name);
+        let name = name.map_err(|_| Law::IdsStable.broken("REGISTER of something that is no topic"))?;
+        let Register { topic_id, msg_id, .. } = *register;
+        Law::MsgIds.check(msg_id != 0, || format!("REGISTER to s{who} has MsgId 0"))?;
+        self.stable(who, topic_id, &name)?;
+        let Some(session) = self.sessions.get(&who) else { return Ok(()) };
+        let wanted = session.wants(&name) || session.under_way.as_ref() == Some(&name);
+        Law::DownlinkWanted.check(wanted || self.is_open(who, msg_id), || {
+            format!("{name} is registered at s{who}, which does not want it")
+        })?;
+        self.sent(who, msg_id, Kind::Register(topic_id, name), false)
+    }
+
+    fn is_open(&self, who: Who, msg_id: u16) -> bool {
+        let session = self.sessions.get(&who);
+        session.and_then(|session| session.exchange.as_ref()).is_some_and(|open| open.msg_id == msg_id)
+    }
+
+    fn publish_out(&mut self, who: Who, publish: &Publish<'_>, ledger: &Ledger) -> Checked {
+        let &Publish { dup, qos, retain, topic, msg_id, data } = publish;
+        let Some(no) = ledger.find(data) else {
+            return Err(Law::DownlinkFaithful.broken(format!("s{who} is sent {data:?} that nobody sent")));
+        };
+        let entry = ledger.entry(no);
+        Law::MsgIds.check((msg_id == 0) == (qos == Qos::AtMostOnce), || {
+            format!("PUBLISH of QoS {qos:?} to s{who} has MsgId {msg_id:#06x}")
+        })?;
+        let most = entry.qos.max(Qos::AtMostOnce);
+        let name = self.resolve(who, topic)?;
+        let faithful =
+            name == entry.topic && qos != Qos::MinusOne && qos <= most && (!retain || entry.retain);
+        Law::DownlinkFaithful.check(faithful, || format!("m{no} on {} is sent as {publish:?}", entry.topic))?;
+        let repeated = self.is_open(who, msg_id) && qos != Qos::AtMostOnce;
+        let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
+        let resumed = session.resumable.take_if(|resumable| *resumable == (msg_id, no)).is_some();
+        if !repeated && !resumed {
+            Law::Retransmission.check(!dup, || format!("m{no} is new to s{who} and has DUP"))?;
+            let wanted = session.wants(&entry.topic) || session.under_way.take() == Some(entry.topic.clone());
+            Law::DownlinkWanted.check(wanted, || format!("s{who} is sent m{no} and does not want it"))?;
+            if retain {
+                let subscribes = session.subscribes.iter().filter(|(f, _)| f.matches(&entry.topic));
+                let due: u32 = subscribes.map(|(_, count)| count).sum();
+                let count = session.hand_outs.entry(no).or_default();
+                *count += 1;
+                Law::OneHandOut.check(*count <= due, || {
+                    format!("s{who} subscribed {due} times and is sent the retained m{no} {count} times")
+                })?;
+            }
+        }
+        session.under_way = None;
+        if qos == Qos::AtMostOnce {
+            self.settled(who, no, retain);
+            return Ok(());
+        }
+        Law::Retransmission.check(dup || !resumed, || format!("m{no} is sent again to s{who} without DUP"))?;
+        self.sent(who, msg_id, Kind::Publish { no, topic, qos, retain }, dup)
+    }
+
+    /// What a PUBLISH to this client is on.
+    fn resolve(&self, who: Who, topic: TopicRef) -> Checked<TopicName> {
+        let Some(session) = self.sessions.get(&who) else {
+            return Err(Law::Manners.broken(format!("PUBLISH to s{who}, which has no session")));
+        };
+        let name = match topic {
+            TopicRef::Normal(id) => {
+                Law::IdsAnnounced.check(session.known.contains(&id), || {
+                    format!("PUBLISH to s{who} on {id:#06x}, which it was not told of in this connection")
+                })?;
+                session.ids.get(&id).cloned()
+            }
+            TopicRef::Predefined(id) => self.predefined(who, id),
+            TopicRef::Short(name) => TopicName::new(name).ok(),
+            TopicRef::Reserved(_) => None,
+        };
+        name.ok_or_else(|| Law::DownlinkFaithful.broken(format!("PUBLISH to s{who} on nothing: {topic:?}")))
+    }
+
+    fn predefined(&self, who: Who, id: u16) -> Option<TopicName> {
+        let own = self.settings.client_predefined.get(&client_id(who)).and_then(|own| own.get(&id));
+        own.or_else(|| self.settings.predefined.get(&id)).cloned()
+    }
+
+    /// A request left for a client: a new one, or a repetition of the one that is open.
+    fn sent(&mut self, who: Who, msg_id: u16, kind: Kind, dup: bool) -> Checked {
+        let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
+        let port = session.peer.as_ref().map_or(0, |peer| usize::from(peer.port.0));
+        let port = &self.settings.ports[port];
+        let now = self.now;
+        let Some(open) = &mut session.exchange else {
+            session.exchange = Some(Exchange { kind, msg_id, sent: 1, first: now, last: now });
+            return Ok(());
+        };
+        Law::OneExchange.check(open.msg_id == msg_id && open.kind == kind, || {
+            format!("s{who} is sent {kind:?} while {:?} ({:#06x}) is open", open.kind, open.msg_id)
+        })?;
+        let marked = dup || !matches!(kind, Kind::Publish { .. });
+        let paced = open.sent == 0 || open.last + port.retry_interval <= now;
+        open.sent += 1;
+        open.last = now;
+        if open.sent == 1 {
+            open.first = now;
+        }
+        Law::Retransmission.check(marked && paced && open.sent <= port.retry_limit + 1, || {
+            format!("s{who} is sent {kind:?} for time {}, DUP {dup}, in time {paced}", open.sent)
+        })
+    }
+
+    fn puback_out(&mut self, who: Who, ack: TopicAck, ledger: &Ledger) -> Checked {
+        let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
+        session.unanswered.remove(&("PUBLISH", ack.msg_id));
+        if ack.code != ReturnCode::Accepted {
+            return Ok(());
+        }
+        let acked = match session.up.get(&ack.msg_id) {
+            Some((no, Qos::AtLeastOnce)) => ledger.entry(*no).acked,
+            _ => false,
+        };
+        Law::AckedByBroker.check(acked, || format!("PUBACK {:#06x} to s{who} comes of nothing", ack.msg_id))
+    }
+
+    fn pubrec_out(&mut self, who: Who, msg_id: u16, ledger: &Ledger) -> Checked {
+        let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
+        session.unanswered.remove(&("PUBLISH", msg_id));
+        let received = match session.up.get(&msg_id) {
+            Some((no, Qos::ExactlyOnce)) => ledger.entry(*no).received || ledger.entry(*no).acked,
+            _ => false,
+        };
+        Law::AckedByBroker.check(received, || format!("PUBREC {msg_id:#06x} to s{who} comes of nothing"))
+    }
+
+    /// PUBCOMP for an unknown MsgId is the right answer.
+    fn pubcomp_out(&mut self, who: Who, msg_id: u16, ledger: &Ledger) -> Checked {
+        let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
+        let acked = match session.up.get(&msg_id) {
+            Some((no, Qos::ExactlyOnce)) => ledger.entry(*no).acked,
+            _ => true,
+        };
+        Law::AckedByBroker.check(acked, || format!("PUBCOMP {msg_id:#06x} to s{who} comes of nothing"))
+    }
+
+    /// A repetition of ours, or the answer to a PUBREC, however late.
+    fn pubrel_out(&mut self, who: Who, msg_id: u16) -> Checked {
+        let asked = self.cause.name == "PUBREC" && self.cause.msg_id == msg_id;
+        if asked {
+            if let Some(open) = self.sessions.get_mut(&who).and_then(|session| session.exchange.as_mut())
+                && open.msg_id == msg_id
+                && open.kind == Kind::Release
+                && open.sent == 0
+            {
+                open.sent = 1;
+            }
+            return Ok(());
+        }
+        Law::OneExchange.check(self.is_open(who, msg_id), || format!("PUBREL {msg_id:#06x} comes of nothing"))?;
+        self.sent(who, msg_id, Kind::Release, false)
+    }
+
+    /// What a client subscribes to, and the topic id its SUBACK must have unless that is the id of a name.
+    fn filter(&self, who: Who, topic: FilterRef<'_>) -> (Option<TopicFilter>, Option<u16>) {
+        match topic {
+            FilterRef::Name(name) => {
+                let filter = TopicFilter::new(name).ok();
+                let id = filter.as_ref().and_then(|filter| filter.has_wildcard().then_some(0));
+                (filter, id)
+            }
+            FilterRef::Short(name) => (TopicFilter::new(name).ok(), Some(u16::from_be_bytes(name))),
+            FilterRef::Predefined(id) => {
+                let name = self.predefined(who, id);
+                (name.and_then(|name| TopicFilter::new(name.as_str()).ok()), Some(id))
+            }
+            FilterRef::Reserved(_) => (None, None),
+        }
+    }
+}
+
+/// The id of a sensor.
+pub(crate) fn client_id(who: Who) -> ClientId {
+    ClientId::new(format!("s{who}")).expect("a short name")
+}
+
+fn client(id: &[u8]) -> Option<Who> {
+    std::str::from_utf8(id).ok()?.strip_prefix('s')?.parse().ok()
+}

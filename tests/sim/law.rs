@@ -1,0 +1,101 @@
+//! What must hold in every world. A law is checked where its facts are seen, and named in the failure.
+
+use std::fmt;
+
+/// The laws. G-nn are promises of the design, N-nn and R-nnn rows of the digest, § sections of MQTT-SN 1.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Law {
+    /// G1, N-11: PUBACK `00`, PUBREC and PUBCOMP leave for a client only after the broker's word of the same kind came in.
+    AckedByBroker,
+    /// G1: what a sensor's application is told is acknowledged has been seen at the broker.
+    AcknowledgedIsPublished,
+    /// G3: a QoS 2 message of a sensor is published once. Once more is allowed for every loss of the broker's memory
+    /// while the message was open. Sensors with CleanSession 1 are held to it only where no late copy of a CONNECT can
+    /// start their session afresh.
+    UplinkExactlyOnce,
+    /// N-01: a message is published on the topic that was meant, with its retain flag, at its QoS (never `11`).
+    UplinkFaithful,
+    /// §6.6: QoS 1 and 2 messages of one sensor are first published in the order in which it was given them.
+    UplinkOrder,
+    /// G2: the broker gets its acknowledgement once every recipient has settled the message, was away when it came or has
+    /// gone, or the message was shed by a limit with a counter.
+    SettledBeforeAck,
+    /// MQTT 3.1.1 §2.3.1, §4.3: packet ids are not 0 and not shared by two open exchanges; DUP and nothing but DUP is set on
+    /// what is repeated; nothing is published again after its PUBREC; only what came is acknowledged.
+    LinkExchanges,
+    /// The broker finds nothing malformed, over a limit or stray in what the gateway sends.
+    LinkWellFormed,
+    /// G6: of the messages handed out for clients, each is delivered, waits, or is in a counter.
+    Conservation,
+    /// G6: what a client is due is sent to it, and settled or in a counter at the end.
+    NothingLost,
+    /// G3: QoS 2 towards a sensor is exactly once, unless it lost its memory or its clean session began anew.
+    DownlinkExactlyOnce,
+    /// §6.6: QoS 1 and 2 messages of one topic publisher reach a sensor first in the order in which the broker took them.
+    DownlinkOrder,
+    /// N-01, R-096: what a sensor gets is what was published on that topic, at no higher QoS, retain only if it was kept.
+    DownlinkFaithful,
+    /// a client gets what matches its subscriptions, and nothing else.
+    DownlinkWanted,
+    /// Design section 3: one copy of a retained message for each SUBSCRIBE.
+    OneHandOut,
+    /// A sensor acknowledges what its application was given, not before.
+    SensorHasIt,
+    /// §6.6, N-15: one QoS 1 or 2 PUBLISH, REGISTER or PUBREL towards a client is open at a time.
+    OneExchange,
+    /// §6.13: repetitions are the same request, DUP set, T_RETRY apart, N_RETRY at most.
+    Retransmission,
+    /// N-02, R-058: a PUBLISH has a topic id that the client was told of in this connection.
+    IdsAnnounced,
+    /// §7.3, N-10, A-39: one id for one name, never `0000`, `FFFF` or a predefined number, nor another in the same session.
+    IdsStable,
+    /// N-10: MsgId is 0 for QoS 0 and never else.
+    MsgIds,
+    /// N-12, R-115, 3.20: what wants an answer has it, at once or within the broker's time.
+    Answered,
+    /// N-08: what wants no answer has none.
+    Silence,
+    /// What a gateway sends is what a gateway may send, to whom and when it may (3.14, N-04, N-05, N-09).
+    Manners,
+    /// a client counts as lost exactly when it was not heard in time or for all repetitions.
+    LostWhenSilent,
+    /// R-036, N-06: the Will is published once for each loss and not otherwise.
+    WillOnLoss,
+    /// Sessions, queues and what waits stay within their limits; `queued_octets` is 0 when nothing waits.
+    Bounds,
+    /// A deadline that fired has moved, and there are not too many of them.
+    Deadlines,
+    /// Once faults stop, everybody connects, everything pending ends, and what is published arrives.
+    Liveness,
+    /// What clients hold, the gateway knows and the broker has, and no more.
+    SubscriptionsAgree,
+    /// Nothing panics.
+    NoPanic,
+}
+
+/// A law that was broken.
+#[derive(Debug, Clone)]
+pub(crate) struct Violation {
+    pub(crate) law: Law,
+    pub(crate) what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.law, self.what)
+    }
+}
+
+/// What every check returns.
+pub(crate) type Checked<T = ()> = Result<T, Violation>;
+
+impl Law {
+    /// The law is broken unless `holds`.
+    pub(crate) fn check(self, holds: bool, what: impl FnOnce() -> String) -> Checked {
+        if holds { Ok(()) } else { Err(self.broken(what())) }
+    }
+
+    pub(crate) fn broken(self, what: impl Into<String>) -> Violation {
+        Violation { law: self, what: what.into() }
+    }
+}

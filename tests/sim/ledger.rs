@@ -1,0 +1,242 @@
+//! Every message of a world: who gave it, where it was seen, what its sender was told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use mqtt_sn_gateway::node::Outcome;
+use mqtt_sn_gateway::topic::TopicName;
+use mqtt_sn_gateway::wire::Qos;
+
+use crate::law::{Checked, Law};
+
+/// A message, by the number in its payload.
+pub(crate) type No = usize;
+
+/// A sensor, by its index.
+pub(crate) type Who = usize;
+
+/// Who publishes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A sensor that has been switched on this many times before.
+    Sensor {
+        who: Who,
+        life: u32,
+        /// CleanSession 0.
+        persistent: bool,
+        /// Frames come in order and once, if they come.
+        prompt: bool,
+    },
+    /// The MQTT client at the broker.
+    Observer,
+    /// The gateway, when it loses this sensor.
+    Will(Who),
+}
+
+/// One message.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) origin: Origin,
+    pub(crate) topic: TopicName,
+    pub(crate) qos: Qos,
+    pub(crate) retain: bool,
+    /// How often the broker took it.
+    pub(crate) at_broker: u32,
+    /// Its place among all that the broker took, by the first time.
+    pub(crate) order: Option<u64>,
+    /// Losses of the broker's memory before that.
+    losses: u32,
+    /// The gateway heard PUBREC.
+    pub(crate) received: bool,
+    /// The gateway heard PUBACK or PUBCOMP.
+    pub(crate) acked: bool,
+    pub(crate) outcome: Option<Outcome>,
+    /// How often this Will is due so far.
+    pub(crate) wills_due: u32,
+}
+
+/// All messages, and the order in which they were seen.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    entries: Vec<Entry>,
+    /// Messages the broker took.
+    taken: u64,
+    /// How often the broker lost what it knew of the gateway.
+    pub(crate) losses: u32,
+    /// The last message first published by a sensor in one of its lives.
+    last_up: BTreeMap<(Who, u32), No>,
+    /// How often a sensor got a message, in one of its sessions.
+    got: BTreeMap<(Who, u32, No), u32>,
+    /// What a sensor got at all.
+    ever: BTreeSet<(Who, No)>,
+    /// The highest order a sensor got in one of its sessions.
+    last_down: BTreeMap<(Who, u32), u64>,
+}
+
+/// A message as a sensor gets it.
+#[derive(Debug)]
+pub(crate) struct Got<'a> {
+    pub(crate) who: Who,
+    /// Counts sessions whose memory is not that of the one before.
+    pub(crate) session: u32,
+    pub(crate) topic: &'a TopicName,
+    pub(crate) qos: Qos,
+    pub(crate) retain: bool,
+}
+
+impl Ledger {
+    /// Enters a message and makes its payload, of about `len` octets.
+    pub(crate) fn enter(
+        &mut self,
+        origin: Origin,
+        topic: TopicName,
+        qos: Qos,
+        retain: bool,
+        len: usize,
+    ) -> (No, Bytes) {
+        let no = self.entries.len();
+        self.entries.push(Entry {
+            origin,
+            topic,
+            qos,
+            retain,
+            at_broker: 0,
+            order: None,
+            losses: 0,
+            received: false,
+            acked: false,
+            outcome: None,
+            wills_due: 0,
+        });
+        let mut payload = format!("m{no} ");
+        while payload.len() < len {
+            payload.push('.');
+        }
+        (no, payload.into())
+    }
+
+    /// The message with this payload.
+    pub(crate) fn find(&self, payload: &[u8]) -> Option<No> {
+        let text = std::str::from_utf8(payload).ok()?;
+        let no = text.strip_prefix('m')?.split(' ').next()?.parse().ok()?;
+        (no < self.entries.len()).then_some(no)
+    }
+
+    pub(crate) fn entry(&self, no: No) -> &Entry {
+        &self.entries[no]
+    }
+
+    pub(crate) fn entry_mut(&mut self, no: No) -> &mut Entry {
+        &mut self.entries[no]
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (No, &Entry)> {
+        self.entries.iter().enumerate()
+    }
+
+    /// The broker took a message.
+    pub(crate) fn at_broker(&mut self, payload: &[u8], topic: &str) -> Checked {
+        let no = self.find(payload);
+        let no = no.ok_or_else(|| Law::UplinkFaithful.broken(format!("nobody published {payload:?}")))?;
+        let losses = self.losses;
+        let entry = &mut self.entries[no];
+        Law::UplinkFaithful.check(entry.topic.as_str() == topic, || {
+            format!("m{no} is for {} and was published on {topic}", entry.topic)
+        })?;
+        entry.at_broker += 1;
+        if entry.order.is_none() {
+            self.taken += 1;
+            entry.order = Some(self.taken);
+            entry.losses = losses;
+            if let Origin::Sensor { who, life, .. } = entry.origin
+                && matches!(entry.qos, Qos::AtLeastOnce | Qos::ExactlyOnce)
+                && let Some(last) = self.last_up.insert((who, life), no)
+            {
+                Law::UplinkOrder.check(last < no, || format!("m{no} was first published after m{last}"))?;
+            }
+        }
+        let entry = &self.entries[no];
+        let count = entry.at_broker;
+        let lost = losses - entry.losses;
+        match entry.origin {
+            Origin::Sensor { persistent: true, .. } if entry.qos == Qos::ExactlyOnce => {
+                let fair = count <= 1 + lost && (count == 1 || !entry.acked);
+                Law::UplinkExactlyOnce.check(fair, || format!("m{no} was published {count} times"))
+            }
+            Origin::Sensor { .. } => Ok(()),
+            Origin::Observer => Law::UplinkExactlyOnce
+                .check(count == 1, || format!("m{no} of the observer was published {count} times")),
+            Origin::Will(who) => {
+                let due = entry.wills_due;
+                let repeated = entry.qos == Qos::AtLeastOnce && due > 0;
+                Law::WillOnLoss.check(count <= due + lost || repeated, || {
+                    format!("the Will m{no} of s{who} was published {count} times and due {due} times")
+                })
+            }
+        }
+    }
+
+    /// What a sensor is told of its message.
+    pub(crate) fn ended(&mut self, no: No, outcome: Outcome) -> Checked {
+        let losses = self.losses;
+        let entry = &mut self.entries[no];
+        entry.outcome = Some(outcome);
+        if matches!(outcome, Outcome::Acknowledged | Outcome::Uncertain) {
+            let count = entry.at_broker;
+            Law::AcknowledgedIsPublished
+                .check(count > 0, || format!("m{no} was acknowledged and not published"))?;
+            let strict = match entry.origin {
+                Origin::Sensor { persistent, prompt, .. } => persistent || prompt,
+                _ => false,
+            };
+            if strict && outcome == Outcome::Acknowledged && entry.qos == Qos::ExactlyOnce {
+                let fair = count <= 1 + losses - entry.losses;
+                Law::UplinkExactlyOnce.check(fair, || format!("m{no} was published {count} times"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A sensor's application gets a message.
+    pub(crate) fn got(&mut self, payload: &[u8], got: &Got<'_>) -> Checked<No> {
+        let who = got.who;
+        let no = self.find(payload);
+        let no = no
+            .ok_or_else(|| Law::DownlinkFaithful.broken(format!("s{who} got {payload:?} that nobody sent")))?;
+        let entry = &self.entries[no];
+        let published = entry.qos.max(Qos::AtMostOnce);
+        let faithful = entry.topic == *got.topic
+            && got.qos <= published
+            && (!got.retain || entry.retain)
+            && entry.at_broker > 0;
+        Law::DownlinkFaithful.check(faithful, || format!("m{no} reached s{who} as {got:?}, it is {entry:?}"))?;
+        self.ever.insert((who, no));
+        if got.retain || got.qos == Qos::AtMostOnce {
+            return Ok(no);
+        }
+        let count = self.got.entry((who, got.session, no)).or_default();
+        *count += 1;
+        if *count > 1 {
+            let fair = got.qos != Qos::ExactlyOnce;
+            Law::DownlinkExactlyOnce.check(fair, || format!("s{who} got m{no} {count} times"))?;
+            return Ok(no);
+        }
+        let order = entry.order.unwrap_or(0);
+        let last = self.last_down.entry((who, got.session)).or_default();
+        Law::DownlinkOrder.check(*last < order, || {
+            format!("s{who} got m{no} (taken by the broker as {order}) after the one taken as {last}")
+        })?;
+        *last = order;
+        Ok(no)
+    }
+
+    /// Whether a sensor ever got a message.
+    pub(crate) fn has(&self, who: Who, no: No) -> bool {
+        self.ever.contains(&(who, no))
+    }
+
+    /// How often a sensor got a live message at QoS 1 or 2.
+    pub(crate) fn times(&self, who: Who, session: u32, no: No) -> u32 {
+        self.got.get(&(who, session, no)).copied().unwrap_or(0)
+    }
+}

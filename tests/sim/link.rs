@@ -1,0 +1,230 @@
+//! What the gateway and its broker say to each other, followed from outside: packet ids, phases and acknowledgements of
+//! both directions, as MQTT 3.1.1 §4.3 and §4.4 want them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{Bytes, BytesMut};
+use mqtt_sn_gateway::wire::Qos;
+use rumqttc::mqttbytes::{self, Error};
+use rumqttc::{Packet, Publish, QoS};
+
+use crate::law::{Checked, Law};
+use crate::ledger::{Ledger, No};
+
+/// The account of one session at the broker, over all its connections.
+#[derive(Default)]
+pub(crate) struct Link {
+    written: BytesMut,
+    read: BytesMut,
+    /// Exchanges the gateway has open.
+    out: BTreeMap<u16, Out>,
+    /// What may be sent once more on this connection.
+    again: BTreeSet<u16>,
+    /// Messages of the broker.
+    inward: BTreeMap<u16, In>,
+    /// PUBRELs of the broker on this connection.
+    released: BTreeSet<u16>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Out {
+    Sent(No, QoS),
+    Received(No),
+    Request,
+}
+
+#[derive(Debug)]
+struct In {
+    no: No,
+    qos: QoS,
+    retain: bool,
+    acked: bool,
+    here: bool,
+}
+
+/// What an octet stream said, for the other accounts.
+#[derive(Debug)]
+pub(crate) enum Fact {
+    /// The broker's message is about to reach the gateway.
+    Message { no: No, qos: Qos, retain: bool, fresh: bool },
+    /// The gateway told the broker that it is done with the message.
+    Acked { no: No, retain: bool },
+}
+
+impl Link {
+    /// A new connection.
+    pub(crate) fn connected(&mut self) {
+        self.written.clear();
+        self.read.clear();
+        self.again.clear();
+        self.released.clear();
+        self.inward.values_mut().for_each(|message| message.here = false);
+    }
+
+    /// The gateway wrote these octets.
+    pub(crate) fn wrote(&mut self, octets: &[u8], ledger: &Ledger) -> Checked<Vec<Fact>> {
+        self.written.extend_from_slice(octets);
+        let mut facts = Vec::new();
+        while let Some(packet) = next(&mut self.written)? {
+            match packet {
+                Packet::Publish(publish) => self.publish_out(&publish, ledger)?,
+                Packet::Subscribe(packet) => self.request_out(packet.pkid)?,
+                Packet::Unsubscribe(packet) => self.request_out(packet.pkid)?,
+                Packet::PubAck(ack) => facts.extend(self.ack_out(ack.pkid, QoS::AtLeastOnce)?),
+                Packet::PubRec(ack) => facts.extend(self.ack_out(ack.pkid, QoS::ExactlyOnce)?),
+                Packet::PubComp(ack) => {
+                    Law::LinkExchanges.check(self.released.contains(&ack.pkid), || {
+                        format!("PUBCOMP {} without PUBREL", ack.pkid)
+                    })?;
+                }
+                _ => {}
+            }
+        }
+        Ok(facts)
+    }
+
+    fn publish_out(&mut self, publish: &Publish, ledger: &Ledger) -> Checked {
+        let no = ledger.find(&publish.payload);
+        let no = no.ok_or_else(|| Law::UplinkFaithful.broken(format!("{publish:?} comes from nobody")))?;
+        let entry = ledger.entry(no);
+        let faithful = entry.topic.as_str() == publish.topic
+            && entry.retain == publish.retain
+            && entry.qos.max(Qos::AtMostOnce) == qos(publish.qos);
+        Law::UplinkFaithful.check(faithful, || format!("m{no} is {entry:?} and leaves as {publish:?}"))?;
+        if publish.qos == QoS::AtMostOnce {
+            return Ok(());
+        }
+        let open = self.out.insert(publish.pkid, Out::Sent(no, publish.qos));
+        let fair = match open {
+            None => !publish.dup,
+            Some(open) => {
+                publish.dup && open == Out::Sent(no, publish.qos) && self.again.remove(&publish.pkid)
+            }
+        };
+        Law::LinkExchanges.check(fair && publish.pkid != 0, || {
+            format!("PUBLISH {} of m{no} (DUP {}) while {open:?} is open", publish.pkid, publish.dup)
+        })
+    }
+
+    fn request_out(&mut self, id: u16) -> Checked {
+        let open = self.out.insert(id, Out::Request);
+        let fair = open.is_none() || (open == Some(Out::Request) && self.again.remove(&id));
+        Law::LinkExchanges.check(fair && id != 0, || format!("request {id} while {open:?} is open"))
+    }
+
+    fn ack_out(&mut self, id: u16, qos: QoS) -> Checked<Option<Fact>> {
+        let Some(message) = self.inward.get_mut(&id).filter(|message| message.here && message.qos == qos) else {
+            return Err(Law::LinkExchanges.broken(format!("acknowledgement {id} of nothing")));
+        };
+        let (no, retain) = (message.no, message.retain);
+        let first = !std::mem::replace(&mut message.acked, true);
+        if qos == QoS::AtLeastOnce {
+            self.inward.remove(&id);
+        }
+        Ok(first.then_some(Fact::Acked { no, retain }))
+    }
+
+    /// The gateway is about to read these octets.
+    pub(crate) fn read(&mut self, octets: &[u8], ledger: &mut Ledger) -> Checked<Vec<Fact>> {
+        self.read.extend_from_slice(octets);
+        let mut facts = Vec::new();
+        while let Some(packet) = next(&mut self.read)? {
+            match packet {
+                Packet::ConnAck(ack) => {
+                    if !ack.session_present {
+                        self.out.retain(|_, open| *open == Out::Request);
+                        self.inward.clear();
+                    }
+                    self.again = self.out.keys().copied().collect();
+                }
+                Packet::Publish(publish) => facts.push(self.publish_in(&publish, ledger)?),
+                Packet::PubRel(release) => {
+                    self.released.insert(release.pkid);
+                    self.inward.remove(&release.pkid);
+                }
+                Packet::PubAck(ack) => self.acked(ack.pkid, ledger),
+                Packet::PubRec(ack) => {
+                    if let Some(Out::Sent(no, QoS::ExactlyOnce)) = self.out.get(&ack.pkid).copied() {
+                        ledger.entry_mut(no).received = true;
+                        self.out.insert(ack.pkid, Out::Received(no));
+                    }
+                }
+                Packet::PubComp(ack) => self.acked(ack.pkid, ledger),
+                Packet::SubAck(ack) => drop(self.out.remove(&ack.pkid)),
+                Packet::UnsubAck(ack) => drop(self.out.remove(&ack.pkid)),
+                _ => {}
+            }
+        }
+        Ok(facts)
+    }
+
+    fn acked(&mut self, id: u16, ledger: &mut Ledger) {
+        match self.out.get(&id) {
+            Some(Out::Sent(no, QoS::AtLeastOnce) | Out::Received(no)) => {
+                ledger.entry_mut(*no).acked = true;
+                self.out.remove(&id);
+            }
+            _ => {}
+        }
+    }
+
+    fn publish_in(&mut self, publish: &Publish, ledger: &Ledger) -> Checked<Fact> {
+        let no = ledger.find(&publish.payload);
+        let no = no.ok_or_else(|| Law::DownlinkFaithful.broken(format!("{publish:?} comes from nobody")))?;
+        let mut fresh = true;
+        if publish.qos != QoS::AtMostOnce {
+            match self.inward.get_mut(&publish.pkid) {
+                Some(message) if message.no == no && message.qos == publish.qos => {
+                    message.here = true;
+                    fresh = false;
+                }
+                _ => {
+                    let (qos, retain) = (publish.qos, publish.retain);
+                    let message = In { no, qos, retain, acked: false, here: true };
+                    self.inward.insert(publish.pkid, message);
+                }
+            }
+        }
+        Ok(Fact::Message { no, qos: qos(publish.qos), retain: publish.retain, fresh })
+    }
+}
+
+/// The next packet of a stream, if it is whole.
+fn next(stream: &mut BytesMut) -> Checked<Option<Packet>> {
+    match mqttbytes::check(stream.iter(), usize::MAX) {
+        Ok(header) => {
+            let mut frame = BytesMut::from(&stream.split_to(header.frame_length())[..]);
+            let packet = Packet::read(&mut frame, usize::MAX);
+            packet.map(Some).map_err(|error| Law::LinkWellFormed.broken(format!("a packet that is {error:?}")))
+        }
+        Err(Error::InsufficientBytes(_)) => Ok(None),
+        Err(error) => Err(Law::LinkWellFormed.broken(format!("octets that are no packet: {error:?}"))),
+    }
+}
+
+/// The same in the terms of MQTT-SN.
+pub(crate) fn qos(qos: QoS) -> Qos {
+    match qos {
+        QoS::AtMostOnce => Qos::AtMostOnce,
+        QoS::AtLeastOnce => Qos::AtLeastOnce,
+        QoS::ExactlyOnce => Qos::ExactlyOnce,
+    }
+}
+
+/// Encodes packets as one piece.
+pub(crate) fn encode(packets: &[Packet]) -> Bytes {
+    let mut octets = BytesMut::new();
+    for packet in packets {
+        packet.write(&mut octets, usize::MAX).expect("packets of ours are sound");
+    }
+    octets.freeze()
+}
+
+/// Takes the packets that are whole out of a stream.
+pub(crate) fn packets(stream: &mut BytesMut) -> Checked<Vec<Packet>> {
+    let mut packets = Vec::new();
+    while let Some(packet) = next(stream)? {
+        packets.push(packet);
+    }
+    Ok(packets)
+}

@@ -1,0 +1,150 @@
+//! The deterministic simulator.
+//!
+//! A seed makes a world: sensors on `node/`, a radio that loses, copies, reorders and delays, the gateway as a value, the
+//! embedded broker as a value behind a TCP connection that is cut at any octet. Two accounts that know nothing of the
+//! gateway's insides ([`air`], [`link`]) follow every frame and every octet, a [`ledger`] follows every message from end
+//! to end, and each [`law::Law`] is checked as soon as its facts are there. Then nothing goes wrong any more, and the world
+//! must come to rest.
+//!
+//! ```text
+//! cargo test --test sim                                       the usual seeds
+//! SIM_SEEDS=20000 cargo test --test sim                       more of them (SIM_FIRST: from another one on)
+//! SIM_SEED=123 cargo test --test sim replay -- --nocapture    one world, with its trace (SIM_LINES: how much of it)
+//! SIM_UPDATE=1 cargo test --test sim                          accept the figures of the usual seeds
+//! ```
+#![expect(clippy::expect_used, clippy::panic, reason = "a test says what is wrong by panicking")]
+
+mod air;
+mod figures;
+mod law;
+mod ledger;
+mod link;
+mod observer;
+mod plan;
+mod sensor;
+mod trace;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use figures::Figures;
+use law::{Checked, Law};
+use trace::Trace;
+
+/// Seeds of an ordinary run.
+const SEEDS: u64 = 500;
+
+/// The figures of an ordinary run.
+const SNAPSHOT: &str = include_str!("figures.txt");
+
+#[test]
+fn every_world_keeps_the_laws() {
+    let first = variable("SIM_FIRST").unwrap_or(0);
+    let seeds = variable("SIM_SEEDS").unwrap_or(SEEDS);
+    let base = Instant::now();
+    let next = AtomicU64::new(first);
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
+    let work = || {
+        let (mut figures, mut failed) = (Figures::default(), Vec::new());
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + seeds {
+                return (figures, failed);
+            }
+            match play(seed, base).outcome {
+                Ok(some) => figures.merge(some),
+                Err(violation) => failed.push((seed, violation)),
+            }
+        }
+    };
+    let (mut figures, mut failed) = (Figures::default(), Vec::new());
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            let (some, seeds) = worker.join().expect("worlds do not panic outside of play");
+            figures.merge(some);
+            failed.extend(seeds);
+        }
+    });
+    failed.sort_by_key(|(seed, _)| *seed);
+    println!("{seeds} worlds in {:?}", base.elapsed());
+    if let Some((seed, _)) = failed.first() {
+        for (seed, violation) in failed.iter().take(20) {
+            println!("seed {seed}: {violation}");
+        }
+        report(*seed, 60);
+        panic!("{} of {seeds} worlds broke a law; replay the first with\n{}", failed.len(), command(*seed));
+    }
+    if (first, seeds) == (0, SEEDS) {
+        compare(&figures);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in 0..16 {
+        let (first, second) = (play(seed, Instant::now()), play(seed, Instant::now()));
+        assert_eq!(first.trace.hash(), second.trace.hash(), "seed {seed}");
+    }
+}
+
+/// Plays the world of `SIM_SEED`, if that is set.
+#[test]
+fn replay() {
+    if let Some(seed) = variable("SIM_SEED") {
+        let lines = variable("SIM_LINES").unwrap_or(200) as usize;
+        let played = report(seed, lines);
+        assert!(played.outcome.is_ok(), "seed {seed} breaks a law");
+    }
+}
+
+struct Played {
+    trace: Trace,
+    outcome: Checked<Figures>,
+}
+
+fn play(seed: u64, base: Instant) -> Played {
+    let mut trace = Trace::new(base);
+    let run = AssertUnwindSafe(|| world::run(seed, base, &mut trace));
+    let outcome = catch_unwind(run).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(Law::NoPanic.broken(text.unwrap_or_else(|| "a panic without words".into())))
+    });
+    Played { trace, outcome }
+}
+
+/// Plays a world and prints the end of its trace.
+fn report(seed: u64, lines: usize) -> Played {
+    let played = play(seed, Instant::now());
+    println!("{}", played.trace.tail(lines));
+    match &played.outcome {
+        Ok(figures) => println!("{figures}"),
+        Err(violation) => println!("seed {seed} breaks {violation}\n{}", command(seed)),
+    }
+    played
+}
+
+fn command(seed: u64) -> String {
+    format!("SIM_SEED={seed} cargo test --test sim replay -- --nocapture")
+}
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+fn compare(figures: &Figures) {
+    let figures = figures.to_string();
+    if variable("SIM_UPDATE").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sim/figures.txt");
+        std::fs::write(path, figures).expect("the figures can be written");
+        return;
+    }
+    let differing = figures.lines().zip(SNAPSHOT.lines()).filter(|(new, old)| new != old);
+    for (new, old) in differing {
+        println!("- {old}\n+ {new}");
+    }
+    assert!(figures == SNAPSHOT, "the figures changed; if that is right: SIM_UPDATE=1 cargo test --test sim");
+}

@@ -1,0 +1,234 @@
+//! What a seed decides before its world begins: who there is, and how bad the days are.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use fastrand::Rng;
+use mqtt_sn_gateway::gateway::io::{
+    BrokerSettings, Endpoint, PortSettings, QueueFull, QueueSettings, SessionSettings, Settings,
+};
+use mqtt_sn_gateway::node::{Filter, Topic};
+use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
+
+use crate::air::client_id;
+use crate::ledger::Who;
+
+/// The client id of the gateway at the broker.
+pub(crate) const GATEWAY: &str = "gateway";
+
+/// Names that are published on, beside the predefined and the short ones.
+const NAMES: [&str; 7] = ["a", "t/1", "t/2", "t/3", "s/x/y", "ab", "x"];
+
+const SHORT: [[u8; 2]; 2] = [*b"ab", *b"zz"];
+
+const FILTERS: [&str; 10] = ["a", "t/1", "t/2", "s/x/y", "ab", "t/+", "+/1", "s/#", "pre/+", "#"];
+
+/// Everything a world is made of.
+pub(crate) struct Plan {
+    pub(crate) sensors: Vec<SensorPlan>,
+    pub(crate) radio: Radio,
+    pub(crate) tcp: Tcp,
+    pub(crate) settings: Settings,
+    /// How long things happen and go wrong.
+    pub(crate) active: Duration,
+    /// Mean time between two things that a sensor does.
+    pub(crate) pace: Duration,
+    /// Whether sensors lose power, go out of reach and change their addresses.
+    pub(crate) vanishing: bool,
+    /// Whether somebody sends nonsense.
+    pub(crate) noise: bool,
+}
+
+/// A sensor.
+pub(crate) struct SensorPlan {
+    pub(crate) clean: bool,
+    pub(crate) will: bool,
+    pub(crate) keep_alive: Duration,
+    pub(crate) retry_interval: Duration,
+    /// Behind a forwarder.
+    pub(crate) node_id: Option<Vec<u8>>,
+    pub(crate) addr: SocketAddr,
+}
+
+/// What becomes of frames. Probabilities are in thousandths.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Radio {
+    pub(crate) loss: u32,
+    pub(crate) dup: u32,
+    /// Frames that come so late that others overtake them.
+    pub(crate) late: u32,
+    pub(crate) delay: Duration,
+    pub(crate) jitter: Duration,
+}
+
+/// Late frames come at most this much later: less than T_RETRY, beyond which a repetition is not recognised without DUP
+/// (Interpretation: R-064).
+pub(crate) const LATE: Duration = Duration::from_millis(1400);
+
+/// The way to the broker and the broker's days.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tcp {
+    pub(crate) delay: Duration,
+    pub(crate) jitter: Duration,
+    /// Mean time between two disturbances.
+    pub(crate) disturbed: Option<Duration>,
+    /// Whether the broker may lose its memory.
+    pub(crate) amnesia: bool,
+}
+
+impl Radio {
+    /// Whether frames come in order and once.
+    pub(crate) fn is_prompt(&self) -> bool {
+        self.dup == 0 && self.late == 0 && self.jitter.is_zero()
+    }
+}
+
+impl Plan {
+    pub(crate) fn new(rng: &mut Rng) -> Self {
+        // One in eight worlds without faults, two with a bad radio, two with a bad broker, three with everything.
+        let kind = rng.u8(0..8);
+        let (bad_radio, bad_tcp) = (matches!(kind, 1 | 2 | 5..), matches!(kind, 3 | 4 | 5..));
+        let millis = |rng: &mut Rng, range| Duration::from_millis(rng.u64(range));
+        let mut radio = Radio { delay: millis(rng, 2..60), ..Radio::default() };
+        if bad_radio {
+            radio.loss = rng.u32(0..200);
+            if rng.u8(0..4) > 0 {
+                radio.jitter = millis(rng, 0..40);
+                radio.dup = rng.u32(0..150);
+                radio.late = rng.u32(0..120);
+            }
+        }
+        let mut tcp = Tcp { delay: millis(rng, 1..40), jitter: millis(rng, 0..40), ..Tcp::default() };
+        if bad_tcp {
+            tcp.disturbed = Some(millis(rng, 1500..8000));
+            tcp.amnesia = rng.bool();
+        }
+        let sensors: Vec<_> = (0..rng.usize(2..=4)).map(|who| SensorPlan::new(rng, who)).collect();
+        let settings = settings(rng, bad_radio);
+        Self {
+            radio,
+            tcp,
+            settings,
+            active: millis(rng, 10_000..25_000),
+            pace: millis(rng, 500..2000),
+            vanishing: bad_radio && rng.u8(0..4) > 0,
+            noise: bad_radio && rng.bool(),
+            sensors,
+        }
+    }
+}
+
+impl SensorPlan {
+    fn new(rng: &mut Rng, who: Who) -> Self {
+        let forwarded = rng.u8(0..4) == 0;
+        let who = who as u16;
+        Self {
+            clean: rng.bool(),
+            will: rng.bool(),
+            keep_alive: if rng.u8(0..10) == 0 { Duration::ZERO } else { Duration::from_secs(rng.u64(3..12)) },
+            retry_interval: Duration::from_millis(rng.u64(1200..2500)),
+            node_id: forwarded.then(|| vec![0xA0 + who as u8; rng.usize(1..4)]),
+            // All forwarded nodes stand behind one forwarder.
+            addr: SocketAddr::from(([10, 0, 0, 1], if forwarded { 9000 } else { 5000 + who })),
+        }
+    }
+}
+
+fn settings(rng: &mut Rng, limits: bool) -> Settings {
+    let tight = limits && rng.u8(0..4) == 0;
+    let queue = QueueSettings {
+        messages: if tight { rng.usize(1..6) } else { 1000 },
+        bytes: if tight { rng.usize(60..2000) } else { 1 << 20 },
+        full: if rng.bool() { QueueFull::DropOldest } else { QueueFull::DropNewest },
+        qos0: true,
+    };
+    let port = PortSettings {
+        name: "radio".into(),
+        mtu: if tight && rng.bool() { 40 } else { 1024 },
+        retry_interval: Duration::from_millis(rng.u64(1500..2500)),
+        retry_limit: rng.u32(2..4),
+        forwarders: true,
+        qos_minus_one: true,
+        advertise: true,
+    };
+    Settings {
+        gw_id: 1,
+        advertise_interval: Duration::from_secs(30),
+        ports: vec![port],
+        broker: BrokerSettings {
+            endpoints: vec![Endpoint { host: "broker".into(), port: 1883 }],
+            client_id: GATEWAY.into(),
+            client_id_is_random: false,
+            credentials: None,
+            keep_alive: Duration::from_secs(5),
+            ack_timeout: Duration::from_secs(3),
+            connect_timeout: Duration::from_secs(3),
+        },
+        predefined: BTreeMap::from([(1, name("pre/one")), (2, name("t/3"))]),
+        client_predefined: (0..2)
+            .map(|who| (client_id(who), BTreeMap::from([(3, name(&format!("own/{who}")))])))
+            .collect(),
+        sessions: SessionSettings {
+            max: 100,
+            expiry: Duration::from_secs(24 * 3600),
+            max_topics: 1000,
+            max_subscriptions: 100,
+            queue,
+            queue_total: if tight && rng.bool() { 3000 } else { 1 << 24 },
+        },
+        seed: rng.u64(..),
+    }
+}
+
+pub(crate) fn name(text: &str) -> TopicName {
+    TopicName::new(text).expect("a sound name")
+}
+
+/// The predefined topics that a sensor was configured with.
+pub(crate) fn predefined(settings: &Settings, who: Who) -> BTreeMap<u16, TopicName> {
+    let mut topics = settings.predefined.clone();
+    topics.extend(settings.client_predefined.get(&client_id(who)).cloned().unwrap_or_default());
+    topics
+}
+
+/// Something a sensor may publish on.
+pub(crate) fn topic(rng: &mut Rng, predefined: &BTreeMap<u16, TopicName>) -> Topic {
+    match rng.u8(0..10) {
+        0..6 => Topic::Name(name(NAMES[rng.usize(..NAMES.len())])),
+        6..8 => {
+            let ids: Vec<u16> = predefined.keys().copied().collect();
+            Topic::Predefined(ids[rng.usize(..ids.len())])
+        }
+        _ => Topic::Short(SHORT[rng.usize(..SHORT.len())]),
+    }
+}
+
+/// Something a sensor may publish on at QoS −1.
+pub(crate) fn topic_without_session(rng: &mut Rng) -> Topic {
+    if rng.bool() { Topic::Predefined(rng.u16(1..3)) } else { Topic::Short(SHORT[rng.usize(..SHORT.len())]) }
+}
+
+/// Something a sensor may subscribe to.
+pub(crate) fn filter(rng: &mut Rng, predefined: &BTreeMap<u16, TopicName>) -> Filter {
+    match rng.u8(0..10) {
+        0..7 => Filter::Name(filter_named(FILTERS[rng.usize(..FILTERS.len())])),
+        7..9 => {
+            let ids: Vec<u16> = predefined.keys().copied().collect();
+            Filter::Predefined(ids[rng.usize(..ids.len())])
+        }
+        _ => Filter::Short(SHORT[rng.usize(..SHORT.len())]),
+    }
+}
+
+pub(crate) fn filter_named(text: &str) -> TopicFilter {
+    TopicFilter::new(text).expect("a sound filter")
+}
+
+/// Every name that sensors may have subscribed to.
+pub(crate) fn all_names(sensors: usize) -> Vec<TopicName> {
+    let own = (0..sensors.min(2)).map(|who| format!("own/{who}"));
+    let wills = (0..sensors).map(|who| format!("will/{who}"));
+    let names = NAMES.iter().chain(&["zz", "pre/one"]).map(|name| (*name).to_owned());
+    names.chain(own).chain(wills).map(|text| name(&text)).collect()
+}

@@ -1,0 +1,125 @@
+//! A sensor: a [`Node`] and the application on it, with what that application has asked for and was told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mqtt_sn_gateway::node::{Backoff, Filter, Node, Options, PublishId, Topic, Will};
+use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
+
+use crate::air::client_id;
+use crate::ledger::{No, Who};
+use crate::plan::SensorPlan;
+
+pub(crate) struct Sensor {
+    pub(crate) who: Who,
+    /// `None`: switched off.
+    pub(crate) node: Option<Node>,
+    pub(crate) addr: SocketAddr,
+    pub(crate) node_id: Option<Bytes>,
+    pub(crate) clean: bool,
+    pub(crate) has_will: bool,
+    /// Out of reach: nothing gets through either way.
+    pub(crate) muted: bool,
+    /// How often it was switched on before.
+    pub(crate) life: u32,
+    /// Changes when the memory by which it tells repetitions is gone.
+    pub(crate) session: u32,
+    pub(crate) given: BTreeMap<PublishId, No>,
+    pub(crate) held: BTreeSet<Filter>,
+    /// Subscribes and unsubscribes without an answer.
+    pub(crate) asked: Vec<Filter>,
+    pub(crate) predefined: BTreeMap<u16, TopicName>,
+    keep_alive: Duration,
+    retry_interval: Duration,
+}
+
+impl Sensor {
+    pub(crate) fn new(who: Who, plan: &SensorPlan, predefined: BTreeMap<u16, TopicName>) -> Self {
+        Self {
+            who,
+            node: None,
+            addr: plan.addr,
+            node_id: plan.node_id.clone().map(Bytes::from),
+            clean: plan.clean,
+            has_will: plan.will,
+            muted: false,
+            life: 0,
+            session: 0,
+            given: BTreeMap::new(),
+            held: BTreeSet::new(),
+            asked: Vec::new(),
+            predefined,
+            keep_alive: plan.keep_alive,
+            retry_interval: plan.retry_interval,
+        }
+    }
+
+    /// Begins a new life, without any memory of the one before.
+    pub(crate) fn switch_on(&mut self, now: Instant, seed: u64, will: Option<Will>) {
+        let mut options = Options::new(client_id(self.who));
+        options.keep_alive = self.keep_alive;
+        options.clean_session = self.clean;
+        options.will = will;
+        options.retry_interval = self.retry_interval;
+        options.congestion_wait = Some(Duration::from_secs(2));
+        options.reconnect = Some(Backoff { min: Duration::from_millis(500), max: Duration::from_secs(4) });
+        options.predefined = self.predefined.clone();
+        options.node_id = self.node_id.clone();
+        options.seed = seed;
+        let mut node = Node::new(options);
+        node.connect(now);
+        self.node = Some(node);
+    }
+
+    pub(crate) fn switch_off(&mut self) {
+        self.node = None;
+        self.life += 1;
+        self.session += 1;
+        self.given.clear();
+        self.held.clear();
+        self.asked.clear();
+    }
+
+    /// The name of a topic as this sensor was configured.
+    pub(crate) fn name_of(&self, topic: &Topic) -> Option<TopicName> {
+        match topic {
+            Topic::Name(name) => Some(name.clone()),
+            Topic::Predefined(id) => self.predefined.get(id).cloned(),
+            Topic::Short(name) => TopicName::new(name).ok(),
+        }
+    }
+
+    pub(crate) fn filter_of(&self, filter: &Filter) -> Option<TopicFilter> {
+        match filter {
+            Filter::Name(filter) => Some(filter.clone()),
+            Filter::Predefined(id) => TopicFilter::new(self.predefined.get(id)?.as_str()).ok(),
+            Filter::Short(name) => TopicFilter::new(name).ok(),
+        }
+    }
+
+    /// The gateway's answer came. It may also come to what the node asked again by itself.
+    pub(crate) fn answered(&mut self, filter: &Filter) {
+        if let Some(at) = self.asked.iter().position(|asked| asked == filter) {
+            self.asked.remove(at);
+        }
+    }
+
+    /// Whether the application holds a subscription for this topic.
+    pub(crate) fn wants(&self, topic: &TopicName) -> bool {
+        self.held.iter().filter_map(|filter| self.filter_of(filter)).any(|filter| filter.matches(topic))
+    }
+
+    /// Why it is not at rest, if it is not.
+    pub(crate) fn unrest(&self) -> Option<String> {
+        let who = self.who;
+        match &self.node {
+            None => Some(format!("s{who} is off")),
+            Some(node) if !node.is_connected() => Some(format!("s{who} is not connected")),
+            Some(node) if node.pending() > 0 => Some(format!("s{who} has {} messages pending", node.pending())),
+            Some(_) if !self.asked.is_empty() => Some(format!("s{who} waits for {} answers", self.asked.len())),
+            Some(_) => None,
+        }
+    }
+}

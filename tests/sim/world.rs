@@ -1,0 +1,1220 @@
+//! A world: sensors, a radio, the gateway, a connection that breaks, the broker and its observer, on one virtual clock.
+//!
+//! One queue of events, ordered by time and then by their entry; one random generator. The gateway, the broker and the
+//! sensors are woken when they ask for it. Whatever passes between them passes the accounts of [`Air`] and [`Link`].
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fastrand::Rng;
+use mqtt_sn_gateway::broker::{
+    Broker, ConnectionId, Fault, Input as BrokerInput, Kind, Limits, Memory, Output as BrokerOutput, Whom,
+};
+use mqtt_sn_gateway::gateway::io::{
+    Address, Input, LinkCommand, LinkEvent, LinkFailure, LinkId, Output, Peer, PortId, Route, Target,
+};
+use mqtt_sn_gateway::gateway::{Counters, Gateway};
+use mqtt_sn_gateway::node::{Event as NodeEvent, Topic, Will};
+use mqtt_sn_gateway::topic::{ClientId, TopicFilter};
+use mqtt_sn_gateway::wire::{Packet, Qos, decode};
+use rumqttc::{ConnectReturnCode, QoS, SubscribeReasonCode};
+
+use crate::air::{Air, sheds};
+use crate::figures::Figures;
+use crate::law::{Checked, Law};
+use crate::ledger::{Got, Ledger, No, Origin, Who};
+use crate::link::{Fact, Link};
+use crate::observer::Observer;
+use crate::plan::{self, GATEWAY, LATE, Plan};
+use crate::sensor::Sensor;
+use crate::trace::{Step, Trace};
+
+/// How long a world may take to come to rest once nothing goes wrong any more: the longest backoff of the link, a dead
+/// connection that has yet to be noticed, and what sensors wait for.
+const REST_WITHIN: Duration = Duration::from_secs(120);
+
+/// Names that a sensor did not answer for are not offered for T_WAIT (Interpretation: R-113).
+const T_WAIT: Duration = Duration::from_secs(335);
+
+/// At rest for so many looks in a row, one each [`LOOK`], a world is taken to be at rest.
+const LOOKS: u32 = 4;
+
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Timeouts of all together in one second of the world; a dozen are usual.
+const TIMEOUTS_MAX: u32 = 400;
+
+/// Plays the world of `seed` to its end.
+pub(crate) fn run(seed: u64, base: Instant, trace: &mut Trace) -> Checked<Figures> {
+    let mut rng = Rng::with_seed(seed);
+    let plan = Plan::new(&mut rng);
+    let mut world = World::new(plan, rng, base, trace);
+    world.begin()?;
+    while world.phase != Phase::Over {
+        world.step()?;
+    }
+    world.finish()?;
+    Ok(world.figures())
+}
+
+struct World<'t> {
+    plan: Plan,
+    rng: Rng,
+    trace: &'t mut Trace,
+    base: Instant,
+    now: Instant,
+    queue: BTreeMap<(Instant, u64), Event>,
+    serial: u64,
+    phase: Phase,
+    /// Looks at which everything was at rest.
+    rested: u32,
+    /// Timeouts in this second.
+    timeouts: (u64, u32),
+    gateway: Gateway,
+    broker: Broker,
+    broker_up: bool,
+    sensors: Vec<Sensor>,
+    observer: Observer,
+    air: Air,
+    link: Link,
+    ledger: Ledger,
+    streams: BTreeMap<u64, Stream>,
+    /// Messages by which it is seen at the end that everything works, and what had been shed before.
+    probes: Vec<No>,
+    shed_before_probes: u64,
+    tally: Tally,
+}
+
+/// What happens to the world itself.
+#[derive(Debug, Default)]
+struct Tally {
+    frames_lost: u64,
+    frames_copied: u64,
+    frames_late: u64,
+    cuts: u64,
+    crashes: u64,
+    faults: u64,
+    reboots: u64,
+    moves: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Things happen and go wrong.
+    Active,
+    /// Nothing goes wrong any more.
+    Calm(Instant),
+    /// The probes are out.
+    Probing(Instant),
+    Over,
+}
+
+/// One TCP connection between gateway and broker.
+struct Stream {
+    /// When the last octets of each direction arrive: nothing overtakes them.
+    up_at: Instant,
+    down_at: Instant,
+    /// Nothing gets through any more.
+    cut: bool,
+    /// The gateway has not closed it and was not told that it is gone.
+    open: bool,
+}
+
+#[derive(Debug)]
+enum Event {
+    ToGateway(SocketAddr, Bytes),
+    ToSensor(SocketAddr, Bytes),
+    /// A sensor's application does something.
+    Act(Who),
+    SwitchOn(Who),
+    Connect(Who),
+    Unmute(Who),
+    /// The observer publishes.
+    Observe,
+    Noise,
+    /// A connection of the gateway arrives where the broker should be.
+    Arrive(u64),
+    Established(u64),
+    Up(u64, Bytes),
+    UpClosed(u64),
+    Down(u64, Bytes),
+    DownClosed(u64, LinkFailure),
+    Drained(u64),
+    BrokerDrained(ConnectionId),
+    Disturb,
+    Release,
+    BrokerUp,
+    Calm,
+    Look,
+    Probe(usize),
+}
+
+impl<'t> World<'t> {
+    fn new(plan: Plan, rng: Rng, base: Instant, trace: &'t mut Trace) -> Self {
+        let sensors = plan.sensors.iter().enumerate();
+        let sensors =
+            sensors.map(|(who, sensor)| Sensor::new(who, sensor, plan::predefined(&plan.settings, who)));
+        Self {
+            sensors: sensors.collect(),
+            gateway: Gateway::new(plan.settings.clone(), base),
+            air: Air::new(plan.settings.clone(), base),
+            broker: Broker::new(Limits::default()),
+            broker_up: true,
+            observer: Observer::new(),
+            link: Link::default(),
+            ledger: Ledger::default(),
+            streams: BTreeMap::new(),
+            plan,
+            rng,
+            trace,
+            base,
+            now: base,
+            queue: BTreeMap::new(),
+            serial: 0,
+            phase: Phase::Active,
+            rested: 0,
+            timeouts: (0, 0),
+            probes: Vec::new(),
+            shed_before_probes: 0,
+            tally: Tally::default(),
+        }
+    }
+
+    fn begin(&mut self) -> Checked {
+        self.trace.note(self.now, format!("{:?} {:?}", self.plan.radio, self.plan.tcp));
+        if self.rng.u8(0..6) == 0 {
+            // The broker is not there yet.
+            self.broker_up = false;
+            let up = self.millis(500..9000);
+            self.after(up, Event::BrokerUp);
+        } else {
+            self.observer_connects()?;
+        }
+        for who in 0..self.sensors.len() {
+            let on = self.millis(0..3000);
+            self.after(on, Event::SwitchOn(who));
+            self.after(on + Duration::from_millis(10), Event::Act(who));
+        }
+        self.after(Duration::from_secs(1), Event::Observe);
+        if self.plan.noise {
+            self.after(Duration::from_secs(2), Event::Noise);
+        }
+        if let Some(mean) = self.plan.tcp.disturbed {
+            self.after(mean, Event::Disturb);
+        }
+        self.after(self.plan.active, Event::Calm);
+        Ok(())
+    }
+
+    /// Goes on to the next thing that happens, or is due.
+    fn step(&mut self) -> Checked {
+        let event = self.queue.keys().next().map(|(at, _)| *at);
+        let gateway = self.gateway.poll_timeout();
+        let broker = self.broker.poll_timeout();
+        let sensor = self.sensors.iter().filter_map(|s| Some((s.node.as_ref()?.poll_timeout()?, s.who))).min();
+        let times = [event, gateway, broker, sensor.map(|(at, _)| at)];
+        let Some(at) = times.into_iter().flatten().min() else {
+            return Err(Law::Liveness.broken("nothing will ever happen again"));
+        };
+        self.now = self.now.max(at);
+        if event == Some(at) {
+            if let Some((_, event)) = self.queue.pop_first() {
+                self.happen(event)?;
+            }
+            return Ok(());
+        }
+        self.count_timeout()?;
+        if gateway == Some(at) {
+            self.gateway_timeout()
+        } else if broker == Some(at) {
+            self.broker.handle_timeout(self.now);
+            self.due("broker", self.broker.poll_timeout())?;
+            self.pump_broker()
+        } else if let Some((_, who)) = sensor {
+            let now = self.now;
+            let Some(node) = &mut self.sensors[who].node else { return Ok(()) };
+            node.handle_timeout(now);
+            let next = node.poll_timeout();
+            self.due("sensor", next)?;
+            self.drain_sensor(who)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn count_timeout(&mut self) -> Checked {
+        let second = self.now.saturating_duration_since(self.base).as_secs();
+        self.timeouts = if self.timeouts.0 == second { (second, self.timeouts.1 + 1) } else { (second, 1) };
+        Law::Deadlines.check(self.timeouts.1 <= TIMEOUTS_MAX, || "too many timeouts in a second".into())
+    }
+
+    fn due(&self, whose: &str, next: Option<Instant>) -> Checked {
+        Law::Deadlines.check(next.is_none_or(|at| at > self.now), || {
+            format!("a deadline of the {whose} fired and has not moved")
+        })
+    }
+
+    fn happen(&mut self, event: Event) -> Checked {
+        match event {
+            Event::ToGateway(from, frame) => self.frame_to_gateway(from, frame),
+            Event::ToSensor(to, frame) => self.frame_to_sensors(to, &frame),
+            Event::Act(who) => self.act(who),
+            Event::SwitchOn(who) => self.switch_on(who),
+            Event::Connect(who) => self.with_node(who, |node, now| node.connect(now)),
+            Event::Unmute(who) => {
+                self.sensors[who].muted = false;
+                Ok(())
+            }
+            Event::Observe => self.observe(),
+            Event::Noise => self.make_noise(),
+            Event::Arrive(link) => self.arrive(link),
+            Event::Established(link) => self.link_event(link, LinkEvent::Connected),
+            Event::Up(link, octets) => self.octets_to_broker(link, octets),
+            Event::UpClosed(link) => {
+                self.broker.handle(self.now, BrokerInput::Closed(ConnectionId(link)));
+                self.pump_broker()
+            }
+            Event::Down(link, octets) => self.octets_to_gateway(link, octets),
+            Event::DownClosed(link, failure) => self.link_event(link, LinkEvent::Closed(failure)),
+            Event::Drained(link) => self.link_event(link, LinkEvent::Drained),
+            Event::BrokerDrained(connection) => {
+                self.broker.handle(self.now, BrokerInput::Drained(connection));
+                self.pump_broker()
+            }
+            Event::Disturb => self.disturb(),
+            Event::Release => self.release(),
+            Event::BrokerUp => self.broker_is_up(),
+            Event::Calm => self.calm(),
+            Event::Look => self.look(),
+            Event::Probe(at) => self.probe(at),
+        }
+    }
+
+    fn after(&mut self, delay: Duration, event: Event) {
+        self.at(self.now + delay, event);
+    }
+
+    fn at(&mut self, at: Instant, event: Event) {
+        self.serial += 1;
+        self.queue.insert((at, self.serial), event);
+    }
+
+    fn millis(&mut self, range: std::ops::Range<u64>) -> Duration {
+        Duration::from_millis(self.rng.u64(range))
+    }
+
+    /// Anything from none to twice the mean.
+    fn around(&mut self, mean: Duration) -> Duration {
+        mean.mul_f64(self.rng.f64() * 2.0)
+    }
+
+    fn is_active(&self) -> bool {
+        self.phase == Phase::Active
+    }
+}
+
+/// The radio.
+impl World<'_> {
+    /// When the copies of a frame arrive, if any do.
+    fn fates(&mut self) -> Vec<Duration> {
+        let radio = self.plan.radio;
+        if !self.is_active() {
+            return vec![radio.delay];
+        }
+        if self.rng.u32(0..1000) < radio.loss {
+            self.tally.frames_lost += 1;
+            return Vec::new();
+        }
+        let copies = if self.rng.u32(0..1000) < radio.dup { 2 } else { 1 };
+        self.tally.frames_copied += copies - 1;
+        let fate = |_| {
+            let jitter = radio.jitter.mul_f64(self.rng.f64());
+            let late = self.rng.u32(0..1000) < radio.late;
+            self.tally.frames_late += u64::from(late);
+            radio.delay + jitter + if late { LATE.mul_f64(self.rng.f64()) } else { Duration::ZERO }
+        };
+        (0..copies).map(fate).collect()
+    }
+
+    fn frame_to_gateway(&mut self, addr: SocketAddr, frame: Bytes) -> Checked {
+        let from = peer(addr);
+        self.trace.add(self.now, Step::FrameIn(addr.port().to_string(), frame.clone()));
+        self.air.frame_in(self.now, &from, &frame, &self.ledger)?;
+        self.tell_gateway(Input::Frame { from, route: Route::default(), frame })
+    }
+
+    fn frame_to_sensors(&mut self, to: SocketAddr, frame: &Bytes) -> Checked {
+        for who in 0..self.sensors.len() {
+            let sensor = &self.sensors[who];
+            if sensor.addr != to || sensor.muted || sensor.node.is_none() {
+                continue;
+            }
+            let node_id = sensor.node_id.clone();
+            let ours = decode(frame).is_ok_and(|f| f.encapsulation.map(|e| e.node_id) == node_id.as_deref());
+            if ours {
+                self.trace.add(self.now, Step::Heard(who, frame.clone()));
+            }
+            let frame = frame.clone();
+            self.with_node(who, |node, now| node.handle_frame(now, &frame))?;
+        }
+        Ok(())
+    }
+
+    fn frame_from_gateway(&mut self, to: Target, frame: Bytes) -> Checked {
+        let Target::Unicast { addr: Address::Udp(addr), .. } = to else {
+            let advertise = decode(&frame).is_ok_and(|frame| matches!(frame.packet, Packet::Advertise(_)));
+            Law::Manners.check(advertise, || "a broadcast that is no ADVERTISE".into())?;
+            let addrs: Vec<_> = self.sensors.iter().map(|sensor| sensor.addr).collect();
+            for addr in addrs {
+                self.send_to_sensor(addr, frame.clone());
+            }
+            return Ok(());
+        };
+        self.trace.add(self.now, Step::FrameOut(addr.port().to_string(), frame.clone()));
+        self.air.frame_out(&peer(addr), &frame, &self.ledger)?;
+        self.send_to_sensor(addr, frame);
+        Ok(())
+    }
+
+    fn send_to_sensor(&mut self, addr: SocketAddr, frame: Bytes) {
+        for delay in self.fates() {
+            self.after(delay, Event::ToSensor(addr, frame.clone()));
+        }
+    }
+
+    /// Frames from somebody who is no client.
+    fn make_noise(&mut self) -> Checked {
+        if !self.is_active() {
+            return Ok(());
+        }
+        const NOISE: [&[u8]; 12] = [
+            b"",
+            b"\x00",
+            b"\x05\x00\x01\x00\x3c",         // ADVERTISE
+            b"\x03\x02\x09",                 // GWINFO
+            b"\x03\x01\x00",                 // SEARCHGW
+            b"\x02\x16",                     // PINGREQ
+            b"\x03\x05\x00",                 // CONNACK
+            b"\x09\x0c\x60\x00\x07\x00\x00hi", // PUBLISH, QoS −1, normal id
+            b"\x07\x0c\x62#/\x00\x00",       // PUBLISH, QoS −1, wildcard
+            b"\x07\x0d\x00\x01\x00\x01\x00", // PUBACK
+            b"\x08\xfe\x00",                 // an encapsulation that is cut
+            b"\x05\xfe\x00\xaa\xbb\x09\x0c", // and one around half a message
+        ];
+        let mut frame = NOISE[self.rng.usize(..NOISE.len())].to_vec();
+        if self.rng.bool() {
+            frame = (0..self.rng.usize(0..12)).map(|_| self.rng.u8(..)).collect();
+            // What looks like a CONNECT would be one.
+            frame.iter_mut().filter(|octet| **octet == 4).for_each(|octet| *octet = 0xFF);
+        }
+        let addr = SocketAddr::from(([10, 9, 9, 9], self.rng.u16(1..4)));
+        self.frame_to_gateway(addr, frame.into())?;
+        let pause = self.around(Duration::from_millis(800));
+        self.after(pause, Event::Noise);
+        Ok(())
+    }
+}
+
+fn peer(addr: SocketAddr) -> Peer {
+    Peer { port: PortId(0), addr: Address::Udp(addr), node: None }
+}
+
+/// The gateway.
+impl World<'_> {
+    fn tell_gateway(&mut self, input: Input) -> Checked {
+        let before = self.gateway.counters().clone();
+        self.gateway.handle(self.now, input);
+        self.drain_gateway(&before)
+    }
+
+    fn gateway_timeout(&mut self) -> Checked {
+        self.air.timeout(self.now, &mut self.ledger);
+        let before = self.gateway.counters().clone();
+        self.gateway.handle_timeout(self.now);
+        self.drain_gateway(&before)?;
+        self.due("gateway", self.gateway.poll_timeout())
+    }
+
+    fn drain_gateway(&mut self, before: &Counters) -> Checked {
+        self.air.counted(before, self.gateway.counters())?;
+        while let Some(output) = self.gateway.poll_output() {
+            match output {
+                Output::Send { to, frame } => self.frame_from_gateway(to, frame)?,
+                Output::Link(LinkId(link), command) => self.link_command(link, command)?,
+                Output::Stopped => return Err(Law::Liveness.broken("the gateway stopped")),
+            }
+        }
+        self.air.end()?;
+        self.check_conservation()?;
+        self.check_bounds()
+    }
+
+    fn check_conservation(&self) -> Checked {
+        let counters = self.gateway.counters();
+        let gone = counters.downlink_delivered
+            + counters.downlink_unanswered
+            + counters.downlink_offline
+            + counters.downlink_ended
+            + sheds(counters);
+        let waiting = self.gateway.waiting_messages() as u64;
+        Law::Conservation.check(counters.downlink_recipients == gone + waiting, || {
+            format!("{} messages for clients, {gone} gone, {waiting} waiting", counters.downlink_recipients)
+        })
+    }
+
+    fn check_bounds(&self) -> Checked {
+        let (sessions, limits) = (self.gateway.sessions(), &self.plan.settings.sessions);
+        Law::Bounds.check(sessions == self.air.sessions(), || {
+            format!("the gateway has {sessions} sessions, it should have {}", self.air.sessions())
+        })?;
+        // One message of each client may be put back over the limit.
+        let octets = limits.queue_total.min(sessions * limits.queue.bytes) + sessions * 400;
+        let messages = sessions * (limits.queue.messages + 2);
+        let (queued, waiting) = (self.gateway.queued_octets(), self.gateway.waiting_messages());
+        let fair = queued <= octets && waiting <= messages && (waiting > 0 || queued == 0);
+        Law::Bounds.check(fair, || format!("{queued} octets of {waiting} messages wait"))
+    }
+}
+
+/// The connection to the broker.
+impl World<'_> {
+    fn link_command(&mut self, link: u64, command: LinkCommand) -> Checked {
+        match command {
+            LinkCommand::Connect(_) => {
+                self.trace.note(self.now, format!("connection {link} is asked for"));
+                self.link.connected();
+                let delay = self.tcp_delay();
+                let (up_at, down_at) = (self.now + delay, self.now);
+                self.streams.insert(link, Stream { up_at, down_at, cut: false, open: true });
+                self.at(up_at, Event::Arrive(link));
+            }
+            LinkCommand::Write(octets) => {
+                for fact in self.link.wrote(&octets, &self.ledger)? {
+                    if let Fact::Acked { no, retain } = fact {
+                        self.air.ack_out(no, retain, self.gateway.counters())?;
+                    }
+                }
+                self.trace.note(self.now, format!("writes {} octets", octets.len()));
+                for piece in self.pieces(octets) {
+                    let at = self.pass(link, true);
+                    self.at(at, Event::Up(link, piece));
+                }
+                let drained = self.tcp_delay();
+                self.after(drained, Event::Drained(link));
+            }
+            LinkCommand::Close => {
+                self.trace.note(self.now, format!("connection {link} is closed"));
+                let at = self.pass(link, true);
+                if let Some(stream) = self.streams.get_mut(&link) {
+                    stream.open = false;
+                }
+                self.at(at, Event::UpClosed(link));
+            }
+        }
+        Ok(())
+    }
+
+    fn tcp_delay(&mut self) -> Duration {
+        let tcp = self.plan.tcp;
+        tcp.delay + tcp.jitter.mul_f64(self.rng.f64())
+    }
+
+    /// When what is sent now arrives.
+    fn pass(&mut self, link: u64, up: bool) -> Instant {
+        let at = self.now + self.tcp_delay();
+        let Some(stream) = self.streams.get_mut(&link) else { return at };
+        let last = if up { &mut stream.up_at } else { &mut stream.down_at };
+        *last = at.max(*last);
+        *last
+    }
+
+    /// Cuts octets anywhere.
+    fn pieces(&mut self, mut octets: Bytes) -> Vec<Bytes> {
+        let mut pieces = Vec::new();
+        while octets.len() > 1 && self.rng.u8(0..3) == 0 {
+            let at = self.rng.usize(1..octets.len());
+            pieces.push(octets.split_to(at));
+        }
+        pieces.push(octets);
+        pieces
+    }
+
+    fn arrive(&mut self, link: u64) -> Checked {
+        if !self.broker_up {
+            let failure = LinkFailure::Connect("refused".into());
+            let at = self.pass(link, false);
+            self.at(at, Event::DownClosed(link, failure));
+            return Ok(());
+        }
+        if self.streams.get(&link).is_some_and(|stream| stream.cut) {
+            return Ok(());
+        }
+        self.broker.handle(self.now, BrokerInput::Opened(ConnectionId(link)));
+        let at = self.pass(link, false);
+        self.at(at, Event::Established(link));
+        self.pump_broker()
+    }
+
+    fn link_event(&mut self, link: u64, event: LinkEvent) -> Checked {
+        let Some(stream) = self.streams.get_mut(&link).filter(|stream| stream.open) else { return Ok(()) };
+        match event {
+            LinkEvent::Connected if stream.cut => return Ok(()),
+            LinkEvent::Closed(_) => stream.open = false,
+            _ => {}
+        }
+        if !matches!(event, LinkEvent::Drained) {
+            self.trace.note(self.now, format!("connection {link}: {event:?}"));
+        }
+        self.air.begin(self.now);
+        self.tell_gateway(Input::Link(LinkId(link), event))
+    }
+
+    fn octets_to_gateway(&mut self, link: u64, octets: Bytes) -> Checked {
+        if self.streams.get(&link).is_none_or(|stream| stream.cut || !stream.open) {
+            return Ok(());
+        }
+        self.trace.add(self.now, Step::Down(link, octets.clone()));
+        self.air.begin(self.now);
+        for fact in self.link.read(&octets, &mut self.ledger)? {
+            if let Fact::Message { no, qos, retain, fresh } = fact {
+                self.air.message_in(no, qos, retain, fresh, &self.ledger);
+            }
+        }
+        self.tell_gateway(Input::Link(LinkId(link), LinkEvent::Bytes(octets)))
+    }
+
+    fn octets_to_broker(&mut self, link: u64, octets: Bytes) -> Checked {
+        if !self.broker_up || self.streams.get(&link).is_none_or(|stream| stream.cut) {
+            return Ok(());
+        }
+        self.trace.add(self.now, Step::Up(link, octets.clone()));
+        self.broker.handle(self.now, BrokerInput::Bytes(ConnectionId(link), octets));
+        self.pump_broker()
+    }
+
+    /// Takes what the broker has to say. The observer answers at once.
+    fn pump_broker(&mut self) -> Checked {
+        while let Some(output) = self.broker.poll_output() {
+            match output {
+                BrokerOutput::Write(id, octets) if id == self.observer.id() => {
+                    let (seen, answers) = self.observer.handle(&octets)?;
+                    for seen in seen {
+                        let note = format!("broker took {} {:?}", seen.topic, seen.payload);
+                        self.trace.note(self.now, note);
+                        self.ledger.at_broker(&seen.payload, &seen.topic)?;
+                    }
+                    if !answers.is_empty() {
+                        self.broker.handle(self.now, BrokerInput::Bytes(id, answers));
+                    }
+                    self.broker.handle(self.now, BrokerInput::Drained(id));
+                }
+                BrokerOutput::Close(id) if id == self.observer.id() => self.observer.closed(),
+                BrokerOutput::Write(id, octets) => {
+                    for piece in self.pieces(octets) {
+                        let at = self.pass(id.0, false);
+                        self.at(at, Event::Down(id.0, piece));
+                    }
+                    let drained = self.tcp_delay();
+                    self.after(drained, Event::BrokerDrained(id));
+                }
+                BrokerOutput::Close(id) => {
+                    let cut = self.streams.get(&id.0).is_none_or(|stream| stream.cut);
+                    if !cut {
+                        let at = self.pass(id.0, false);
+                        self.at(at, Event::DownClosed(id.0, LinkFailure::Closed));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn observer_connects(&mut self) -> Checked {
+        let octets = self.observer.connect();
+        let id = self.observer.id();
+        self.broker.handle(self.now, BrokerInput::Opened(id));
+        self.broker.handle(self.now, BrokerInput::Bytes(id, octets));
+        self.pump_broker()
+    }
+
+    /// The observer publishes something for the sensors.
+    fn observe(&mut self) -> Checked {
+        if !self.is_active() {
+            return Ok(());
+        }
+        let names = plan::all_names(self.sensors.len());
+        let topic = names[self.rng.usize(..names.len())].clone();
+        let qos = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce][self.rng.usize(..3)];
+        let retain = self.rng.u8(0..6) == 0;
+        self.observer_publishes(topic, qos, retain)?;
+        let pause = self.around(self.plan.pace / 2);
+        self.after(pause, Event::Observe);
+        Ok(())
+    }
+
+    fn observer_publishes(
+        &mut self,
+        topic: mqtt_sn_gateway::topic::TopicName,
+        qos: QoS,
+        retain: bool,
+    ) -> Checked<Option<No>> {
+        if !self.observer.connected {
+            return Ok(None);
+        }
+        let len = self.payload_len();
+        let (no, payload) =
+            self.ledger.enter(Origin::Observer, topic.clone(), crate::link::qos(qos), retain, len);
+        self.trace.note(self.now, format!("observer publishes m{no} on {topic}, {qos:?}, retain {retain}"));
+        let octets = self.observer.publish(topic.as_str(), payload, qos, retain);
+        self.broker.handle(self.now, BrokerInput::Bytes(self.observer.id(), octets));
+        self.pump_broker()?;
+        Ok(Some(no))
+    }
+
+    fn payload_len(&mut self) -> usize {
+        match self.rng.u8(0..20) {
+            0 => self.rng.usize(240..300),
+            _ => self.rng.usize(4..40),
+        }
+    }
+}
+
+/// What goes wrong between gateway and broker.
+impl World<'_> {
+    fn disturb(&mut self) -> Checked {
+        if !self.is_active() {
+            return Ok(());
+        }
+        let client = gateway_id();
+        let mut fault = None;
+        match self.rng.u8(0..12) {
+            0..3 => self.cut(),
+            3 | 4 => return self.crash().and_then(|()| self.disturb_again()),
+            5 | 6 => {
+                let kinds = [
+                    Kind::PubAck,
+                    Kind::PubRec,
+                    Kind::PubComp,
+                    Kind::SubAck,
+                    Kind::ConnAck,
+                    Kind::PubRel,
+                    Kind::Publish,
+                    Kind::PingResp,
+                ];
+                let kind = kinds[self.rng.usize(..kinds.len())];
+                let (skip, count) = (self.rng.usize(0..3), self.rng.usize(1..5));
+                fault = Some(Fault::Withhold { client, kind, skip, count });
+            }
+            7 => {
+                let by = self.millis(50..4500);
+                fault = Some(Fault::Delay { client, by });
+            }
+            8 => {
+                self.cut();
+                let count = self.rng.usize(1..3);
+                let code = ConnectReturnCode::ServiceUnavailable;
+                fault = Some(Fault::Refuse { client: Some(client), code, count });
+            }
+            9 if self.plan.tcp.amnesia => {
+                self.ledger.losses += 1;
+                fault = Some(Fault::ForgetSession { client });
+            }
+            10 => {
+                let (whom, after) = (Whom::Client(client), self.rng.usize(0..200));
+                let up = self.rng.bool();
+                fault = Some(if up { Fault::CutReceived { whom, after } } else { Fault::CutSent { whom, after } });
+            }
+            _ => {
+                let code = SubscribeReasonCode::Failure;
+                fault = Some(Fault::Grant { client, code, count: 1 });
+            }
+        }
+        if let Some(fault) = fault {
+            self.trace.note(self.now, format!("{fault:?}"));
+            self.tally.faults += 1;
+            self.broker.inject(self.now, fault);
+            self.pump_broker()?;
+            let release = self.millis(300..6000);
+            self.after(release, Event::Release);
+        }
+        self.disturb_again()
+    }
+
+    fn disturb_again(&mut self) -> Checked {
+        let mean = self.plan.tcp.disturbed.unwrap_or(Duration::from_secs(5));
+        let pause = self.around(mean);
+        self.after(pause, Event::Disturb);
+        Ok(())
+    }
+
+    /// What is on its way is lost; who notices, and when, differs.
+    fn cut(&mut self) {
+        let Some((&link, stream)) = self.streams.iter_mut().next_back() else { return };
+        if stream.cut || !stream.open {
+            return;
+        }
+        stream.cut = true;
+        self.tally.cuts += 1;
+        let (gateway, broker) = (self.rng.u8(0..4) > 0, self.rng.u8(0..4) > 0);
+        self.trace.note(
+            self.now,
+            format!("connection {link} is cut (gateway notices: {gateway}, broker notices: {broker})"),
+        );
+        if gateway {
+            let at = self.millis(0..500);
+            self.after(at, Event::DownClosed(link, LinkFailure::Io("reset".into())));
+        }
+        if broker {
+            let at = self.millis(0..500);
+            self.after(at, Event::UpClosed(link));
+        }
+    }
+
+    fn crash(&mut self) -> Checked {
+        if !self.broker_up {
+            return Ok(());
+        }
+        let lost = self.plan.tcp.amnesia && self.rng.bool();
+        let memory = if lost { Memory::Lost } else { Memory::Kept };
+        self.ledger.losses += u32::from(lost);
+        self.tally.crashes += 1;
+        self.trace.note(self.now, format!("the broker crashes, memory {memory:?}"));
+        self.cut();
+        for stream in self.streams.values_mut() {
+            stream.cut = true;
+        }
+        self.broker_up = false;
+        self.broker.restart(memory);
+        self.pump_broker()?;
+        let up = self.millis(50..6000);
+        self.after(up, Event::BrokerUp);
+        Ok(())
+    }
+
+    fn broker_is_up(&mut self) -> Checked {
+        self.trace.note(self.now, "the broker is there");
+        self.broker_up = true;
+        if self.observer.connected { Ok(()) } else { self.observer_connects() }
+    }
+
+    /// Ends what the faults began.
+    fn release(&mut self) -> Checked {
+        let client = gateway_id();
+        let code = ConnectReturnCode::ServiceUnavailable;
+        for fault in [
+            Fault::Release { client: client.clone() },
+            Fault::Delay { client: client.clone(), by: Duration::ZERO },
+            Fault::Refuse { client: Some(client.clone()), code, count: 0 },
+            Fault::Grant { client: client.clone(), code: SubscribeReasonCode::Failure, count: 0 },
+        ] {
+            self.broker.inject(self.now, fault);
+        }
+        if !self.is_active() {
+            let whom = Whom::Client(client);
+            self.broker.inject(self.now, Fault::CutReceived { whom: whom.clone(), after: usize::MAX });
+            self.broker.inject(self.now, Fault::CutSent { whom, after: usize::MAX });
+        }
+        self.pump_broker()
+    }
+}
+
+fn gateway_id() -> ClientId {
+    ClientId::new(GATEWAY).expect("a sound id")
+}
+
+/// The sensors.
+impl World<'_> {
+    fn switch_on(&mut self, who: Who) -> Checked {
+        if self.sensors[who].node.is_some() {
+            return Ok(());
+        }
+        let seed = self.rng.u64(..);
+        let will = self.sensors[who].has_will.then(|| self.make_will(who));
+        self.trace.note(self.now, format!("s{who} is switched on"));
+        self.sensors[who].switch_on(self.now, seed, will);
+        self.drain_sensor(who)
+    }
+
+    fn make_will(&mut self, who: Who) -> Will {
+        let topic = plan::name(&format!("will/{who}"));
+        let (qos, retain) = (self.any_qos(), self.rng.u8(0..5) == 0);
+        let (_, message) = self.ledger.enter(Origin::Will(who), topic.clone(), qos, retain, 4);
+        Will { topic, message, qos, retain }
+    }
+
+    fn any_qos(&mut self) -> Qos {
+        [Qos::AtMostOnce, Qos::AtLeastOnce, Qos::ExactlyOnce][self.rng.usize(..3)]
+    }
+
+    /// Something a sensor's application does.
+    fn act(&mut self, who: Who) -> Checked {
+        if !self.is_active() {
+            return Ok(());
+        }
+        let pause = self.around(self.plan.pace);
+        self.after(pause, Event::Act(who));
+        if self.sensors[who].node.is_none() {
+            return Ok(());
+        }
+        let vanishing = self.plan.vanishing;
+        match self.rng.u8(0..100) {
+            0..52 => self.publish(who, None),
+            52..58 => self.publish_without_session(who),
+            58..76 => self.subscribe(who),
+            76..82 => self.unsubscribe(who),
+            82..86 => {
+                let back = self.millis(200..6000);
+                self.after(back, Event::Connect(who));
+                self.trace.note(self.now, format!("s{who} takes leave"));
+                self.with_node(who, |node, now| node.disconnect(now))
+            }
+            86..90 if vanishing => {
+                self.trace.note(self.now, format!("s{who} is switched off"));
+                self.tally.reboots += 1;
+                self.sensors[who].switch_off();
+                let back = self.millis(100..25_000);
+                self.after(back, Event::SwitchOn(who));
+                Ok(())
+            }
+            90..94 if vanishing => {
+                self.trace.note(self.now, format!("s{who} is out of reach"));
+                self.sensors[who].muted = true;
+                let back = self.millis(500..25_000);
+                self.after(back, Event::Unmute(who));
+                Ok(())
+            }
+            94..97 if vanishing && self.sensors[who].node_id.is_none() => {
+                self.tally.moves += 1;
+                let port = 10_000 + 100 * who as u16 + (self.tally.moves % 100) as u16;
+                self.sensors[who].addr = SocketAddr::from(([10, 0, 0, 2], port));
+                self.trace.note(self.now, format!("s{who} is at {port} from now on"));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn publish(&mut self, who: Who, probe: Option<Qos>) -> Checked {
+        let topic = match probe {
+            Some(_) => Topic::Name(plan::name(&format!("probe/{who}"))),
+            None => plan::topic(&mut self.rng, &self.sensors[who].predefined),
+        };
+        let qos = probe.unwrap_or_else(|| self.any_qos());
+        let retain = probe.is_none() && self.rng.u8(0..8) == 0;
+        let sensor = &self.sensors[who];
+        let Some(name) = sensor.name_of(&topic) else { return Ok(()) };
+        let (life, persistent, prompt) = (sensor.life, !sensor.clean, self.plan.radio.is_prompt());
+        let origin = Origin::Sensor { who, life, persistent, prompt };
+        let len = self.payload_len();
+        let (no, payload) = self.ledger.enter(origin, name, qos, retain, len);
+        self.trace.note(self.now, format!("s{who} publishes m{no} on {topic}, {qos:?}, retain {retain}"));
+        let now = self.now;
+        let sensor = &mut self.sensors[who];
+        if let Some(node) = &mut sensor.node
+            && let Ok(id) = node.publish(now, topic, payload, qos, retain)
+        {
+            sensor.given.insert(id, no);
+        }
+        if probe.is_some() {
+            self.probes.push(no);
+        }
+        self.drain_sensor(who)
+    }
+
+    fn publish_without_session(&mut self, who: Who) -> Checked {
+        let topic = plan::topic_without_session(&mut self.rng);
+        let sensor = &self.sensors[who];
+        let Some(name) = sensor.name_of(&topic) else { return Ok(()) };
+        let (life, persistent) = (sensor.life, !sensor.clean);
+        let origin = Origin::Sensor { who, life, persistent, prompt: true };
+        let (no, payload) = self.ledger.enter(origin, name, Qos::MinusOne, false, 4);
+        let now = self.now;
+        let sensor = &mut self.sensors[who];
+        if let Some(node) = &mut sensor.node
+            && let Ok(id) = node.publish(now, topic, payload, Qos::MinusOne, false)
+        {
+            sensor.given.insert(id, no);
+        }
+        self.drain_sensor(who)
+    }
+
+    fn subscribe(&mut self, who: Who) -> Checked {
+        let sensor = &self.sensors[who];
+        if sensor.held.len() + sensor.asked.len() >= 6 {
+            return Ok(());
+        }
+        let filter = plan::filter(&mut self.rng, &sensor.predefined);
+        let qos = self.any_qos();
+        self.trace.note(self.now, format!("s{who} subscribes to {filter}, {qos:?}"));
+        let now = self.now;
+        let sensor = &mut self.sensors[who];
+        if let Some(node) = &mut sensor.node
+            && node.subscribe(now, filter.clone(), qos).is_ok()
+        {
+            sensor.asked.push(filter);
+        }
+        self.drain_sensor(who)
+    }
+
+    fn unsubscribe(&mut self, who: Who) -> Checked {
+        let held: Vec<_> = self.sensors[who].held.iter().cloned().collect();
+        if held.is_empty() {
+            return Ok(());
+        }
+        let filter = held[self.rng.usize(..held.len())].clone();
+        self.trace.note(self.now, format!("s{who} unsubscribes from {filter}"));
+        let now = self.now;
+        let sensor = &mut self.sensors[who];
+        if let Some(node) = &mut sensor.node
+            && node.unsubscribe(now, filter.clone()).is_ok()
+        {
+            sensor.asked.push(filter);
+        }
+        self.drain_sensor(who)
+    }
+
+    fn with_node(
+        &mut self,
+        who: Who,
+        call: impl FnOnce(&mut mqtt_sn_gateway::node::Node, Instant),
+    ) -> Checked {
+        let now = self.now;
+        if let Some(node) = &mut self.sensors[who].node {
+            call(node, now);
+        }
+        self.drain_sensor(who)
+    }
+
+    fn drain_sensor(&mut self, who: Who) -> Checked {
+        while let Some(frame) = self.sensors[who].node.as_mut().and_then(|node| node.poll_transmit()) {
+            if self.sensors[who].muted {
+                continue;
+            }
+            let addr = self.sensors[who].addr;
+            for delay in self.fates() {
+                self.after(delay, Event::ToGateway(addr, frame.clone()));
+            }
+        }
+        while let Some(event) = self.sensors[who].node.as_mut().and_then(|node| node.poll_event()) {
+            self.sensor_event(who, event)?;
+        }
+        Ok(())
+    }
+
+    fn sensor_event(&mut self, who: Who, event: NodeEvent) -> Checked {
+        let note = match &event {
+            NodeEvent::Message(message) => format!("s{who} gets {} {:?}", message.topic, message.qos),
+            event => format!("s{who}: {event:?}"),
+        };
+        self.trace.note(self.now, note);
+        let sensor = &mut self.sensors[who];
+        match event {
+            NodeEvent::Connected | NodeEvent::Restarted => sensor.session += u32::from(sensor.clean),
+            NodeEvent::Published(id, outcome) => {
+                if let Some(no) = sensor.given.remove(&id) {
+                    self.ledger.ended(no, outcome)?;
+                }
+            }
+            NodeEvent::Subscribed { filter, result } => {
+                sensor.answered(&filter);
+                if result.is_ok() {
+                    sensor.held.insert(filter);
+                } else {
+                    sensor.held.remove(&filter);
+                }
+            }
+            NodeEvent::Unsubscribed { filter } => {
+                sensor.answered(&filter);
+                sensor.held.remove(&filter);
+            }
+            NodeEvent::Message(message) => {
+                let Some(topic) = sensor.name_of(&message.topic) else {
+                    return Err(Law::DownlinkFaithful.broken(format!("s{who} got {message:?}")));
+                };
+                let session = sensor.session;
+                let got = Got { who, session, topic: &topic, qos: message.qos, retain: message.retain };
+                self.ledger.got(&message.payload, &got)?;
+            }
+            NodeEvent::ConnectRefused(_)
+            | NodeEvent::ConnectionLost(_)
+            | NodeEvent::Disconnected
+            | NodeEvent::GatewayFound { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+/// The end.
+impl World<'_> {
+    /// Nothing goes wrong any more, and everybody wants to be connected.
+    fn calm(&mut self) -> Checked {
+        self.trace.note(self.now, "calm");
+        self.phase = Phase::Calm(self.now);
+        self.release()?;
+        for who in 0..self.sensors.len() {
+            self.sensors[who].muted = false;
+            self.switch_on(who)?;
+            // What took leave a moment ago has yet to hear the answer.
+            for delay in [0, 5, 15] {
+                self.after(Duration::from_secs(delay), Event::Connect(who));
+            }
+        }
+        self.after(LOOK, Event::Look);
+        Ok(())
+    }
+
+    /// Why the world is not at rest, if it is not.
+    fn unrest(&self) -> Option<String> {
+        if !self.gateway.is_connected() {
+            return Some("the gateway has no broker".into());
+        }
+        if let Some(unrest) = self.sensors.iter().find_map(Sensor::unrest).or_else(|| self.air.unrest()) {
+            return Some(unrest);
+        }
+        let (unsettled, octets) = (self.gateway.unsettled_deliveries(), self.gateway.queued_octets());
+        (unsettled + octets > 0).then(|| format!("{unsettled} deliveries are unsettled, {octets} octets wait"))
+    }
+
+    fn look(&mut self) -> Checked {
+        let unrest = self.unrest();
+        self.rested = if unrest.is_some() { 0 } else { self.rested + 1 };
+        let (since, patience) = match self.phase {
+            Phase::Calm(since) if self.gateway.counters().downlink_unanswered > 0 => (since, T_WAIT),
+            Phase::Calm(since) | Phase::Probing(since) => (since, Duration::ZERO),
+            Phase::Active | Phase::Over => return Ok(()),
+        };
+        let waited = self.now.saturating_duration_since(since);
+        if self.rested >= LOOKS && waited >= patience {
+            self.rested = 0;
+            if matches!(self.phase, Phase::Probing(_)) {
+                self.phase = Phase::Over;
+                return Ok(());
+            }
+            self.phase = Phase::Probing(self.now + Duration::from_secs(30));
+            self.shed_before_probes = sheds(self.gateway.counters());
+            self.after(Duration::ZERO, Event::Probe(0));
+            return Ok(());
+        }
+        Law::Liveness.check(waited < REST_WITHIN + patience, || {
+            format!("after {waited:?} of calm {}", unrest.unwrap_or_default())
+        })?;
+        self.after(LOOK, Event::Look);
+        Ok(())
+    }
+
+    /// The observer publishes on every topic, one after the other; then the sensors.
+    fn probe(&mut self, at: usize) -> Checked {
+        let names = plan::all_names(self.sensors.len());
+        if let Some(topic) = names.get(at) {
+            let no = self.observer_publishes(topic.clone(), QoS::AtLeastOnce, false)?;
+            let no = no.ok_or_else(|| Law::Liveness.broken("the observer has no broker"))?;
+            self.probes.push(no);
+            self.after(LOOK, Event::Probe(at + 1));
+            return Ok(());
+        }
+        for who in 0..self.sensors.len() {
+            self.publish(who, Some(Qos::AtLeastOnce))?;
+            self.publish(who, Some(Qos::ExactlyOnce))?;
+        }
+        self.after(LOOK, Event::Look);
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Checked {
+        let shed = sheds(self.gateway.counters()) - self.shed_before_probes;
+        for &no in &self.probes {
+            let entry = self.ledger.entry(no);
+            Law::Liveness.check(entry.at_broker == 1, || format!("probe m{no} was published {} times", entry.at_broker))?;
+            for sensor in &self.sensors {
+                let (who, wanted) = (sensor.who, sensor.wants(&entry.topic));
+                let got = self.ledger.has(who, no);
+                let times = self.ledger.times(who, sensor.session, no);
+                Law::Liveness.check((got || !wanted || shed > 0) && times <= 1, || {
+                    format!("s{who} wants probe m{no} on {} and got it {times} times", entry.topic)
+                })?;
+                // A persistent session may remember subscriptions that its sensor forgot.
+                let strange = got && !wanted && (sensor.clean || sensor.life == 0);
+                Law::DownlinkWanted.check(!strange, || format!("s{who} got probe m{no} on {}", entry.topic))?;
+            }
+        }
+        self.check_subscriptions()?;
+        self.check_wills()?;
+        let broker = self.broker.counters();
+        Law::LinkWellFormed
+            .check(broker.closed_malformed + broker.closed_too_large + broker.closed_connect_timeout == 0, || {
+                format!("the broker refuses what the gateway says: {broker:?}")
+            })?;
+        self.air.finish(self.gateway.counters())
+    }
+
+    fn check_subscriptions(&self) -> Checked {
+        for sensor in &self.sensors {
+            for filter in sensor.held.iter().filter_map(|filter| sensor.filter_of(filter)) {
+                let session = self.air.session(sensor.who);
+                let known = session.is_some_and(|session| session.filters().any(|known| *known == filter));
+                Law::SubscriptionsAgree
+                    .check(known, || format!("s{} holds {filter}, the gateway does not", sensor.who))?;
+            }
+        }
+        let at_broker = self.broker.session(GATEWAY).map(|session| session.subscriptions).unwrap_or_default();
+        let at_broker: Vec<TopicFilter> = at_broker.into_iter().map(|(filter, _)| filter).collect();
+        let wanted: Vec<TopicFilter> = self.air.filters().into_iter().collect();
+        let refused = self.gateway.counters().subscriptions_refused > 0;
+        Law::SubscriptionsAgree.check(at_broker == wanted || refused, || {
+            format!("the broker has {at_broker:?}, clients have {wanted:?}")
+        })
+    }
+
+    fn check_wills(&self) -> Checked {
+        for (no, entry) in self.ledger.iter() {
+            let Origin::Will(who) = entry.origin else { continue };
+            let fair = entry.qos == Qos::AtMostOnce || entry.at_broker >= entry.wills_due;
+            Law::WillOnLoss.check(fair, || {
+                format!("the Will m{no} of s{who} was due {} times, published {}", entry.wills_due, entry.at_broker)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn figures(&self) -> Figures {
+        let mut figures = Figures::default();
+        for (name, value) in self.gateway.counters().iter() {
+            figures.add("gateway", name, value);
+        }
+        for sensor in self.sensors.iter().filter_map(|sensor| sensor.node.as_ref()) {
+            let counters = sensor.counters();
+            figures.add("sensors", "frames_sent", counters.frames_sent);
+            figures.add("sensors", "retransmissions", counters.retransmissions);
+            figures.add("sensors", "duplicates", counters.duplicates);
+            figures.add("sensors", "stale", counters.stale);
+            figures.add("sensors", "shed", counters.shed);
+            figures.add("sensors", "connections", counters.connections);
+        }
+        let broker = self.broker.counters();
+        figures.add("broker", "published", broker.published);
+        figures.add("broker", "duplicates", broker.duplicates);
+        figures.add("broker", "delivered", broker.delivered);
+        figures.add("broker", "redelivered", broker.redelivered);
+        figures.add("broker", "stray_acks", broker.stray_acks);
+        figures.ledger(&self.ledger);
+        let Tally { frames_lost, frames_copied, frames_late, cuts, crashes, faults, reboots, moves } = self.tally;
+        for (name, value) in [
+            ("frames_lost", frames_lost),
+            ("frames_copied", frames_copied),
+            ("frames_late", frames_late),
+            ("cuts", cuts),
+            ("broker_crashes", crashes),
+            ("broker_faults", faults),
+            ("reboots", reboots),
+            ("moves", moves),
+            ("memory_losses", self.ledger.losses.into()),
+            ("seconds", self.now.saturating_duration_since(self.base).as_secs()),
+            ("steps", self.trace.steps()),
+        ] {
+            figures.add("world", name, value);
+        }
+        figures
+    }
+}
