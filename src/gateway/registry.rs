@@ -34,6 +34,8 @@ struct Topic {
 /// What the client makes of an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
+    /// It was never told of the id.
+    New,
     /// It may not know the id: REGISTER before the next PUBLISH.
     Unconfirmed,
     /// It learnt the id from a REGACK or SUBACK of ours, or confirmed our REGISTER.
@@ -105,14 +107,14 @@ impl Registry {
                 break id;
             }
         };
-        self.topics.insert(id, Topic { name: name.clone(), standing: Standing::Unconfirmed });
+        self.topics.insert(id, Topic { name: name.clone(), standing: Standing::New });
         self.ids.insert(name.clone(), id);
         Ok(id)
     }
 
-    /// Takes back an id that no answer has carried yet.
+    /// Takes back an id that the client was never told of.
     pub(super) fn withdraw(&mut self, id: u16) {
-        if self.topics.get(&id).is_some_and(|topic| topic.standing == Standing::Unconfirmed)
+        if self.topics.get(&id).is_some_and(|topic| topic.standing == Standing::New)
             && let Some(topic) = self.topics.remove(&id)
         {
             self.ids.remove(&topic.name);
@@ -172,7 +174,10 @@ impl Registry {
             Some(Standing::Known) => Naming::Known(TopicRef::Normal(id)),
             Some(Standing::Rejected) => Naming::Declined,
             Some(Standing::Paused(until)) if now < until => Naming::Declined,
-            _ => Naming::Register(id),
+            _ => {
+                self.unconfirm(id);
+                Naming::Register(id)
+            }
         }
     }
 
@@ -198,7 +203,7 @@ impl Registry {
 
     /// The client connected again and may have forgotten everything; its ids stay valid (Interpretation: A-04).
     pub(super) fn unconfirm_all(&mut self) {
-        for topic in self.topics.values_mut() {
+        for topic in self.topics.values_mut().filter(|topic| topic.standing != Standing::New) {
             topic.standing = Standing::Unconfirmed;
         }
     }
