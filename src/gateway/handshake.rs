@@ -56,6 +56,7 @@ enum WillChange {
 impl Gateway {
     /// CONNECT (§5.4.4).
     pub(super) fn handle_connect(&mut self, peer: Peer, route: Route, connect: &Connect<'_>, frame: &Bytes) {
+        self.hear_connecting(&peer, connect.client_id);
         if self.is_repeated_connect(&peer, frame) {
             return self.answer_connect(&peer, route, ReturnCode::Accepted);
         }
@@ -75,14 +76,18 @@ impl Gateway {
         self.handshakes.insert(peer, Handshake { params, topic: None });
     }
 
-    /// The same octets from a client that sent nothing in between: its CONNACK was lost (Interpretation: A-03).
-    fn is_repeated_connect(&mut self, peer: &Peer, frame: &Bytes) -> bool {
-        let Some(session) = self.clients.by_peer_mut(peer) else { return false };
-        let repeated = session.connect.as_ref() == Some(frame);
-        if repeated {
+    /// What a client sends to connect again is heard too: it is not lost over the prompts.
+    fn hear_connecting(&mut self, peer: &Peer, id: &[u8]) {
+        if let Some(session) = self.clients.by_peer_mut(peer)
+            && session.id.as_str().as_bytes() == id
+        {
             session.last_heard = self.now;
         }
-        repeated
+    }
+
+    /// The same octets from a client that sent nothing in between: its CONNACK was lost (Interpretation: A-03).
+    fn is_repeated_connect(&mut self, peer: &Peer, frame: &Bytes) -> bool {
+        self.clients.by_peer_mut(peer).is_some_and(|session| session.connect.as_ref() == Some(frame))
     }
 
     fn check_connect(
@@ -107,16 +112,19 @@ impl Gateway {
 
     /// WILLTOPIC (§5.4.7).
     pub(super) fn handle_will_topic(&mut self, peer: Peer, route: Route, will: &WillTopic<'_>) {
-        let Some(handshake) = self.handshakes.get_mut(&peer) else {
+        let Some(id) = self.handshakes.get(&peer).map(|handshake| handshake.params.id.clone()) else {
             self.counters.frames_unexpected += 1;
             return;
         };
+        self.hear_connecting(&peer, id.as_str().as_bytes());
         if will.topic.is_empty() {
             return self.complete(peer, route, WillChange::Delete);
         }
         match session::WillTopic::new(will) {
             Some(topic) => {
-                handshake.topic = Some(topic);
+                if let Some(handshake) = self.handshakes.get_mut(&peer) {
+                    handshake.topic = Some(topic);
+                }
                 self.air.send(&peer, route, Packet::WillMsgReq, &mut self.counters);
             }
             None => {
