@@ -327,7 +327,10 @@ impl Session {
                 self.downlink.outbox.push_front(item, cx.queued_octets);
                 return Reach::Lost;
             }
-            Request::Release => return Reach::Lost,
+            Request::Release => {
+                self.downlink.exchange = Some(exchange);
+                return Reach::Lost;
+            }
         }
         self.advance(cx);
         Reach::There
