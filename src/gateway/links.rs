@@ -111,7 +111,8 @@ struct HandOut {
 #[derive(Debug)]
 enum Purpose {
     Publish(ClientKey, UplinkId),
-    Subscribe(ClientKey, RequestId, TopicFilter, QoS),
+    /// With the QoS asked for, and the one that was in force before.
+    Subscribe(ClientKey, RequestId, TopicFilter, QoS, Option<QoS>),
     Reissue(Vec<TopicFilter>),
 }
 
@@ -166,10 +167,11 @@ impl Links {
     ) -> Result<Subscribing, Full> {
         let others = self.filters.get(filter).and_then(|subscribers| highest(subscribers.clients.values()));
         let at_broker = others.map_or(qos, |others| higher(others, qos));
+        let before = self.filters.get(filter).and_then(|subscribers| subscribers.clients.get(&client).copied());
         let outcome = if self.is_up() {
             let token = self.link.connection.subscribe(&[(filter.clone(), at_broker)])?;
             let id = RequestId(self.next_id());
-            self.purposes.insert(token, Purpose::Subscribe(client, id, filter.clone(), qos));
+            self.purposes.insert(token, Purpose::Subscribe(client, id, filter.clone(), qos, before));
             self.open_hand_out(now, client, filter, qos);
             Subscribing::Asked(id)
         } else {
@@ -318,13 +320,15 @@ impl Links {
 
     fn handle_subscribed(&mut self, token: Token, results: Vec<Result<QoS, Refused>>, cx: &mut LinkCx<'_>) {
         match self.purposes.remove(&token) {
-            Some(Purpose::Subscribe(client, id, filter, asked)) => {
+            Some(Purpose::Subscribe(client, id, filter, asked, before)) => {
                 let result = results.into_iter().next().unwrap_or(Err(Refused(0x80)));
                 let result = result.map(|granted| lower(granted, asked));
                 if let Some(subscribers) = self.filters.get_mut(&filter) {
                     match (subscribers.clients.get_mut(&client), result) {
                         (Some(qos), Ok(granted)) => *qos = granted,
                         (_, Ok(_)) => {}
+                        // What is refused on top of a subscription leaves it as it was.
+                        (Some(qos), Err(_)) if before.is_some() => *qos = before.unwrap_or(*qos),
                         (_, Err(_)) => subscribers.at_broker = subscribers.clients.len() > 1,
                     }
                 }

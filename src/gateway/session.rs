@@ -91,6 +91,8 @@ impl WillTopic {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Subscription {
     pub(super) topic: TopicRef,
+    /// A SUBACK said so: what is asked on top of it and refused leaves it as it is.
+    pub(super) granted: bool,
 }
 
 /// A SUBSCRIBE that is with the broker.
@@ -253,9 +255,10 @@ impl Session {
         let topic = self.topic_of(subscribe.topic, &filter, cx.settings)?;
         let outcome = cx.links.subscribe(cx.now, self.key, &filter, asked);
         let outcome = outcome.map_err(|_| ReturnCode::Congestion)?;
-        self.subscriptions.insert(filter.clone(), Subscription { topic });
+        let granted = self.subscriptions.get(&filter).is_some_and(|subscription| subscription.granted);
+        self.subscriptions.insert(filter.clone(), Subscription { topic, granted });
         match outcome {
-            Subscribing::Granted(qos) => self.accept_subscribe(msg_id, topic, qos, cx),
+            Subscribing::Granted(qos) => self.accept_subscribe(msg_id, &filter, topic, qos, cx),
             Subscribing::Asked(id) => {
                 let answer_by = cx.now + cx.settings.broker.ack_timeout;
                 self.requests.push_back(Request { id, msg_id, filter, topic, asked, answer_by });
@@ -306,7 +309,7 @@ impl Session {
         let Some(at) = self.requests.iter().position(|request| request.id == id) else { return };
         let Some(request) = self.requests.remove(at) else { return };
         match result {
-            Ok(qos) => self.accept_subscribe(request.msg_id, request.topic, qos, cx),
+            Ok(qos) => self.accept_subscribe(request.msg_id, &request.filter, request.topic, qos, cx),
             Err(refused) => {
                 debug!(filter = %request.filter, %refused, "subscription refused");
                 cx.counters.subscriptions_refused += 1;
@@ -325,13 +328,23 @@ impl Session {
                 cx.counters.subscriptions_full += 1;
                 self.undo_subscribe(request, ReturnCode::Congestion, cx);
             } else {
-                self.accept_subscribe(request.msg_id, request.topic, request.asked, cx);
+                self.accept_subscribe(request.msg_id, &request.filter, request.topic, request.asked, cx);
             }
         }
         self.advance(cx);
     }
 
-    fn accept_subscribe(&mut self, msg_id: u16, topic: TopicRef, qos: QoS, cx: &mut Cx<'_>) {
+    fn accept_subscribe(
+        &mut self,
+        msg_id: u16,
+        filter: &TopicFilter,
+        topic: TopicRef,
+        qos: QoS,
+        cx: &mut Cx<'_>,
+    ) {
+        if let Some(subscription) = self.subscriptions.get_mut(filter) {
+            subscription.granted = true;
+        }
         if let TopicRef::Normal(id) = topic {
             self.registry.confirm(id);
         }
@@ -344,13 +357,18 @@ impl Session {
         self.send(Packet::SubAck(SubAck { qos, topic_id: topic.raw(), msg_id, code }), cx);
     }
 
+    /// A subscription that was granted before, or is still being asked for, stays: the request may have been a late
+    /// copy, and its answer may reach nobody.
     fn undo_subscribe(&mut self, request: Request, code: ReturnCode, cx: &mut Cx<'_>) {
-        self.subscriptions.remove(&request.filter);
-        cx.links.unsubscribe(self.key, &request.filter);
-        if let TopicRef::Normal(id) = request.topic {
-            self.registry.withdraw(id);
+        let granted = self.subscriptions.get(&request.filter).is_some_and(|subscription| subscription.granted);
+        if !granted && !self.requests.iter().any(|other| other.filter == request.filter) {
+            self.subscriptions.remove(&request.filter);
+            cx.links.unsubscribe(self.key, &request.filter);
+            if let TopicRef::Normal(id) = request.topic {
+                self.registry.withdraw(id);
+            }
+            self.drop_unsubscribed(cx);
         }
-        self.drop_unsubscribed(cx);
         self.refuse_subscribe(request.msg_id, code, cx);
     }
 
