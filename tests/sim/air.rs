@@ -31,8 +31,8 @@ pub(crate) struct Air {
     cause: Cause,
     /// Who has yet to settle a message of the broker.
     blocks: BTreeMap<No, BTreeSet<Who>>,
-    /// What the gateway got from the broker.
-    arrived: BTreeSet<No>,
+    /// What the gateway got from the broker, live or retained, and when first.
+    arrived: BTreeMap<(No, bool), Instant>,
     /// Due to a client and gone without a sign; to be covered by counters.
     vanished: u64,
     /// Clients that count as lost from the timeout under way on.
@@ -81,6 +81,8 @@ struct Handshake {
 /// A client as the gateway should see it.
 pub(crate) struct Session {
     active: bool,
+    /// When the connection was set up.
+    since: Instant,
     peer: Option<Peer>,
     clean: bool,
     keep_alive: Duration,
@@ -101,6 +103,8 @@ pub(crate) struct Session {
     exchange: Option<Exchange>,
     /// What was open when the connection ended: it may go on.
     resumable: Option<(u16, No)>,
+    /// What the client did not know the topic id of: it is sent once more.
+    repairing: Option<No>,
     /// What was registered last and may be published though nobody subscribes any more.
     under_way: Option<TopicName>,
     /// Messages for the client, in order.
@@ -134,6 +138,8 @@ struct Exchange {
     sent: u32,
     first: Instant,
     last: Instant,
+    /// The broker does not wait for it.
+    stray: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -147,6 +153,7 @@ impl Session {
     fn new(now: Instant) -> Self {
         Self {
             active: false,
+            since: now,
             peer: None,
             clean: true,
             keep_alive: Duration::ZERO,
@@ -161,6 +168,7 @@ impl Session {
             up: BTreeMap::new(),
             exchange: None,
             resumable: None,
+            repairing: None,
             under_way: None,
             queue: VecDeque::new(),
             subscribes: BTreeMap::new(),
@@ -195,7 +203,7 @@ impl Air {
             told: BTreeMap::new(),
             cause: Cause::default(),
             blocks: BTreeMap::new(),
-            arrived: BTreeSet::new(),
+            arrived: BTreeMap::new(),
             vanished: 0,
             due: BTreeSet::new(),
         }
@@ -339,6 +347,10 @@ impl Air {
     }
 
     fn will_topic_in(&mut self, from: &Peer, will: &WillTopic<'_>) {
+        let who = self.handshakes.get(from).map(|handshake| handshake.who);
+        if self.bound.get(from).copied() == who {
+            self.heard(from);
+        }
         let Some(handshake) = self.handshakes.get_mut(from) else { return };
         if will.topic.is_empty() {
             let &mut Handshake { who, clean, keep_alive, .. } = handshake;
@@ -487,6 +499,7 @@ impl Air {
             }
             ReturnCode::InvalidTopicId => {
                 session.under_way = Some(ledger.entry(no).topic.clone());
+                session.repairing = Some(no);
                 if let TopicRef::Normal(id) = topic {
                     session.known.remove(&id);
                 }
@@ -505,7 +518,8 @@ impl Air {
         };
         if let Some(Exchange { kind: Kind::Publish { no, retain, .. }, .. }) = session.exchange.take_if(matches) {
             let (first, last) = (self.now, self.now);
-            session.exchange = Some(Exchange { kind: Kind::Release, msg_id, sent: 0, first, last });
+            session.exchange =
+                Some(Exchange { kind: Kind::Release, msg_id, sent: 0, first, last, stray: true });
             Law::SensorHasIt.check(ledger.has(who, no), || format!("s{who} acknowledged m{no}"))?;
             self.settled(who, no, retain);
         }
@@ -533,7 +547,8 @@ impl Air {
 
     /// The broker's PUBLISH reached the gateway. `fresh`: not while an exchange under the same packet id was open.
     pub(crate) fn message_in(&mut self, no: No, qos: Qos, retain: bool, fresh: bool, ledger: &Ledger) {
-        let seen = !self.arrived.insert(no);
+        let seen = self.arrived.contains_key(&(no, retain));
+        self.arrived.entry((no, retain)).or_insert(self.now);
         if retain || (seen && !fresh) {
             return;
         }
@@ -552,12 +567,22 @@ impl Air {
         }
     }
 
-    /// The gateway acknowledged a message to the broker (G2).
-    pub(crate) fn ack_out(&mut self, no: No, retain: bool, counters: &Counters) -> Checked {
-        for (who, session) in &self.sessions {
-            let kind = session.exchange.as_ref().map(|open| &open.kind);
-            let open = matches!(kind, Some(Kind::Publish { no: n, retain: r, .. }) if (*n, *r) == (no, retain));
-            Law::SettledBeforeAck.check(!open || !session.active, || {
+    /// The broker forgot the session, and what it was owed.
+    pub(crate) fn broker_forgot(&mut self) {
+        self.blocks.clear();
+        self.sessions.values_mut().filter_map(|session| session.exchange.as_mut()).for_each(|open| open.stray = true);
+    }
+
+    /// The gateway acknowledged a message to the broker (G2), and if it is the `last` copy of it, nobody has yet to settle it.
+    pub(crate) fn ack_out(&mut self, no: No, retain: bool, last: bool, counters: &Counters) -> Checked {
+        for (who, session) in self.sessions.iter().filter(|(_, session)| session.active && last) {
+            let Some(open) = session.exchange.as_ref().filter(|open| !open.stray) else { continue };
+            // The broker does not wait for who was away when the message came.
+            if self.arrived.get(&(no, retain)).is_none_or(|at| *at < session.since) {
+                continue;
+            }
+            let same = matches!(open.kind, Kind::Publish { no: n, retain: r, .. } if (n, r) == (no, retain));
+            Law::SettledBeforeAck.check(!same, || {
                 format!("m{no} was acknowledged to the broker while its PUBLISH to s{who} is open")
             })?;
         }
@@ -641,7 +666,13 @@ impl Air {
     pub(crate) fn counted(&mut self, before: &Counters, after: &Counters) -> Checked {
         let lost = after.clients_lost - before.clients_lost;
         Law::LostWhenSilent.check(lost == self.due.len() as u64, || {
-            format!("the gateway lost {lost} clients, it should have lost {:?}", self.due)
+            let sessions = self.sessions.iter().filter(|(_, session)| session.active);
+            let sessions = sessions.map(|(who, session)| {
+                let silent = self.now.saturating_duration_since(session.last_heard);
+                format!("s{who}: keep-alive {:?}, silent for {silent:?}", session.keep_alive)
+            });
+            let sessions: Vec<String> = sessions.collect();
+            format!("the gateway lost {lost} clients, it should have lost {:?}; {sessions:?}", self.due)
         })?;
         let accepted = after.connects_accepted - before.connects_accepted;
         match self.cause.setup.take() {
@@ -685,6 +716,9 @@ impl Air {
             WillChange::Delete => session.will = None,
             WillChange::Set(no) => session.will = Some(no),
         }
+        if !session.active {
+            session.since = now;
+        }
         (session.active, session.clean, session.keep_alive) = (true, clean, keep_alive);
         (session.last_heard, session.connect) = (now, frame);
         session.known.clear();
@@ -695,7 +729,7 @@ impl Air {
             Some(Exchange { kind: Kind::Publish { no, .. }, msg_id, .. }) => session.resumable = Some((msg_id, no)),
             Some(Exchange { kind: Kind::Release, msg_id, .. }) => {
                 session.exchange =
-                    Some(Exchange { kind: Kind::Release, msg_id, sent: 0, first: now, last: now });
+                    Some(Exchange { kind: Kind::Release, msg_id, sent: 0, first: now, last: now, stray: true });
             }
             Some(Exchange { kind: Kind::Register(_, name), .. }) => session.under_way = Some(name),
             None => {}
@@ -872,7 +906,7 @@ impl Air {
             Law::Retransmission.check(!dup, || format!("m{no} is new to s{who} and has DUP"))?;
             let wanted = session.wants(&entry.topic) || session.under_way.take() == Some(entry.topic.clone());
             Law::DownlinkWanted.check(wanted, || format!("s{who} is sent m{no} and does not want it"))?;
-            if retain {
+            if retain && session.repairing != Some(no) {
                 let subscribes = session.subscribes.iter().filter(|(f, _)| f.matches(&entry.topic));
                 let due: u32 = subscribes.map(|(_, count)| count).sum();
                 let count = session.hand_outs.entry(no).or_default();
@@ -882,6 +916,7 @@ impl Air {
                 })?;
             }
         }
+        session.repairing = None;
         session.under_way = None;
         if qos == Qos::AtMostOnce {
             self.settled(who, no, retain);
@@ -922,7 +957,7 @@ impl Air {
         let port = &self.settings.ports[port];
         let now = self.now;
         let Some(open) = &mut session.exchange else {
-            session.exchange = Some(Exchange { kind, msg_id, sent: 1, first: now, last: now });
+            session.exchange = Some(Exchange { kind, msg_id, sent: 1, first: now, last: now, stray: false });
             return Ok(());
         };
         Law::OneExchange.check(open.msg_id == msg_id && open.kind == kind, || {

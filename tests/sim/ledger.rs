@@ -46,6 +46,8 @@ pub(crate) struct Entry {
     pub(crate) order: Option<u64>,
     /// Losses of the broker's memory before that.
     losses: u32,
+    /// The broker sent it to the gateway again.
+    pub(crate) redelivered: bool,
     /// The gateway heard PUBREC.
     pub(crate) received: bool,
     /// The gateway heard PUBACK or PUBCOMP.
@@ -103,6 +105,7 @@ impl Ledger {
             at_broker: 0,
             order: None,
             losses: 0,
+            redelivered: false,
             received: false,
             acked: false,
             outcome: None,
@@ -217,8 +220,11 @@ impl Ledger {
         let count = self.got.entry((who, got.session, no)).or_default();
         *count += 1;
         if *count > 1 {
-            let fair = got.qos != Qos::ExactlyOnce;
+            let fair = got.qos != Qos::ExactlyOnce || *count <= entry.at_broker;
             Law::DownlinkExactlyOnce.check(fair, || format!("s{who} got m{no} {count} times"))?;
+            return Ok(no);
+        }
+        if entry.at_broker > 1 || entry.redelivered {
             return Ok(no);
         }
         let order = entry.order.unwrap_or(0);

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::{Bytes, BytesMut};
 use mqtt_sn_gateway::wire::Qos;
 use rumqttc::mqttbytes::{self, Error};
-use rumqttc::{Packet, Publish, QoS};
+use rumqttc::{ConnectReturnCode, Packet, Publish, QoS};
 
 use crate::law::{Checked, Law};
 use crate::ledger::{Ledger, No};
@@ -22,6 +22,7 @@ pub(crate) struct Link {
     again: BTreeSet<u16>,
     /// Messages of the broker.
     inward: BTreeMap<u16, In>,
+    connections: u32,
     /// PUBRELs of the broker on this connection.
     released: BTreeSet<u16>,
 }
@@ -47,13 +48,16 @@ struct In {
 pub(crate) enum Fact {
     /// The broker's message is about to reach the gateway.
     Message { no: No, qos: Qos, retain: bool, fresh: bool },
-    /// The gateway told the broker that it is done with the message.
-    Acked { no: No, retain: bool },
+    /// The gateway told the broker that it is done with the message; `last`: with all copies of it.
+    Acked { no: No, retain: bool, last: bool },
+    /// The broker has lost the session.
+    Lost,
 }
 
 impl Link {
     /// A new connection.
     pub(crate) fn connected(&mut self) {
+        self.connections += 1;
         self.written.clear();
         self.read.clear();
         self.again.clear();
@@ -96,7 +100,8 @@ impl Link {
         }
         let open = self.out.insert(publish.pkid, Out::Sent(no, publish.qos));
         let fair = match open {
-            None => !publish.dup,
+            // What waited in the buffer of a connection that broke may never have left it.
+            None => !publish.dup || self.connections > 1,
             Some(open) => {
                 publish.dup && open == Out::Sent(no, publish.qos) && self.again.remove(&publish.pkid)
             }
@@ -121,7 +126,8 @@ impl Link {
         if qos == QoS::AtLeastOnce {
             self.inward.remove(&id);
         }
-        Ok(first.then_some(Fact::Acked { no, retain }))
+        let last = !self.inward.values().any(|other| !other.acked && (other.no, other.retain) == (no, retain));
+        Ok(first.then_some(Fact::Acked { no, retain, last }))
     }
 
     /// The gateway is about to read these octets.
@@ -130,10 +136,11 @@ impl Link {
         let mut facts = Vec::new();
         while let Some(packet) = next(&mut self.read)? {
             match packet {
-                Packet::ConnAck(ack) => {
+                Packet::ConnAck(ack) if ack.code == ConnectReturnCode::Success => {
                     if !ack.session_present {
                         self.out.retain(|_, open| *open == Out::Request);
                         self.inward.clear();
+                        facts.push(Fact::Lost);
                     }
                     self.again = self.out.keys().copied().collect();
                 }
@@ -168,9 +175,10 @@ impl Link {
         }
     }
 
-    fn publish_in(&mut self, publish: &Publish, ledger: &Ledger) -> Checked<Fact> {
+    fn publish_in(&mut self, publish: &Publish, ledger: &mut Ledger) -> Checked<Fact> {
         let no = ledger.find(&publish.payload);
         let no = no.ok_or_else(|| Law::DownlinkFaithful.broken(format!("{publish:?} comes from nobody")))?;
+        ledger.entry_mut(no).redelivered |= publish.dup;
         let mut fresh = true;
         if publish.qos != QoS::AtMostOnce {
             match self.inward.get_mut(&publish.pkid) {

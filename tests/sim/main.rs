@@ -25,6 +25,7 @@ mod sensor;
 mod trace;
 mod world;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -71,9 +72,15 @@ fn every_world_keeps_the_laws() {
     failed.sort_by_key(|(seed, _)| *seed);
     println!("{seeds} worlds in {:?}", base.elapsed());
     if let Some((seed, _)) = failed.first() {
-        for (seed, violation) in failed.iter().take(20) {
-            println!("seed {seed}: {violation}");
+        let mut shown = BTreeMap::new();
+        for (seed, violation) in &failed {
+            let count: &mut u32 = shown.entry(violation.law).or_default();
+            *count += 1;
+            if *count <= 3 {
+                println!("seed {seed}: {violation}");
+            }
         }
+        println!("{shown:?}");
         report(*seed, 60);
         panic!("{} of {seeds} worlds broke a law; replay the first with\n{}", failed.len(), command(*seed));
     }

@@ -28,6 +28,8 @@ pub(crate) struct Sensor {
     pub(crate) session: u32,
     pub(crate) given: BTreeMap<PublishId, No>,
     pub(crate) held: BTreeSet<Filter>,
+    /// What it was refused: if it was granted before and the SUBACK got lost, the gateway keeps it.
+    pub(crate) doubtful: BTreeSet<Filter>,
     /// Subscribes and unsubscribes without an answer.
     pub(crate) asked: Vec<Filter>,
     pub(crate) predefined: BTreeMap<u16, TopicName>,
@@ -49,6 +51,7 @@ impl Sensor {
             session: 0,
             given: BTreeMap::new(),
             held: BTreeSet::new(),
+            doubtful: BTreeSet::new(),
             asked: Vec::new(),
             predefined,
             keep_alive: plan.keep_alive,
@@ -79,6 +82,7 @@ impl Sensor {
         self.session += 1;
         self.given.clear();
         self.held.clear();
+        self.doubtful.clear();
         self.asked.clear();
     }
 
@@ -109,6 +113,11 @@ impl Sensor {
     /// Whether the application holds a subscription for this topic.
     pub(crate) fn wants(&self, topic: &TopicName) -> bool {
         self.held.iter().filter_map(|filter| self.filter_of(filter)).any(|filter| filter.matches(topic))
+    }
+
+    /// Whether it may get messages on this topic all the same.
+    pub(crate) fn bears(&self, topic: &TopicName) -> bool {
+        self.doubtful.iter().filter_map(|filter| self.filter_of(filter)).any(|filter| filter.matches(topic))
     }
 
     /// Why it is not at rest, if it is not.

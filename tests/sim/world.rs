@@ -492,8 +492,8 @@ impl World<'_> {
             }
             LinkCommand::Write(octets) => {
                 for fact in self.link.wrote(&octets, &self.ledger)? {
-                    if let Fact::Acked { no, retain } = fact {
-                        self.air.ack_out(no, retain, self.gateway.counters())?;
+                    if let Fact::Acked { no, retain, last } = fact {
+                        self.air.ack_out(no, retain, last, self.gateway.counters())?;
                     }
                 }
                 self.trace.note(self.now, format!("writes {} octets", octets.len()));
@@ -549,6 +549,8 @@ impl World<'_> {
             return Ok(());
         }
         if self.streams.get(&link).is_some_and(|stream| stream.cut) {
+            let failure = LinkFailure::Connect("timed out".into());
+            self.after(self.plan.settings.broker.connect_timeout, Event::DownClosed(link, failure));
             return Ok(());
         }
         self.broker.handle(self.now, BrokerInput::Opened(ConnectionId(link)));
@@ -560,7 +562,11 @@ impl World<'_> {
     fn link_event(&mut self, link: u64, event: LinkEvent) -> Checked {
         let Some(stream) = self.streams.get_mut(&link).filter(|stream| stream.open) else { return Ok(()) };
         match event {
-            LinkEvent::Connected if stream.cut => return Ok(()),
+            LinkEvent::Connected if stream.cut => {
+                let failure = LinkFailure::Connect("timed out".into());
+                self.after(self.plan.settings.broker.connect_timeout, Event::DownClosed(link, failure));
+                return Ok(());
+            }
             LinkEvent::Closed(_) => stream.open = false,
             _ => {}
         }
@@ -578,8 +584,12 @@ impl World<'_> {
         self.trace.add(self.now, Step::Down(link, octets.clone()));
         self.air.begin(self.now);
         for fact in self.link.read(&octets, &mut self.ledger)? {
-            if let Fact::Message { no, qos, retain, fresh } = fact {
-                self.air.message_in(no, qos, retain, fresh, &self.ledger);
+            match fact {
+                Fact::Message { no, qos, retain, fresh } => {
+                    self.air.message_in(no, qos, retain, fresh, &self.ledger);
+                }
+                Fact::Lost => self.air.broker_forgot(),
+                Fact::Acked { .. } => {}
             }
         }
         self.tell_gateway(Input::Link(LinkId(link), LinkEvent::Bytes(octets)))
@@ -700,7 +710,6 @@ impl World<'_> {
                     Kind::SubAck,
                     Kind::ConnAck,
                     Kind::PubRel,
-                    Kind::Publish,
                     Kind::PingResp,
                 ];
                 let kind = kinds[self.rng.usize(..kinds.len())];
@@ -1023,6 +1032,7 @@ impl World<'_> {
                     sensor.held.insert(filter);
                 } else {
                     sensor.held.remove(&filter);
+                    sensor.doubtful.insert(filter);
                 }
             }
             NodeEvent::Unsubscribed { filter } => {
@@ -1124,6 +1134,8 @@ impl World<'_> {
 
     fn finish(&mut self) -> Checked {
         let shed = sheds(self.gateway.counters()) - self.shed_before_probes;
+        // What the broker refused after it had been granted in its absence.
+        let refused = self.gateway.counters().subscriptions_refused > 0;
         for &no in &self.probes {
             let entry = self.ledger.entry(no);
             Law::Liveness.check(entry.at_broker == 1, || format!("probe m{no} was published {} times", entry.at_broker))?;
@@ -1131,11 +1143,12 @@ impl World<'_> {
                 let (who, wanted) = (sensor.who, sensor.wants(&entry.topic));
                 let got = self.ledger.has(who, no);
                 let times = self.ledger.times(who, sensor.session, no);
-                Law::Liveness.check((got || !wanted || shed > 0) && times <= 1, || {
+                Law::Liveness.check((got || !wanted || shed > 0 || refused) && times <= 1, || {
                     format!("s{who} wants probe m{no} on {} and got it {times} times", entry.topic)
                 })?;
                 // A persistent session may remember subscriptions that its sensor forgot.
-                let strange = got && !wanted && (sensor.clean || sensor.life == 0);
+                let borne = sensor.bears(&entry.topic) || (!sensor.clean && sensor.life > 0);
+                let strange = got && !wanted && !borne;
                 Law::DownlinkWanted.check(!strange, || format!("s{who} got probe m{no} on {}", entry.topic))?;
             }
         }
@@ -1143,7 +1156,7 @@ impl World<'_> {
         self.check_wills()?;
         let broker = self.broker.counters();
         Law::LinkWellFormed
-            .check(broker.closed_malformed + broker.closed_too_large + broker.closed_connect_timeout == 0, || {
+            .check(broker.closed_malformed + broker.closed_too_large == 0, || {
                 format!("the broker refuses what the gateway says: {broker:?}")
             })?;
         self.air.finish(self.gateway.counters())
