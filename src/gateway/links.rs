@@ -91,9 +91,24 @@ pub(super) struct Links {
 /// Who subscribed to a filter.
 #[derive(Debug, Default)]
 struct Subscribers {
-    clients: BTreeMap<ClientKey, QoS>,
+    clients: BTreeMap<ClientKey, Claim>,
     /// The broker has the filter, or is about to.
     at_broker: bool,
+}
+
+/// What one client has of a filter.
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    qos: QoS,
+    /// The last SUBSCRIBE for it that was passed on: the answer to an earlier one says nothing about it.
+    asked: Option<RequestId>,
+}
+
+impl Subscribers {
+    /// The highest QoS that somebody has of the filter.
+    fn highest(&self) -> Option<QoS> {
+        self.clients.values().map(|claim| claim.qos).reduce(higher)
+    }
 }
 
 /// A SUBSCRIBE whose retained messages are still to come.
@@ -165,9 +180,10 @@ impl Links {
         filter: &TopicFilter,
         qos: QoS,
     ) -> Result<Subscribing, Full> {
-        let others = self.filters.get(filter).and_then(|subscribers| highest(subscribers.clients.values()));
+        let others = self.filters.get(filter).and_then(Subscribers::highest);
         let at_broker = others.map_or(qos, |others| higher(others, qos));
-        let before = self.filters.get(filter).and_then(|subscribers| subscribers.clients.get(&client).copied());
+        let before = self.filters.get(filter).and_then(|subscribers| subscribers.clients.get(&client));
+        let before = before.map(|claim| claim.qos);
         let outcome = if self.is_up() {
             let token = self.link.connection.subscribe(&[(filter.clone(), at_broker)])?;
             let id = RequestId(self.next_id());
@@ -179,7 +195,11 @@ impl Links {
             Subscribing::Granted(qos)
         };
         let subscribers = self.filters.get_or_default(filter);
-        subscribers.clients.insert(client, qos);
+        let asked = match outcome {
+            Subscribing::Asked(id) => Some(id),
+            Subscribing::Granted(_) => None,
+        };
+        subscribers.clients.insert(client, Claim { qos, asked });
         subscribers.at_broker |= matches!(outcome, Subscribing::Asked(_));
         Ok(outcome)
     }
@@ -295,7 +315,7 @@ impl Links {
         let mut wanted = Vec::new();
         for filter in std::mem::take(&mut self.unsettled) {
             let Some(subscribers) = self.filters.get(&filter) else { continue };
-            if let Some(qos) = highest(subscribers.clients.values()) {
+            if let Some(qos) = subscribers.highest() {
                 wanted.push((filter, qos));
             } else if !subscribers.at_broker
                 || self.link.connection.unsubscribe(std::slice::from_ref(&filter)).is_ok()
@@ -324,12 +344,13 @@ impl Links {
                 let result = results.into_iter().next().unwrap_or(Err(Refused(0x80)));
                 let result = result.map(|granted| lower(granted, asked));
                 if let Some(subscribers) = self.filters.get_mut(&filter) {
-                    match (subscribers.clients.get_mut(&client), result) {
-                        (Some(qos), Ok(granted)) => *qos = granted,
-                        (_, Ok(_)) => {}
+                    let claim = subscribers.clients.get_mut(&client).filter(|claim| claim.asked == Some(id));
+                    match (claim, result) {
+                        (Some(claim), Ok(granted)) => claim.qos = granted,
                         // What is refused on top of a subscription leaves it as it was.
-                        (Some(qos), Err(_)) if before.is_some() => *qos = before.unwrap_or(*qos),
-                        (_, Err(_)) => subscribers.at_broker = subscribers.clients.len() > 1,
+                        (Some(claim), Err(_)) if before.is_some() => claim.qos = before.unwrap_or(claim.qos),
+                        (Some(_), Err(_)) => subscribers.at_broker = subscribers.clients.len() > 1,
+                        (None, _) => {}
                     }
                 }
                 self.updates.push_back(Update::Subscribed(client, id, result));
@@ -376,8 +397,8 @@ impl Links {
     fn recipients(&self, message: &Message) -> BTreeMap<ClientKey, QoS> {
         let mut recipients = BTreeMap::new();
         self.filters.matches(&message.topic, |_, subscribers| {
-            for (client, qos) in &subscribers.clients {
-                add_recipient(&mut recipients, *client, lower(message.qos, *qos));
+            for (client, claim) in &subscribers.clients {
+                add_recipient(&mut recipients, *client, lower(message.qos, claim.qos));
             }
         });
         recipients
@@ -427,10 +448,6 @@ impl Links {
 fn add_recipient(recipients: &mut BTreeMap<ClientKey, QoS>, client: ClientKey, qos: QoS) {
     let best = recipients.entry(client).or_insert(qos);
     *best = higher(*best, qos);
-}
-
-fn highest<'a>(qos: impl Iterator<Item = &'a QoS>) -> Option<QoS> {
-    qos.copied().reduce(higher)
 }
 
 fn higher(a: QoS, b: QoS) -> QoS {
