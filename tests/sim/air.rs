@@ -88,6 +88,8 @@ pub(crate) struct Session {
     keep_alive: Duration,
     last_heard: Instant,
     connect: Option<Bytes>,
+    /// It was set up with prompts, and nothing came since.
+    prompted: bool,
     will: Option<No>,
     /// Every id of this session.
     ids: BTreeMap<u16, TopicName>,
@@ -159,6 +161,7 @@ impl Session {
             keep_alive: Duration::ZERO,
             last_heard: now,
             connect: None,
+            prompted: false,
             will: None,
             ids: BTreeMap::new(),
             known: BTreeSet::new(),
@@ -312,7 +315,7 @@ impl Air {
                 self.handshakes.remove(&from);
                 self.heard(&from);
                 if let Some(session) = self.sessions.get_mut(&who) {
-                    session.connect = None;
+                    (session.connect, session.prompted) = (None, false);
                 }
                 self.session_in(who, &packet, ledger)?;
             }
@@ -364,8 +367,11 @@ impl Air {
 
     fn will_msg_in(&mut self, from: &Peer, message: &[u8], ledger: &Ledger) {
         let Some(handshake) = self.handshakes.get(from).filter(|handshake| handshake.asked) else {
-            // A repetition, or nothing at all.
-            self.heard(from);
+            // A repetition, or nothing at all.
+            let who = self.bound.get(from);
+            if who.and_then(|who| self.sessions.get(who)).is_some_and(|session| session.prompted) {
+                self.heard(from);
+            }
             return;
         };
         let &Handshake { who, clean, keep_alive, .. } = handshake;
@@ -646,7 +652,7 @@ impl Air {
     fn leave(&mut self, who: Who) {
         let Some(session) = self.sessions.get_mut(&who) else { return };
         session.active = false;
-        session.connect = None;
+        (session.connect, session.prompted) = (None, false);
         session.unanswered.clear();
         if let Some(peer) = session.peer.take() {
             self.bound.remove(&peer);
@@ -663,7 +669,7 @@ impl Air {
     }
 
     /// After the gateway was told and before its outputs are taken: what it counted.
-    pub(crate) fn counted(&mut self, before: &Counters, after: &Counters) -> Checked {
+    pub(crate) fn counted(&mut self, before: &Counters, after: &Counters, ledger: &Ledger) -> Checked {
         let lost = after.clients_lost - before.clients_lost;
         Law::LostWhenSilent.check(lost == self.due.len() as u64, || {
             let sessions = self.sessions.iter().filter(|(_, session)| session.active);
@@ -676,7 +682,7 @@ impl Air {
         })?;
         let accepted = after.connects_accepted - before.connects_accepted;
         match self.cause.setup.take() {
-            Some(setup) if accepted == 1 => self.set_up(setup),
+            Some(setup) if accepted == 1 => self.set_up(setup, ledger),
             Some(setup) => {
                 let refused = after.connects_refused + after.sessions_full
                     > before.connects_refused + before.sessions_full;
@@ -690,7 +696,7 @@ impl Air {
         Ok(())
     }
 
-    fn set_up(&mut self, setup: Setup) {
+    fn set_up(&mut self, setup: Setup, ledger: &Ledger) {
         let Setup { who, clean, keep_alive, will, frame } = setup;
         let Some(peer) = self.cause.from.clone() else { return };
         self.handshakes.remove(&peer);
@@ -720,13 +726,16 @@ impl Air {
             session.since = now;
         }
         (session.active, session.clean, session.keep_alive) = (true, clean, keep_alive);
-        (session.last_heard, session.connect) = (now, frame);
+        session.last_heard = now;
+        (session.prompted, session.connect) = (frame.is_none(), frame);
         session.known.clear();
         session.unanswered.clear();
-        session.resumable = None;
         session.under_way = None;
         match session.exchange.take() {
-            Some(Exchange { kind: Kind::Publish { no, .. }, msg_id, .. }) => session.resumable = Some((msg_id, no)),
+            Some(Exchange { kind: Kind::Publish { no, .. }, msg_id, .. }) => {
+                session.resumable = Some((msg_id, no));
+                session.under_way = Some(ledger.entry(no).topic.clone());
+            }
             Some(Exchange { kind: Kind::Release, msg_id, .. }) => {
                 session.exchange =
                     Some(Exchange { kind: Kind::Release, msg_id, sent: 0, first: now, last: now, stray: true });

@@ -438,7 +438,7 @@ impl World<'_> {
     }
 
     fn drain_gateway(&mut self, before: &Counters) -> Checked {
-        self.air.counted(before, self.gateway.counters())?;
+        self.air.counted(before, self.gateway.counters(), &self.ledger)?;
         while let Some(output) = self.gateway.poll_output() {
             match output {
                 Output::Send { to, frame } => self.frame_from_gateway(to, frame)?,
@@ -926,7 +926,7 @@ impl World<'_> {
         {
             sensor.given.insert(id, no);
         }
-        if probe.is_some() {
+        if matches!(self.phase, Phase::Probing(_)) {
             self.probes.push(no);
         }
         self.drain_sensor(who)
@@ -1066,6 +1066,8 @@ impl World<'_> {
         for who in 0..self.sensors.len() {
             self.sensors[who].muted = false;
             self.switch_on(who)?;
+            // Without a keep-alive a sensor learns that it was lost, or has moved, when it says something.
+            self.publish(who, Some(Qos::AtLeastOnce))?;
             // What took leave a moment ago has yet to hear the answer.
             for delay in [0, 5, 15] {
                 self.after(Duration::from_secs(delay), Event::Connect(who));
