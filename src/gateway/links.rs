@@ -349,14 +349,23 @@ impl Links {
                         (Some(claim), Ok(granted)) => claim.qos = granted,
                         // What is refused on top of a subscription leaves it as it was.
                         (Some(claim), Err(_)) if before.is_some() => claim.qos = before.unwrap_or(claim.qos),
-                        (Some(_), Err(_)) => subscribers.at_broker = subscribers.clients.len() > 1,
+                        (Some(_), Err(_)) => {
+                            subscribers.clients.remove(&client);
+                            subscribers.at_broker = !subscribers.clients.is_empty();
+                        }
                         (None, _) => {}
                     }
+                }
+                if result.is_ok() {
+                    self.take_back_unwanted(&filter);
                 }
                 self.updates.push_back(Update::Subscribed(client, id, result));
             }
             Some(Purpose::Reissue(filters)) => {
                 for (filter, result) in filters.iter().zip(results) {
+                    if result.is_ok() {
+                        self.take_back_unwanted(filter);
+                    }
                     if let Err(refused) = result {
                         cx.counters.subscriptions_refused += 1;
                         warn!(%refused, "the broker refuses a subscription that was granted while it was away");
@@ -367,6 +376,14 @@ impl Links {
             Some(Purpose::Publish(..)) | None => {}
         }
         self.settle_filters();
+    }
+
+    /// A SUBSCRIBE that was repeated on a new connection may come behind the UNSUBSCRIBE that was meant to end it.
+    fn take_back_unwanted(&mut self, filter: &TopicFilter) {
+        if self.filters.get(filter).is_none() {
+            self.filters.get_or_default(filter).at_broker = true;
+            self.unsettled.insert(filter.clone());
+        }
     }
 
     fn handle_message(&mut self, message: Message, delivery: Option<Delivery>, cx: &mut LinkCx<'_>) {
