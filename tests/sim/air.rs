@@ -451,11 +451,9 @@ impl Air {
     /// What waits and nobody wants any more may go, but not what is under way.
     fn drop_unwanted(&mut self, who: Who, ledger: &Ledger) {
         let Some(session) = self.sessions.get_mut(&who) else { return };
+        // Which message a REGISTER is for cannot be seen: none is held to be, and none will be missed.
         let open = match &session.exchange {
             Some(Exchange { kind: Kind::Publish { no, .. }, .. }) => Some(*no),
-            Some(Exchange { kind: Kind::Register(_, name), .. }) => {
-                session.queue.iter().map(|(no, _)| *no).find(|no| ledger.entry(*no).topic == *name)
-            }
             _ => None,
         };
         let Session { subs, queue, .. } = session;
@@ -592,7 +590,7 @@ impl Air {
                 format!("m{no} was acknowledged to the broker while its PUBLISH to s{who} is open")
             })?;
         }
-        if retain {
+        if retain || !last {
             return Ok(());
         }
         for who in self.blocks.remove(&no).unwrap_or_default() {
@@ -853,8 +851,11 @@ impl Air {
             });
         };
         if ack.code != ReturnCode::Accepted {
-            match session.subs.get_mut(&filter) {
-                Some(sub) if sub.held || sub.doubtful => sub.doubtful = true,
+            let Session { subs, asked, unanswered, .. } = session;
+            let same = |id: u16| asked.get(&id).is_some_and(|asked| asked.filter.as_ref() == Some(&filter));
+            let again = unanswered.keys().any(|(name, id)| *name == "SUBSCRIBE" && same(*id));
+            match subs.get_mut(&filter) {
+                Some(sub) if sub.held || sub.doubtful || again => sub.doubtful = true,
                 _ => {
                     session.subs.remove(&filter);
                     self.drop_unwanted(who, ledger);

@@ -28,7 +28,7 @@ pub(crate) struct Sensor {
     pub(crate) session: u32,
     pub(crate) given: BTreeMap<PublishId, No>,
     pub(crate) held: BTreeSet<Filter>,
-    /// What it was refused: if it was granted before and the SUBACK got lost, the gateway keeps it.
+    /// What it was refused, or gave up: the gateway may have it all the same.
     pub(crate) doubtful: BTreeSet<Filter>,
     /// Subscribes and unsubscribes without an answer.
     pub(crate) asked: Vec<Filter>,

@@ -1038,6 +1038,10 @@ impl World<'_> {
             NodeEvent::Unsubscribed { filter } => {
                 sensor.answered(&filter);
                 sensor.held.remove(&filter);
+                if !self.plan.radio.is_prompt() {
+                    // A late copy of the SUBSCRIBE may come behind.
+                    sensor.doubtful.insert(filter);
+                }
             }
             NodeEvent::Message(message) => {
                 let Some(topic) = sensor.name_of(&message.topic) else {
