@@ -79,9 +79,10 @@ impl Clients {
         Some(session)
     }
 
-    /// Every session, in no order: for sums only.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Session> {
-        self.sessions.values()
+    /// The sum of something over all sessions.
+    pub(super) fn sum(&self, of: impl Fn(&Session) -> usize) -> usize {
+        #[expect(clippy::disallowed_methods, reason = "a sum has no order")]
+        self.sessions.values().map(of).sum()
     }
 
     /// Every key, in the order the sessions were made.

@@ -198,7 +198,7 @@ impl Gateway {
 
     /// Messages that clients have yet to take, one for each client: those in outboxes and those under way.
     pub fn waiting_messages(&self) -> usize {
-        self.clients.iter().map(|session| session.downlink.waiting()).sum()
+        self.clients.sum(|session| session.downlink.waiting())
     }
 
     /// Messages of the broker that clients have yet to settle.

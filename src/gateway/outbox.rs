@@ -72,6 +72,7 @@ impl Outbox {
     }
 
     /// Messages that wait.
+    /// Messages that wait.
     pub(super) fn len(&self) -> usize {
         self.items.len()
     }

@@ -360,7 +360,8 @@ impl Session {
     /// A subscription that was granted before, or is still being asked for, stays: the request may have been a late
     /// copy, and its answer may reach nobody.
     fn undo_subscribe(&mut self, request: Request, code: ReturnCode, cx: &mut Cx<'_>) {
-        let granted = self.subscriptions.get(&request.filter).is_some_and(|subscription| subscription.granted);
+        let granted =
+            self.subscriptions.get(&request.filter).is_some_and(|subscription| subscription.granted);
         if !granted && !self.requests.iter().any(|other| other.filter == request.filter) {
             self.subscriptions.remove(&request.filter);
             cx.links.unsubscribe(self.key, &request.filter);

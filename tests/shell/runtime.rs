@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use mqtt_sn_gateway::broker;
 use mqtt_sn_gateway::gateway::io::{
-    BrokerSettings, Endpoint, PortId, PortSettings, QueueFull, QueueSettings, SessionSettings, Settings,
+    BrokerSettings, Endpoint, PortId, PortSettings, QueueFull, QueueSettings, Rebind, SessionSettings,
+    Settings,
 };
 use mqtt_sn_gateway::runtime::{Handle, Runtime, RuntimeError, Setup, block_on, run};
 use mqtt_sn_gateway::transport::{self, udp};
@@ -318,6 +319,7 @@ fn setup(broker: SocketAddr) -> Setup {
         max_subscriptions: 10,
         queue: QueueSettings { messages: 10, bytes: 10_000, full: QueueFull::DropOldest, qos0: true },
         queue_total: 1 << 20,
+        rebind: Rebind::SameIp,
     };
     let settings = Settings {
         gw_id: 1,

@@ -443,7 +443,8 @@ impl Air {
         let Some(filter) = filter else { return };
         session.subs.remove(&filter);
         let Session { asked, unanswered, .. } = session;
-        let same = |msg_id: u16| asked.get(&msg_id).is_some_and(|asked| asked.filter.as_ref() == Some(&filter));
+        let same =
+            |msg_id: u16| asked.get(&msg_id).is_some_and(|asked| asked.filter.as_ref() == Some(&filter));
         unanswered.retain(|(name, msg_id), _| *name != "SUBSCRIBE" || !same(*msg_id));
         self.drop_unwanted(who, ledger);
     }
@@ -520,7 +521,9 @@ impl Air {
         let matches = |open: &mut Exchange| {
             open.msg_id == msg_id && matches!(open.kind, Kind::Publish { qos: Qos::ExactlyOnce, .. })
         };
-        if let Some(Exchange { kind: Kind::Publish { no, retain, .. }, .. }) = session.exchange.take_if(matches) {
+        if let Some(Exchange { kind: Kind::Publish { no, retain, .. }, .. }) =
+            session.exchange.take_if(matches)
+        {
             let (first, last) = (self.now, self.now);
             session.exchange =
                 Some(Exchange { kind: Kind::Release, msg_id, sent: 0, first, last, stray: true });
@@ -574,7 +577,10 @@ impl Air {
     /// The broker forgot the session, and what it was owed.
     pub(crate) fn broker_forgot(&mut self) {
         self.blocks.clear();
-        self.sessions.values_mut().filter_map(|session| session.exchange.as_mut()).for_each(|open| open.stray = true);
+        self.sessions
+            .values_mut()
+            .filter_map(|session| session.exchange.as_mut())
+            .for_each(|open| open.stray = true);
     }
 
     /// The gateway acknowledged a message to the broker (G2), and if it is the `last` copy of it, nobody has yet to settle it.
@@ -609,13 +615,14 @@ impl Air {
         self.handshakes.retain(|_, handshake| handshake.until > now);
         let keys: Vec<Who> = self.sessions.keys().copied().collect();
         for who in keys {
-            let Some(session) = self.sessions.get_mut(&who).filter(|session| session.active) else { continue };
+            let Some(session) = self.sessions.get_mut(&who).filter(|session| session.active) else {
+                continue;
+            };
             let mut lost = session.supervision().is_some_and(|at| at <= now);
             let port = session.peer.as_ref().map_or(0, |peer| usize::from(peer.port.0));
             let port = &self.settings.ports[port];
-            let exhausted = |open: &mut Exchange| {
-                open.sent > port.retry_limit && open.last + port.retry_interval <= now
-            };
+            let exhausted =
+                |open: &mut Exchange| open.sent > port.retry_limit && open.last + port.retry_interval <= now;
             if let Some(open) = session.exchange.as_mut()
                 && exhausted(open)
             {
@@ -735,8 +742,14 @@ impl Air {
                 session.under_way = Some(ledger.entry(no).topic.clone());
             }
             Some(Exchange { kind: Kind::Release, msg_id, .. }) => {
-                session.exchange =
-                    Some(Exchange { kind: Kind::Release, msg_id, sent: 0, first: now, last: now, stray: true });
+                session.exchange = Some(Exchange {
+                    kind: Kind::Release,
+                    msg_id,
+                    sent: 0,
+                    first: now,
+                    last: now,
+                    stray: true,
+                });
             }
             Some(Exchange { kind: Kind::Register(_, name), .. }) => session.under_way = Some(name),
             None => {}
@@ -835,7 +848,8 @@ impl Air {
         let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
         let before = session.ids.insert(id, name.clone());
         let others = session.ids.iter().any(|(other, named)| *other != id && named == name);
-        let fair = id != 0 && id != 0xFFFF && !predefined && !others && before.as_ref().is_none_or(|b| b == name);
+        let fair =
+            id != 0 && id != 0xFFFF && !predefined && !others && before.as_ref().is_none_or(|b| b == name);
         Law::IdsStable.check(fair, || format!("s{who} is given {id:#06x} for {name}, which was {before:?}"))
     }
 
@@ -908,7 +922,8 @@ impl Air {
         let name = self.resolve(who, topic)?;
         let faithful =
             name == entry.topic && qos != Qos::MinusOne && qos <= most && (!retain || entry.retain);
-        Law::DownlinkFaithful.check(faithful, || format!("m{no} on {} is sent as {publish:?}", entry.topic))?;
+        Law::DownlinkFaithful
+            .check(faithful, || format!("m{no} on {} is sent as {publish:?}", entry.topic))?;
         let repeated = self.is_open(who, msg_id) && qos != Qos::AtMostOnce;
         let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
         let resumed = session.resumable.take_if(|resumable| *resumable == (msg_id, no)).is_some();
@@ -932,7 +947,8 @@ impl Air {
             self.settled(who, no, retain);
             return Ok(());
         }
-        Law::Retransmission.check(dup || !resumed, || format!("m{no} is sent again to s{who} without DUP"))?;
+        Law::Retransmission
+            .check(dup || !resumed, || format!("m{no} is sent again to s{who} without DUP"))?;
         self.sent(who, msg_id, Kind::Publish { no, topic, qos, retain }, dup)
     }
 
@@ -1031,7 +1047,8 @@ impl Air {
             }
             return Ok(());
         }
-        Law::OneExchange.check(self.is_open(who, msg_id), || format!("PUBREL {msg_id:#06x} comes of nothing"))?;
+        Law::OneExchange
+            .check(self.is_open(who, msg_id), || format!("PUBREL {msg_id:#06x} comes of nothing"))?;
         self.sent(who, msg_id, Kind::Release, false)
     }
 

@@ -204,15 +204,17 @@ impl Ledger {
     pub(crate) fn got(&mut self, payload: &[u8], got: &Got<'_>) -> Checked<No> {
         let who = got.who;
         let no = self.find(payload);
-        let no = no
-            .ok_or_else(|| Law::DownlinkFaithful.broken(format!("s{who} got {payload:?} that nobody sent")))?;
+        let no = no.ok_or_else(|| {
+            Law::DownlinkFaithful.broken(format!("s{who} got {payload:?} that nobody sent"))
+        })?;
         let entry = &self.entries[no];
         let published = entry.qos.max(Qos::AtMostOnce);
         let faithful = entry.topic == *got.topic
             && got.qos <= published
             && (!got.retain || entry.retain)
             && entry.at_broker > 0;
-        Law::DownlinkFaithful.check(faithful, || format!("m{no} reached s{who} as {got:?}, it is {entry:?}"))?;
+        Law::DownlinkFaithful
+            .check(faithful, || format!("m{no} reached s{who} as {got:?}, it is {entry:?}"))?;
         self.ever.insert((who, no));
         if got.retain || got.qos == Qos::AtMostOnce {
             return Ok(no);

@@ -118,7 +118,8 @@ impl Link {
     }
 
     fn ack_out(&mut self, id: u16, qos: QoS) -> Checked<Option<Fact>> {
-        let Some(message) = self.inward.get_mut(&id).filter(|message| message.here && message.qos == qos) else {
+        let Some(message) = self.inward.get_mut(&id).filter(|message| message.here && message.qos == qos)
+        else {
             return Err(Law::LinkExchanges.broken(format!("acknowledgement {id} of nothing")));
         };
         let (no, retain) = (message.no, message.retain);
@@ -126,7 +127,8 @@ impl Link {
         if qos == QoS::AtLeastOnce {
             self.inward.remove(&id);
         }
-        let last = !self.inward.values().any(|other| !other.acked && (other.no, other.retain) == (no, retain));
+        let last =
+            !self.inward.values().any(|other| !other.acked && (other.no, other.retain) == (no, retain));
         Ok(first.then_some(Fact::Acked { no, retain, last }))
     }
 
@@ -203,7 +205,9 @@ fn next(stream: &mut BytesMut) -> Checked<Option<Packet>> {
         Ok(header) => {
             let mut frame = BytesMut::from(&stream.split_to(header.frame_length())[..]);
             let packet = Packet::read(&mut frame, usize::MAX);
-            packet.map(Some).map_err(|error| Law::LinkWellFormed.broken(format!("a packet that is {error:?}")))
+            packet
+                .map(Some)
+                .map_err(|error| Law::LinkWellFormed.broken(format!("a packet that is {error:?}")))
         }
         Err(Error::InsufficientBytes(_)) => Ok(None),
         Err(error) => Err(Law::LinkWellFormed.broken(format!("octets that are no packet: {error:?}"))),

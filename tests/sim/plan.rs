@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use mqtt_sn_gateway::gateway::io::{
-    BrokerSettings, Endpoint, PortSettings, QueueFull, QueueSettings, SessionSettings, Settings,
+    BrokerSettings, Endpoint, PortSettings, QueueFull, QueueSettings, Rebind, SessionSettings, Settings,
 };
 use mqtt_sn_gateway::node::{Filter, Topic};
 use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
@@ -177,6 +177,7 @@ fn settings(rng: &mut Rng, limits: bool) -> Settings {
             max_subscriptions: 100,
             queue,
             queue_total: if tight && rng.bool() { 3000 } else { 1 << 24 },
+            rebind: Rebind::SameIp,
         },
         seed: rng.u64(..),
     }

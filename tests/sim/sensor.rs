@@ -126,8 +126,12 @@ impl Sensor {
         match &self.node {
             None => Some(format!("s{who} is off")),
             Some(node) if !node.is_connected() => Some(format!("s{who} is not connected")),
-            Some(node) if node.pending() > 0 => Some(format!("s{who} has {} messages pending", node.pending())),
-            Some(_) if !self.asked.is_empty() => Some(format!("s{who} waits for {} answers", self.asked.len())),
+            Some(node) if node.pending() > 0 => {
+                Some(format!("s{who} has {} messages pending", node.pending()))
+            }
+            Some(_) if !self.asked.is_empty() => {
+                Some(format!("s{who} waits for {} answers", self.asked.len()))
+            }
             Some(_) => None,
         }
     }

@@ -213,7 +213,8 @@ impl<'t> World<'t> {
         let event = self.queue.keys().next().map(|(at, _)| *at);
         let gateway = self.gateway.poll_timeout();
         let broker = self.broker.poll_timeout();
-        let sensor = self.sensors.iter().filter_map(|s| Some((s.node.as_ref()?.poll_timeout()?, s.who))).min();
+        let sensor =
+            self.sensors.iter().filter_map(|s| Some((s.node.as_ref()?.poll_timeout()?, s.who))).min();
         let times = [event, gateway, broker, sensor.map(|(at, _)| at)];
         let Some(at) = times.into_iter().flatten().min() else {
             return Err(Law::Liveness.broken("nothing will ever happen again"));
@@ -392,16 +393,16 @@ impl World<'_> {
         const NOISE: [&[u8]; 12] = [
             b"",
             b"\x00",
-            b"\x05\x00\x01\x00\x3c",         // ADVERTISE
-            b"\x03\x02\x09",                 // GWINFO
-            b"\x03\x01\x00",                 // SEARCHGW
-            b"\x02\x16",                     // PINGREQ
-            b"\x03\x05\x00",                 // CONNACK
+            b"\x05\x00\x01\x00\x3c",           // ADVERTISE
+            b"\x03\x02\x09",                   // GWINFO
+            b"\x03\x01\x00",                   // SEARCHGW
+            b"\x02\x16",                       // PINGREQ
+            b"\x03\x05\x00",                   // CONNACK
             b"\x09\x0c\x60\x00\x07\x00\x00hi", // PUBLISH, QoS −1, normal id
-            b"\x07\x0c\x62#/\x00\x00",       // PUBLISH, QoS −1, wildcard
-            b"\x07\x0d\x00\x01\x00\x01\x00", // PUBACK
-            b"\x08\xfe\x00",                 // an encapsulation that is cut
-            b"\x05\xfe\x00\xaa\xbb\x09\x0c", // and one around half a message
+            b"\x07\x0c\x62#/\x00\x00",         // PUBLISH, QoS −1, wildcard
+            b"\x07\x0d\x00\x01\x00\x01\x00",   // PUBACK
+            b"\x08\xfe\x00",                   // an encapsulation that is cut
+            b"\x05\xfe\x00\xaa\xbb\x09\x0c",   // and one around half a message
         ];
         let mut frame = NOISE[self.rng.usize(..NOISE.len())].to_vec();
         if self.rng.bool() {
@@ -733,7 +734,11 @@ impl World<'_> {
             10 => {
                 let (whom, after) = (Whom::Client(client), self.rng.usize(0..200));
                 let up = self.rng.bool();
-                fault = Some(if up { Fault::CutReceived { whom, after } } else { Fault::CutSent { whom, after } });
+                fault = Some(if up {
+                    Fault::CutReceived { whom, after }
+                } else {
+                    Fault::CutSent { whom, after }
+                });
             }
             _ => {
                 let code = SubscribeReasonCode::Failure;
@@ -1090,7 +1095,8 @@ impl World<'_> {
             return Some(unrest);
         }
         let (unsettled, octets) = (self.gateway.unsettled_deliveries(), self.gateway.queued_octets());
-        (unsettled + octets > 0).then(|| format!("{unsettled} deliveries are unsettled, {octets} octets wait"))
+        (unsettled + octets > 0)
+            .then(|| format!("{unsettled} deliveries are unsettled, {octets} octets wait"))
     }
 
     fn look(&mut self) -> Checked {
@@ -1144,7 +1150,9 @@ impl World<'_> {
         let refused = self.gateway.counters().subscriptions_refused > 0;
         for &no in &self.probes {
             let entry = self.ledger.entry(no);
-            Law::Liveness.check(entry.at_broker == 1, || format!("probe m{no} was published {} times", entry.at_broker))?;
+            Law::Liveness.check(entry.at_broker == 1, || {
+                format!("probe m{no} was published {} times", entry.at_broker)
+            })?;
             for sensor in &self.sensors {
                 let (who, wanted) = (sensor.who, sensor.wants(&entry.topic));
                 let got = self.ledger.has(who, no);
@@ -1155,16 +1163,16 @@ impl World<'_> {
                 // A persistent session may remember subscriptions that its sensor forgot.
                 let borne = sensor.bears(&entry.topic) || (!sensor.clean && sensor.life > 0);
                 let strange = got && !wanted && !borne;
-                Law::DownlinkWanted.check(!strange, || format!("s{who} got probe m{no} on {}", entry.topic))?;
+                Law::DownlinkWanted
+                    .check(!strange, || format!("s{who} got probe m{no} on {}", entry.topic))?;
             }
         }
         self.check_subscriptions()?;
         self.check_wills()?;
         let broker = self.broker.counters();
-        Law::LinkWellFormed
-            .check(broker.closed_malformed + broker.closed_too_large == 0, || {
-                format!("the broker refuses what the gateway says: {broker:?}")
-            })?;
+        Law::LinkWellFormed.check(broker.closed_malformed + broker.closed_too_large == 0, || {
+            format!("the broker refuses what the gateway says: {broker:?}")
+        })?;
         self.air.finish(self.gateway.counters())
     }
 
@@ -1191,7 +1199,10 @@ impl World<'_> {
             let Origin::Will(who) = entry.origin else { continue };
             let fair = entry.qos == Qos::AtMostOnce || entry.at_broker >= entry.wills_due;
             Law::WillOnLoss.check(fair, || {
-                format!("the Will m{no} of s{who} was due {} times, published {}", entry.wills_due, entry.at_broker)
+                format!(
+                    "the Will m{no} of s{who} was due {} times, published {}",
+                    entry.wills_due, entry.at_broker
+                )
             })?;
         }
         Ok(())
@@ -1218,7 +1229,8 @@ impl World<'_> {
         figures.add("broker", "redelivered", broker.redelivered);
         figures.add("broker", "stray_acks", broker.stray_acks);
         figures.ledger(&self.ledger);
-        let Tally { frames_lost, frames_copied, frames_late, cuts, crashes, faults, reboots, moves } = self.tally;
+        let Tally { frames_lost, frames_copied, frames_late, cuts, crashes, faults, reboots, moves } =
+            self.tally;
         for (name, value) in [
             ("frames_lost", frames_lost),
             ("frames_copied", frames_copied),
