@@ -30,12 +30,14 @@ pub(crate) fn apart(name: &str) -> bool {
     false
 }
 
-/// `ip` of iproute2, inside.
+/// What `ip` of iproute2 says, inside.
 #[track_caller]
-pub(crate) fn ip(arguments: &str) {
+pub(crate) fn ip(arguments: &str) -> String {
     assert!(std::env::var_os(INSIDE).is_some(), "not on this machine's own network");
     let arguments: Vec<&str> = arguments.split(' ').collect();
-    assert!(succeeds("ip", &arguments), "ip {arguments:?}");
+    let output = Command::new("ip").args(&arguments).output().unwrap();
+    assert!(output.status.success(), "ip {arguments:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Replaces /etc/hosts, inside.
