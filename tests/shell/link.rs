@@ -182,6 +182,25 @@ async fn close_lets_what_was_written_leave_and_then_says_nothing_more() {
 }
 
 #[tokio::test]
+async fn close_waits_for_a_slow_broker_though_it_leaves_octets_unread() {
+    let (mut shell, mut broker) = connected().await;
+    socket2::SockRef::from(&broker).set_recv_buffer_size(4096).unwrap();
+    broker.try_write(&[1; 1000]).unwrap();
+    // More than the broker's buffer takes, less than ours: all of it is with the operating system at once.
+    let sent = Bytes::from(vec![2; 100_000]);
+    shell.command(LinkCommand::Write(sent.clone()));
+    shell.command(LinkCommand::Close);
+    let ((), heard) = tokio::join!(shell.links.close(), async {
+        for _ in 0..100 {
+            yield_now().await;
+        }
+        let mut heard = Vec::new();
+        soon("the end", broker.read_to_end(&mut heard)).await.map(|_| heard.len())
+    });
+    assert_eq!(heard.unwrap(), sent.len());
+}
+
+#[tokio::test]
 async fn close_ends_a_connection_that_is_not_there_yet() {
     let deaf = Deaf::listen();
     let mut shell = Shell::new(LIMIT);

@@ -476,9 +476,10 @@ fn link_v0() {
     ip("link set v0 up addrgenmode none");
     ip("link set v1 up addrgenmode none");
     ip("addr add fe80::5/64 dev v0 nodad");
-    // The kernel routes there only some time after the cable is plugged in.
+    // The kernel takes the address in only some time later; a socket connected before would never find it.
     for _ in 0..1000 {
-        if ip("link show dev v0").contains("state UP") {
+        let known = ip("-6 route show table local").contains("local fe80::5 dev v0");
+        if known && ip("link show dev v0").contains("state UP") {
             return;
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
