@@ -1,6 +1,8 @@
 //! The shells on real sockets of the loopback interface. What needs addresses, interfaces or a resolver of its own runs
 //! in a network namespace of its own: see [`apart`].
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod apart;
 mod link;
 mod runtime;

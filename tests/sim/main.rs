@@ -12,7 +12,7 @@
 //! SIM_SEED=123 cargo test --test sim replay -- --nocapture    one world, with its trace (SIM_LINES: how much of it)
 //! SIM_UPDATE=1 cargo test --test sim                          accept the figures of the usual seeds
 //! ```
-#![expect(clippy::expect_used, clippy::panic, reason = "a test says what is wrong by panicking")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test says what is wrong by panicking")]
 
 mod air;
 mod figures;
