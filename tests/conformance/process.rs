@@ -1,7 +1,7 @@
 //! The gateway under test: the real program with a configuration, a directory and ports of its own.
 
 use std::fs::{self, File};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -10,6 +10,10 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::script::Settings;
+
+/// Where gateways listen. Not where clients do: a port is free for a moment between being picked and being the gateway's, and a
+/// client of another row that was given it then would hear what is meant for the gateway.
+const HOST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 /// GwId in the table.
 const GW_ID: u8 = 0x2A;
@@ -104,7 +108,7 @@ impl Drop for Process {
 }
 
 fn free_port() -> Result<SocketAddr, String> {
-    let socket = UdpSocket::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
+    let socket = UdpSocket::bind((HOST, 0)).map_err(|error| error.to_string())?;
     socket.local_addr().map_err(|error| error.to_string())
 }
 

@@ -58,6 +58,7 @@ pub(crate) struct World {
 /// A socket of the test's and what was received too early.
 struct Port {
     socket: UdpSocket,
+    grouped: bool,
     put_back: VecDeque<Vec<u8>>,
 }
 
@@ -125,11 +126,13 @@ impl World {
                 if process.addr != self.gateway {
                     tried += 1;
                     self.gateway = process.addr;
+                    // Whoever answered was not this one.
+                    (answered, reached) = (false, false);
                 }
             }
             if !answered {
                 let _ = probe.socket.send_to(&[0x03, 0x01, 0x00], self.gateway);
-                answered = probe.receive(Duration::from_millis(20)).is_some();
+                answered = probe.receive(self.gateway, Duration::from_millis(20)).is_some();
             } else if settings.broker != BrokerAtStart::Up {
                 reached = true;
             } else if !settings.qos_minus_one {
@@ -171,7 +174,7 @@ impl World {
             self.broker.name_all();
         }
         if let Some(group) = self.sockets.get_mut(&Source::Group) {
-            while group.receive(Duration::ZERO).is_some() {}
+            while group.receive(self.gateway, Duration::ZERO).is_some() {}
         }
         Ok(())
     }
@@ -224,7 +227,7 @@ impl World {
         while let Some(first) = open.iter().find(|expected| !expected.optional).or(open.first()) {
             let patience = if first.optional { OPTIONAL } else { PATIENCE };
             let at = first.at;
-            let received = self.port(at).receive(patience);
+            let received = self.hear(at, patience);
             let Some(octets) = received else {
                 if first.optional {
                     self.seen = false;
@@ -362,7 +365,7 @@ impl World {
             None => vec![Source::S1, Source::S2],
         };
         for at in sources {
-            if let Some(octets) = self.port(at).receive(Duration::ZERO) {
+            if let Some(octets) = self.hear(at, Duration::ZERO) {
                 self.note(format!("G@{at}> {}", dump(&octets)));
                 return Err(self.judge(
                     or,
@@ -393,11 +396,16 @@ impl World {
     /// What no step has asked for must not be there when the row ends.
     fn nothing_left(&mut self) -> Result<(), Problem> {
         for at in [Source::S1, Source::S2] {
-            if let Some(octets) = self.port(at).receive(Duration::ZERO) {
+            if let Some(octets) = self.hear(at, Duration::ZERO) {
                 return Err(format!("left over: {at} received {}", dump(&octets)).into());
             }
         }
         Ok(self.absent(&[Kind::Publish])?)
+    }
+
+    fn hear(&mut self, at: Source, patience: Duration) -> Option<Vec<u8>> {
+        let gateway = self.gateway;
+        self.port(at).receive(gateway, patience)
     }
 
     fn port(&mut self, source: Source) -> &mut Port {
@@ -448,7 +456,7 @@ fn headline(row: &Row) -> String {
 impl Port {
     fn new() -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        Self { socket, put_back: VecDeque::new() }
+        Self { socket, grouped: false, put_back: VecDeque::new() }
     }
 
     /// A member of the multicast group on the loopback interface.
@@ -457,29 +465,42 @@ impl Port {
         socket.set_reuse_address(true).unwrap();
         socket.bind(&SocketAddr::from((GROUP, 0)).into()).unwrap();
         socket.join_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST).unwrap();
-        Self { socket: socket.into(), put_back: VecDeque::new() }
+        Self { socket: socket.into(), grouped: true, put_back: VecDeque::new() }
     }
 
     fn addr(&self) -> SocketAddr {
         self.socket.local_addr().unwrap()
     }
 
-    fn receive(&mut self, patience: Duration) -> Option<Vec<u8>> {
+    /// The table does not say which address of the gateway's host an ADVERTISE leaves from.
+    fn is_from(&self, gateway: SocketAddr, from: SocketAddr) -> bool {
+        from == gateway || (self.grouped && from.port() == gateway.port())
+    }
+
+    /// The next datagram from the gateway; what strays here from elsewhere is no part of the row.
+    fn receive(&mut self, gateway: SocketAddr, patience: Duration) -> Option<Vec<u8>> {
         if let Some(octets) = self.put_back.pop_front() {
             return Some(octets);
         }
+        let deadline = Instant::now() + patience;
         let mut buffer = vec![0; 65_536];
-        self.socket.set_nonblocking(patience.is_zero()).unwrap();
-        if !patience.is_zero() {
-            self.socket.set_read_timeout(Some(patience)).unwrap();
-        }
-        match self.socket.recv_from(&mut buffer) {
-            Ok((count, _)) => {
-                buffer.truncate(count);
-                Some(buffer)
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.socket.set_nonblocking(left.is_zero()).unwrap();
+            if !left.is_zero() {
+                self.socket.set_read_timeout(Some(left)).unwrap();
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => None,
-            Err(error) => panic!("cannot receive: {error}"),
+            match self.socket.recv_from(&mut buffer) {
+                Ok((count, from)) if self.is_from(gateway, from) => {
+                    buffer.truncate(count);
+                    return Some(buffer);
+                }
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return None;
+                }
+                Err(error) => panic!("cannot receive: {error}"),
+            }
         }
     }
 }
