@@ -53,21 +53,17 @@ impl Report {
         problems
     }
 
-    /// The last part of every path that was asked for.
+    /// The path of every key that was asked for.
     #[cfg(test)]
-    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
-        self.asked.iter().map(|path| last(path))
+    pub(super) fn asked(&self) -> impl Iterator<Item = &str> {
+        self.asked.iter().map(String::as_str)
     }
 }
 
 /// The one path among `asked`, outside of lists, that ends with `key`.
 fn only_place<'a>(asked: &'a BTreeSet<String>, key: &str) -> Option<&'a str> {
-    let mut places = asked.iter().filter(|path| last(path) == key && !path.contains('['));
+    let mut places = asked.iter().filter(|path| path.rsplit('.').next() == Some(key) && !path.contains('['));
     places.next().filter(|_| places.next().is_none()).map(String::as_str)
-}
-
-fn last(path: &str) -> &str {
-    path.rsplit('.').next().unwrap_or(path)
 }
 
 /// `a`, `a or b`, `a, b or c`.

@@ -308,7 +308,7 @@ const TABLE: &[(&str, &str)] = &[
 fn all_mistakes_come_at_once_in_the_order_of_the_file() {
     let folder = Folder::with(
         "broker:\n  ulr: mqtt://broker   # é\n  outage: quue\n  outage: queue\ntransports:\n  \
-         - { name: lan, type: udp, listen: [\"0.0.0.0:1884\", localhost:1884] }\n  \
+         - { name: lan, type: udp, listen: [\"[::]\", localhost:1884] }\n  \
          - { name: lan, type: serial, device: /dev/ttyUSB0 }\nsesions: {}\n",
     );
     let ended = folder.run(&["check", "gateway.yaml"]);
@@ -324,10 +324,14 @@ gateway.yaml:3:11: broker.outage: found \"quue\", expected queue or reject; did 
 gateway.yaml:4:3: broker.outage: duplicate key, it stands in line 3 already
       outage: queue
       ^^^^^^
-gateway.yaml:6:54: transports[0].listen[1]: found \"localhost:1884\", expected an IP address and a port such as \
+gateway.yaml:6:38: transports[0].listen[0]: \"[::]\" has no port, expected an IP address and a port such as \
 0.0.0.0:1884 or \"[::]:1884\"
-      - { name: lan, type: udp, listen: [\"0.0.0.0:1884\", localhost:1884] }
-                                                         ^^^^^^^^^^^^^^
+      - { name: lan, type: udp, listen: [\"[::]\", localhost:1884] }
+                                         ^^^^^^
+gateway.yaml:6:46: transports[0].listen[1]: found \"localhost:1884\", expected an IP address and a port such as \
+0.0.0.0:1884 or \"[::]:1884\"
+      - { name: lan, type: udp, listen: [\"[::]\", localhost:1884] }
+                                                 ^^^^^^^^^^^^^^
 gateway.yaml:7:13: transports[1].name: the transport in line 6 has the same name, expected another
       - { name: lan, type: serial, device: /dev/ttyUSB0 }
                 ^^^
@@ -337,7 +341,7 @@ gateway.yaml:7:24: transports[1].type: \"serial\" is not in this version
 gateway.yaml:8:1: sesions: unknown key; did you mean \"sessions\"?
     sesions: {}
     ^^^^^^^
-mqtt-sn-gateway: 7 errors in gateway.yaml
+mqtt-sn-gateway: 8 errors in gateway.yaml
 "
     );
     assert_eq!((ended.stdout.as_str(), ended.code), ("", 78));

@@ -3,8 +3,10 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::{fs, str};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+use std::{fs, str, thread};
 
 use tempfile::TempDir;
 
@@ -55,14 +57,28 @@ impl Folder {
             .unwrap();
         // A program that does not read its input may be gone by then.
         let _ = child.stdin.take().unwrap().write_all(stdin);
+        let _watched = watch(&child);
         let output = child.wait_with_output().unwrap();
         let text = |octets: &[u8]| str::from_utf8(octets).unwrap().to_string();
         Ended {
-            code: output.status.code().unwrap(),
+            code: output.status.code().unwrap_or_else(|| panic!("{}", output.status)),
             stdout: text(&output.stdout),
             stderr: text(&output.stderr),
         }
     }
+}
+
+/// Kills `child` if it runs for longer than any test should, unless what is returned is dropped before.
+fn watch(child: &Child) -> Sender<()> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let (sender, receiver) = channel();
+    let id = child.id().to_string();
+    thread::spawn(move || {
+        if receiver.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            let _ = Command::new("kill").args(["-KILL", &id]).status();
+        }
+    });
+    sender
 }
 
 fn run(arguments: &[&str]) -> Ended {
@@ -248,9 +264,16 @@ fn decode_says_why_octets_are_no_frame() {
 
 #[test]
 fn decode_wants_pairs_of_digits() {
-    for (typed, shown) in
-        [("0g", "0g"), ("05 1", "1"), ("0x", "0x"), ("", ""), (" : ", " : "), ("05é", "05é"), ("+5", "+5")]
-    {
+    for (typed, shown) in [
+        ("0g", "0g"),
+        ("05 1", "1"),
+        ("0x", "0x"),
+        ("05 0x 16", "0x"),
+        ("", ""),
+        (" : ", " : "),
+        ("05é", "05é"),
+        ("+5", "+5"),
+    ] {
         let ended = run(&["decode", typed]);
         assert_eq!(
             ended.stderr,

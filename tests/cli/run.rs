@@ -3,9 +3,10 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::{Ended, Folder};
+use super::{Ended, Folder, watch};
 
 /// A gateway that runs; killed when it is dropped.
 struct Running {
@@ -14,6 +15,7 @@ struct Running {
     /// What has been read of the log.
     seen: String,
     _folder: Folder,
+    _watched: Sender<()>,
 }
 
 impl Running {
@@ -29,7 +31,8 @@ impl Running {
             .spawn()
             .unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
-        Self { child, log, seen: String::new(), _folder: folder }
+        let watched = watch(&child);
+        Self { child, log, seen: String::new(), _folder: folder, _watched: watched }
     }
 
     /// The rest of the next line of the log that has `words` in it.
