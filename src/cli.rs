@@ -204,8 +204,10 @@ fn say(text: impl std::fmt::Display) {
 }
 
 fn run(file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let config = load(&find(file)?)?;
+    let file = find(file)?;
+    let config = load(&file)?;
     start_log(&config.log);
+    tracing::info!(configuration = %name(&file), "mqtt-sn-gateway {}", env!("CARGO_PKG_VERSION"));
     for note in config.notes() {
         tracing::info!("{note}");
     }
