@@ -81,8 +81,18 @@ pub(crate) struct Shell {
 
 impl Shell {
     pub(crate) async fn open(gateway: &Gateway, options: Options, debug: bool) -> Result<Self, Failure> {
-        let mut others = gateway.resolve().await?;
-        let Some(to) = others.pop_front() else { unreachable!("resolve gives one address or more") };
+        Self::towards(gateway.resolve().await?, options, debug).await
+    }
+
+    /// A shell for a gateway at one of these addresses, of which there is one or more.
+    async fn towards(
+        mut others: VecDeque<SocketAddr>,
+        options: Options,
+        debug: bool,
+    ) -> Result<Self, Failure> {
+        let Some(to) = others.pop_front() else {
+            return Err(Failure::Usage("a host without an address".into()));
+        };
         Ok(Self {
             attempts: options.retry_limit + 1,
             interval: options.retry_interval,
@@ -236,5 +246,34 @@ impl Shell {
             _ if self.heard => Ok(()),
             _ => Err(Failure::Send { to, source: error }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mqtt_sn_gateway::topic::ClientId;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_next_address_of_a_host_is_tried_where_nobody_listens_at_the_first() {
+        let nobody = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let gateway = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let there = gateway.local_addr().unwrap();
+        let options = Options::new(ClientId::new("c1").unwrap());
+
+        let mut shell = Shell::towards([nobody, there].into(), options.clone(), false).await.unwrap();
+        let answer = async {
+            let mut buffer = [0; 64];
+            let (len, from) = gateway.recv_from(&mut buffer).await.unwrap();
+            assert_eq!(buffer[..len], [8, 4, 4, 1, 0, 60, b'c', b'1']);
+            gateway.send_to(&[3, 5, 0], from).await.unwrap();
+            Ok(())
+        };
+        tokio::try_join!(shell.connect(), answer).unwrap();
+        assert_eq!(shell.to(), there);
+
+        let mut shell = Shell::towards([nobody, nobody].into(), options, false).await.unwrap();
+        assert!(matches!(shell.connect().await, Err(Failure::Unreachable(to)) if to == nobody));
     }
 }

@@ -100,7 +100,20 @@ fn nobody_there_ends_with_69() {
 fn many_sensors_need_no_privileges() {
     let (gateway, broker) = bridge(Fault::None);
     let args = format!("--nodes 1500 --rate 1/s --duration 2s --verify mqtt://127.0.0.1:{broker}");
-    run(&format!("fleet {} {args}", gateway.args())).ends_with(0);
+    run_with_limit("ulimit -Sn 256", &format!("fleet {} {args}", gateway.args())).ends_with(0);
+}
+
+#[test]
+fn more_sensors_than_the_system_has_sockets_for_are_bad_input() {
+    let gateway = Gateway::good();
+    run_with_limit("ulimit -n 256", &format!("fleet {} --nodes 300", gateway.args()))
+        .ends_with(2)
+        .says("--nodes 300 needs 332 open files, and this system allows 256");
+}
+
+fn run_with_limit(limit: &str, args: &str) -> crate::Ran {
+    let script = format!("{limit}; exec {} {args}", env!("CARGO_BIN_EXE_mqtt-sn-node"));
+    crate::ran(std::process::Command::new("sh").args(["-c", &script]).output().unwrap())
 }
 
 fn fleet(gateway: &Gateway, broker: u16, qos: u8) -> crate::Ran {

@@ -73,6 +73,18 @@ impl Gateway {
         self.log.lock().unwrap().clone()
     }
 
+    /// Waits until a message of this name has come: datagrams are read by a thread of their own.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, name: &str) {
+        for _ in 0..2000 {
+            if self.names().iter().any(|came| came == name) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("no {name} in ten seconds, but {:?}", self.log());
+    }
+
     /// The names of the messages that have come.
     pub(crate) fn names(&self) -> Vec<String> {
         let name = |line: &String| line.split(' ').next().unwrap_or_default().to_owned();

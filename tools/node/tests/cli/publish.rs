@@ -38,7 +38,7 @@ fn predefined_and_short_topics_are_not_registered() {
 fn qos_minus_one_is_one_datagram() {
     let gateway = Gateway::silent();
     run(&format!("pub {} --predefined 7 -m x -q -1", gateway.args())).ends_with(0);
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    gateway.wait_for("PUBLISH");
     assert_eq!(gateway.names(), ["PUBLISH"]);
     assert!(gateway.log()[0].contains("qos=-1"), "{:?}", gateway.log());
 }
@@ -155,13 +155,6 @@ fn no_answer_and_nobody_there_end_with_69() {
             .says("nobody listens at UDP");
     }
     run("pub -h no.such.host.invalid -t a -m x").ends_with(69).says("cannot find no.such.host.invalid");
-}
-
-#[test]
-fn every_address_of_a_host_is_tried() {
-    // localhost is ::1 and 127.0.0.1 in most places; the gateway is at one of them.
-    let gateway = Gateway::good();
-    run(&format!("pub -h localhost -p {} -t a -m x -q 1", gateway.addr.port())).ends_with(0);
 }
 
 #[test]

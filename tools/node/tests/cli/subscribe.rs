@@ -1,7 +1,6 @@
 //! `sub` against a gateway.
 
 use std::io::Read;
-use std::time::Duration;
 
 use mqtt_sn_gateway::wire::{Disconnect, Packet, Qos, Register, ReturnCode, SubAck, TopicRef};
 
@@ -127,9 +126,7 @@ fn a_lost_connection_is_made_again_with_its_subscriptions() {
 fn a_signal_ends_it_in_order() {
     let gateway = Gateway::good();
     let mut child = command(&format!("sub {} -t a", gateway.args())).spawn().unwrap();
-    while !gateway.names().iter().any(|name| name == "SUBSCRIBE") {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    gateway.wait_for("SUBSCRIBE");
     let kill = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
     assert!(kill.success());
     assert_eq!(child.wait().unwrap().code(), Some(0));
