@@ -253,7 +253,7 @@ impl Air {
         let undelivered = self.undelivered();
         let missing = self.vanished + undelivered.len() as u64;
         Law::NothingLost.check(missing <= sheds(counters), || {
-            format!("{missing} messages are lost and {} shed, among them {undelivered:?}", sheds(counters))
+            format!("{missing} messages are lost and {} shed, among them {undelivered:?}: {counters:?}", sheds(counters))
         })
     }
 }
@@ -402,7 +402,7 @@ impl Air {
             Packet::Disconnect(_) => {
                 self.cause.answer = Some(&["DISCONNECT"]);
                 self.cause.leaving = true;
-                self.leave(who);
+                self.leave(who, ledger);
             }
             _ => {}
         }
@@ -648,17 +648,17 @@ impl Air {
                 if let Some(will) = self.sessions.get(&who).and_then(|session| session.will) {
                     ledger.entry_mut(will).wills_due += 1;
                 }
-                self.leave(who);
+                self.leave(who, ledger);
             }
         }
     }
 
     /// The connection of a client ends, and its session if that is clean.
-    fn leave(&mut self, who: Who) {
+    fn leave(&mut self, who: Who, ledger: &Ledger) {
+        self.drop_requests(who, ledger);
         let Some(session) = self.sessions.get_mut(&who) else { return };
         session.active = false;
         (session.connect, session.prompted) = (None, false);
-        session.unanswered.clear();
         if let Some(peer) = session.peer.take() {
             self.bound.remove(&peer);
         }
@@ -671,6 +671,22 @@ impl Air {
         for (no, _) in waiting {
             self.unblock(who, no);
         }
+    }
+
+    /// What a client asked for and was not granted in this connection.
+    fn drop_requests(&mut self, who: Who, ledger: &Ledger) {
+        let Some(session) = self.sessions.get_mut(&who) else { return };
+        let Session { subs, asked, unanswered, .. } = session;
+        for (name, msg_id) in unanswered.keys() {
+            if *name == "SUBSCRIBE"
+                && let Some(filter) = asked.get(msg_id).and_then(|asked| asked.filter.as_ref())
+                && subs.get(filter).is_some_and(|sub| !sub.held)
+            {
+                subs.remove(filter);
+            }
+        }
+        unanswered.clear();
+        self.drop_unwanted(who, ledger);
     }
 
     /// After the gateway was told and before its outputs are taken: what it counted.
@@ -706,7 +722,7 @@ impl Air {
         let Some(peer) = self.cause.from.clone() else { return };
         self.handshakes.remove(&peer);
         if let Some(other) = self.bound.get(&peer).copied().filter(|other| *other != who) {
-            self.leave(other);
+            self.leave(other, ledger);
         }
         let now = self.now;
         if clean && let Some(session) = self.sessions.get_mut(&who) {
@@ -717,6 +733,7 @@ impl Air {
                 self.unblock(who, no);
             }
         }
+        self.drop_requests(who, ledger);
         let session = self.sessions.entry(who).or_insert_with(|| Session::new(now));
         if let Some(old) = session.peer.replace(peer.clone()) {
             self.bound.remove(&old);
@@ -734,7 +751,6 @@ impl Air {
         session.last_heard = now;
         (session.prompted, session.connect) = (frame.is_none(), frame);
         session.known.clear();
-        session.unanswered.clear();
         session.under_way = None;
         match session.exchange.take() {
             Some(Exchange { kind: Kind::Publish { no, .. }, msg_id, .. }) => {
