@@ -176,6 +176,7 @@ fn settings(rng: &mut Rng, limits: bool) -> Settings {
             max_topics: 1000,
             max_subscriptions: 100,
             queue,
+            rebind: Rebind::SameIp,
             queue_total: if tight && rng.bool() { 3000 } else { 1 << 24 },
             rebind: Rebind::SameIp,
         },
