@@ -182,6 +182,7 @@ impl Gateway {
         if params.clean {
             session.clear(&mut cx);
         }
+        session.drop_requests(&mut cx);
         match will {
             WillChange::Keep => {}
             WillChange::Delete => session.will = Will::default(),
@@ -211,7 +212,6 @@ impl Gateway {
         let Some(session) = self.clients.key(id).and_then(|key| self.clients.get_mut(key)) else { return };
         let route = session.route;
         let Some(old) = session.peer.clone().filter(|old| old != peer) else { return };
-        session.requests.clear();
         let listens = session.is_receiving();
         self.counters.sessions_taken_over += 1;
         if listens {

@@ -204,9 +204,18 @@ impl Links {
         Ok(outcome)
     }
 
+    /// The client was told that its subscription holds, though the broker has not answered: the filter is issued again when
+    /// the broker comes back, and what it says to the request then is of no account.
+    pub(super) fn hold(&mut self, client: ClientKey, filter: &TopicFilter) {
+        if let Some(claim) = self.filters.get_mut(filter).and_then(|found| found.clients.get_mut(&client)) {
+            claim.asked = None;
+            self.unsettled.insert(filter.clone());
+        }
+    }
+
     /// The client no longer wants what the filter matches; the broker is told when it was the last.
     pub(super) fn unsubscribe(&mut self, client: ClientKey, filter: &TopicFilter) {
-        self.hand_outs.retain(|hand_out| hand_out.client != client || hand_out.filter != *filter);
+        self.close_hand_out(client, filter);
         let Some(subscribers) = self.filters.get_mut(filter) else { return };
         subscribers.clients.remove(&client);
         if subscribers.clients.is_empty() {
@@ -358,6 +367,8 @@ impl Links {
                 }
                 if result.is_ok() {
                     self.take_back_unwanted(&filter);
+                } else {
+                    self.close_hand_out(client, &filter);
                 }
                 self.updates.push_back(Update::Subscribed(client, id, result));
             }
@@ -432,7 +443,7 @@ impl Links {
     }
 
     fn open_hand_out(&mut self, now: Instant, client: ClientKey, filter: &TopicFilter, qos: QoS) {
-        self.hand_outs.retain(|open| open.client != client || open.filter != *filter);
+        self.close_hand_out(client, filter);
         if self.hand_outs.len() >= HAND_OUTS_MAX {
             self.hand_outs.pop_front();
         }
@@ -444,6 +455,10 @@ impl Links {
             seen: BTreeSet::new(),
             until,
         });
+    }
+
+    fn close_hand_out(&mut self, client: ClientKey, filter: &TopicFilter) {
+        self.hand_outs.retain(|open| open.client != client || open.filter != *filter);
     }
 
     /// Wills of QoS 0 wait for the broker here, the others in the connection.

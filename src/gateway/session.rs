@@ -328,6 +328,7 @@ impl Session {
                 cx.counters.subscriptions_full += 1;
                 self.undo_subscribe(request, ReturnCode::Congestion, cx);
             } else {
+                cx.links.hold(self.key, &request.filter);
                 self.accept_subscribe(request.msg_id, &request.filter, request.topic, request.asked, cx);
             }
         }
@@ -357,20 +358,32 @@ impl Session {
         self.send(Packet::SubAck(SubAck { qos, topic_id: topic.raw(), msg_id, code }), cx);
     }
 
+    fn undo_subscribe(&mut self, request: Request, code: ReturnCode, cx: &mut Cx<'_>) {
+        self.take_back(&request, cx);
+        self.refuse_subscribe(request.msg_id, code, cx);
+    }
+
     /// A subscription that was granted before, or is still being asked for, stays: the request may have been a late
     /// copy, and its answer may reach nobody.
-    fn undo_subscribe(&mut self, request: Request, code: ReturnCode, cx: &mut Cx<'_>) {
+    fn take_back(&mut self, request: &Request, cx: &mut Cx<'_>) {
         let granted =
             self.subscriptions.get(&request.filter).is_some_and(|subscription| subscription.granted);
-        if !granted && !self.requests.iter().any(|other| other.filter == request.filter) {
-            self.subscriptions.remove(&request.filter);
-            cx.links.unsubscribe(self.key, &request.filter);
-            if let TopicRef::Normal(id) = request.topic {
-                self.registry.withdraw(id);
-            }
-            self.drop_unsubscribed(cx);
+        if granted || self.requests.iter().any(|other| other.filter == request.filter) {
+            return;
         }
-        self.refuse_subscribe(request.msg_id, code, cx);
+        self.subscriptions.remove(&request.filter);
+        cx.links.unsubscribe(self.key, &request.filter);
+        if let TopicRef::Normal(id) = request.topic {
+            self.registry.withdraw(id);
+        }
+        self.drop_unsubscribed(cx);
+    }
+
+    /// The connection in which the answers were awaited is over: what was not granted in it will be asked for again.
+    pub(super) fn drop_requests(&mut self, cx: &mut Cx<'_>) {
+        while let Some(request) = self.requests.pop_front() {
+            self.take_back(&request, cx);
+        }
     }
 
     fn refuse_subscribe(&self, msg_id: u16, code: ReturnCode, cx: &mut Cx<'_>) {
@@ -453,7 +466,7 @@ impl Session {
         self.state = state;
         self.connect = None;
         self.prompted = false;
-        self.requests.clear();
+        self.drop_requests(cx);
         for timer in [ClientTimer::Supervision, ClientTimer::Retry, ClientTimer::BrokerAnswer] {
             cx.timers.cancel(&Timer::Client(self.key, timer));
         }

@@ -37,6 +37,8 @@ pub(crate) struct Air {
     vanished: u64,
     /// Clients that count as lost from the timeout under way on.
     due: BTreeSet<Who>,
+    /// The gateway takes leave; who has been told.
+    leaving: Option<BTreeSet<Who>>,
 }
 
 /// What the gateway was last told, and who must be answered how.
@@ -83,6 +85,8 @@ pub(crate) struct Session {
     active: bool,
     /// When the connection was set up.
     since: Instant,
+    /// When it ended.
+    left: Instant,
     peer: Option<Peer>,
     clean: bool,
     keep_alive: Duration,
@@ -156,6 +160,7 @@ impl Session {
         Self {
             active: false,
             since: now,
+            left: now,
             peer: None,
             clean: true,
             keep_alive: Duration::ZERO,
@@ -209,6 +214,7 @@ impl Air {
             arrived: BTreeMap::new(),
             vanished: 0,
             due: BTreeSet::new(),
+            leaving: None,
         }
     }
 
@@ -248,12 +254,29 @@ impl Air {
         active.flat_map(|(who, session)| session.queue.iter().map(|(no, _)| (*who, *no))).collect()
     }
 
+    /// The gateway is told to take leave.
+    pub(crate) fn shut_down(&mut self, now: Instant) {
+        self.begin(now);
+        self.leaving = Some(BTreeSet::new());
+    }
+
+    /// the gateway takes no leave without telling those who are there.
+    pub(crate) fn all_told(&self) -> Checked {
+        let told = self.leaving.as_ref();
+        let mut active = self.sessions.iter().filter(|(_, session)| session.active);
+        let untold = active.find(|(who, _)| !told.is_some_and(|told| told.contains(who)));
+        Law::Manners.check(untold.is_none(), || format!("s{:?} was not told", untold.map(|(who, _)| who)))
+    }
+
     /// Everything still due must be in a counter.
     pub(crate) fn finish(&self, counters: &Counters) -> Checked {
         let undelivered = self.undelivered();
         let missing = self.vanished + undelivered.len() as u64;
         Law::NothingLost.check(missing <= sheds(counters), || {
-            format!("{missing} messages are lost and {} shed, among them {undelivered:?}: {counters:?}", sheds(counters))
+            format!(
+                "{missing} messages are lost and {} shed, among them {undelivered:?}: {counters:?}",
+                sheds(counters)
+            )
         })
     }
 }
@@ -614,7 +637,13 @@ impl Air {
         self.begin(now);
         self.handshakes.retain(|_, handshake| handshake.until > now);
         let keys: Vec<Who> = self.sessions.keys().copied().collect();
+        let expiry = self.settings.sessions.expiry;
         for who in keys {
+            if self.sessions.get(&who).is_some_and(|session| !session.active && session.left + expiry <= now)
+            {
+                self.sessions.remove(&who);
+                ledger.forget(Some(who));
+            }
             let Some(session) = self.sessions.get_mut(&who).filter(|session| session.active) else {
                 continue;
             };
@@ -658,6 +687,7 @@ impl Air {
         self.drop_requests(who, ledger);
         let Some(session) = self.sessions.get_mut(&who) else { return };
         session.active = false;
+        session.left = self.now;
         (session.connect, session.prompted) = (None, false);
         if let Some(peer) = session.peer.take() {
             self.bound.remove(&peer);
@@ -804,7 +834,12 @@ impl Air {
                 if !leaving {
                     self.told.insert(to.clone(), self.now);
                 }
-                disconnect.duration.is_none() && who.is_none() && (leaving || !answers || !told)
+                let farewell = match (&mut self.leaving, who) {
+                    (Some(told), Some(who)) => told.insert(who),
+                    _ => false,
+                };
+                let due = who.is_none() && (leaving || !answers || !told);
+                disconnect.duration.is_none() && (due || farewell)
             }
             _ => who.is_some(),
         };

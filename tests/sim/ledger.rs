@@ -46,6 +46,8 @@ pub(crate) struct Entry {
     pub(crate) order: Option<u64>,
     /// Losses of the broker's memory before that.
     losses: u32,
+    /// How often the gateway lost what it knew of it, since sessions end and gateways are restarted.
+    pub(crate) forgotten: u32,
     /// The broker sent it to the gateway again.
     pub(crate) redelivered: bool,
     /// The gateway heard PUBREC.
@@ -105,6 +107,7 @@ impl Ledger {
             at_broker: 0,
             order: None,
             losses: 0,
+            forgotten: 0,
             redelivered: false,
             received: false,
             acked: false,
@@ -160,10 +163,10 @@ impl Ledger {
         }
         let entry = &self.entries[no];
         let count = entry.at_broker;
-        let lost = losses - entry.losses;
+        let lost = losses - entry.losses + entry.forgotten;
         match entry.origin {
             Origin::Sensor { persistent: true, .. } if entry.qos == Qos::ExactlyOnce => {
-                let fair = count <= 1 + lost && (count == 1 || !entry.acked);
+                let fair = count <= 1 + lost && (count == 1 || !entry.acked || entry.forgotten > 0);
                 Law::UplinkExactlyOnce.check(fair, || format!("m{no} was published {count} times"))
             }
             Origin::Sensor { .. } => Ok(()),
@@ -176,6 +179,17 @@ impl Ledger {
                     format!("the Will m{no} of s{who} was published {count} times and due {due} times")
                 })
             }
+        }
+    }
+
+    /// The gateway forgot a sensor, or all of them, with what it knew of their messages.
+    pub(crate) fn forget(&mut self, sensor: Option<Who>) {
+        for entry in &mut self.entries {
+            let whose = match entry.origin {
+                Origin::Sensor { who, .. } | Origin::Will(who) => who,
+                Origin::Observer => continue,
+            };
+            entry.forgotten += u32::from(sensor.is_none_or(|who| who == whose));
         }
     }
 
@@ -193,7 +207,7 @@ impl Ledger {
                 _ => false,
             };
             if strict && outcome == Outcome::Acknowledged && entry.qos == Qos::ExactlyOnce {
-                let fair = count <= 1 + losses - entry.losses;
+                let fair = count <= 1 + losses - entry.losses + entry.forgotten;
                 Law::UplinkExactlyOnce.check(fair, || format!("m{no} was published {count} times"))?;
             }
         }

@@ -23,6 +23,12 @@ pub(crate) struct Link {
     /// Messages of the broker.
     inward: BTreeMap<u16, In>,
     connections: u32,
+    /// The session at the broker was begun by the gateway under watch.
+    ours: bool,
+    /// The CONNECT of this connection had CleanSession 1.
+    clean: bool,
+    /// This connection is to a session that the gateway did not begin: it takes nothing from there.
+    foreign: bool,
     /// PUBRELs of the broker on this connection.
     released: BTreeSet<u16>,
 }
@@ -58,6 +64,7 @@ impl Link {
     /// A new connection.
     pub(crate) fn connected(&mut self) {
         self.connections += 1;
+        self.foreign = false;
         self.written.clear();
         self.read.clear();
         self.again.clear();
@@ -71,6 +78,7 @@ impl Link {
         let mut facts = Vec::new();
         while let Some(packet) = next(&mut self.written)? {
             match packet {
+                Packet::Connect(connect) => self.clean = connect.clean_session,
                 Packet::Publish(publish) => self.publish_out(&publish, ledger)?,
                 Packet::Subscribe(packet) => self.request_out(packet.pkid)?,
                 Packet::Unsubscribe(packet) => self.request_out(packet.pkid)?,
@@ -138,7 +146,10 @@ impl Link {
         let mut facts = Vec::new();
         while let Some(packet) = next(&mut self.read)? {
             match packet {
+                _ if self.foreign => {}
                 Packet::ConnAck(ack) if ack.code == ConnectReturnCode::Success => {
+                    self.foreign = ack.session_present && !self.ours;
+                    self.ours |= !self.foreign && !self.clean;
                     if !ack.session_present {
                         self.out.retain(|_, open| *open == Out::Request);
                         self.inward.clear();

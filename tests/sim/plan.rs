@@ -76,6 +76,8 @@ pub(crate) struct Tcp {
     pub(crate) disturbed: Option<Duration>,
     /// Whether the broker may lose its memory.
     pub(crate) amnesia: bool,
+    /// Whether the gateway may be restarted. It keeps nothing.
+    pub(crate) restarts: bool,
 }
 
 impl Radio {
@@ -104,14 +106,15 @@ impl Plan {
         if bad_tcp {
             tcp.disturbed = Some(millis(rng, 1500..8000));
             tcp.amnesia = rng.bool();
+            tcp.restarts = rng.u8(0..3) == 0;
         }
-        let sensors: Vec<_> = (0..rng.usize(2..=4)).map(|who| SensorPlan::new(rng, who)).collect();
+        let sensors: Vec<_> = (0..rng.usize(2..=5)).map(|who| SensorPlan::new(rng, who)).collect();
         let settings = settings(rng, bad_radio);
         Self {
             radio,
             tcp,
             settings,
-            active: millis(rng, 10_000..25_000),
+            active: millis(rng, 10_000..30_000),
             pace: millis(rng, 500..2000),
             vanishing: bad_radio && rng.u8(0..4) > 0,
             noise: bad_radio && rng.bool(),
@@ -172,13 +175,12 @@ fn settings(rng: &mut Rng, limits: bool) -> Settings {
             .collect(),
         sessions: SessionSettings {
             max: 100,
-            expiry: Duration::from_secs(24 * 3600),
+            expiry: Duration::from_secs(if rng.u8(0..8) == 0 { rng.u64(3..15) } else { 24 * 3600 }),
             max_topics: 1000,
             max_subscriptions: 100,
             queue,
             rebind: Rebind::SameIp,
-            queue_total: if tight && rng.bool() { 3000 } else { 1 << 24 },
-            rebind: Rebind::SameIp,
+            queue_total: if tight && rng.bool() { rng.usize(60..600) } else { 1 << 24 },
         },
         seed: rng.u64(..),
     }

@@ -13,13 +13,15 @@ use mqtt_sn_gateway::broker::{
     Broker, ConnectionId, Fault, Input as BrokerInput, Kind, Limits, Memory, Output as BrokerOutput, Whom,
 };
 use mqtt_sn_gateway::gateway::io::{
-    Address, Input, LinkCommand, LinkEvent, LinkFailure, LinkId, Output, Peer, PortId, Route, Target,
+    Address, Control, Input, LinkCommand, LinkEvent, LinkFailure, LinkId, Output, Peer, PortId, Route, Target,
 };
 use mqtt_sn_gateway::gateway::{Counters, Gateway};
 use mqtt_sn_gateway::node::{Event as NodeEvent, Topic, Will};
 use mqtt_sn_gateway::topic::{ClientId, TopicFilter};
 use mqtt_sn_gateway::wire::{Packet, Qos, decode};
-use rumqttc::{ConnectReturnCode, QoS, SubscribeReasonCode};
+use rumqttc::{
+    ConnectReturnCode, Packet as Packet4, PubAck, PubComp, PubRec, PubRel, QoS, SubscribeReasonCode, UnsubAck,
+};
 
 use crate::air::{Air, sheds};
 use crate::figures::Figures;
@@ -38,6 +40,9 @@ const REST_WITHIN: Duration = Duration::from_secs(120);
 /// Names that a sensor did not answer for are not offered for T_WAIT (Interpretation: R-113).
 const T_WAIT: Duration = Duration::from_secs(335);
 
+/// How long the gateway may take to take leave.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+
 /// At rest for so many looks in a row, one each [`LOOK`], a world is taken to be at rest.
 const LOOKS: u32 = 4;
 
@@ -55,7 +60,6 @@ pub(crate) fn run(seed: u64, base: Instant, trace: &mut Trace) -> Checked<Figure
     while world.phase != Phase::Over {
         world.step()?;
     }
-    world.finish()?;
     Ok(world.figures())
 }
 
@@ -81,6 +85,10 @@ struct World<'t> {
     link: Link,
     ledger: Ledger,
     streams: BTreeMap<u64, Stream>,
+    /// Connections of the gateway are numbered from here: it begins anew when it is restarted.
+    first_link: u64,
+    /// What gateways before this one counted.
+    retired: Vec<Counters>,
     /// Messages by which it is seen at the end that everything works, and what had been shed before.
     probes: Vec<No>,
     shed_before_probes: u64,
@@ -98,6 +106,7 @@ struct Tally {
     faults: u64,
     reboots: u64,
     moves: u64,
+    restarts: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +117,8 @@ enum Phase {
     Calm(Instant),
     /// The probes are out.
     Probing(Instant),
+    /// The gateway takes leave.
+    Leaving(Instant),
     Over,
 }
 
@@ -166,6 +177,8 @@ impl<'t> World<'t> {
             link: Link::default(),
             ledger: Ledger::default(),
             streams: BTreeMap::new(),
+            first_link: 0,
+            retired: Vec::new(),
             plan,
             rng,
             trace,
@@ -220,6 +233,10 @@ impl<'t> World<'t> {
             return Err(Law::Liveness.broken("nothing will ever happen again"));
         };
         self.now = self.now.max(at);
+        if let Phase::Leaving(since) = self.phase {
+            Law::Liveness
+                .check(self.now < since + LEAVE_WITHIN, || "the gateway does not come to its end".into())?;
+        }
         if event == Some(at) {
             if let Some((_, event)) = self.queue.pop_first() {
                 self.happen(event)?;
@@ -340,6 +357,9 @@ impl World<'_> {
     }
 
     fn frame_to_gateway(&mut self, addr: SocketAddr, frame: Bytes) -> Checked {
+        if matches!(self.phase, Phase::Leaving(_)) {
+            return Ok(());
+        }
         let from = peer(addr);
         self.trace.add(self.now, Step::FrameIn(addr.port().to_string(), frame.clone()));
         self.air.frame_in(self.now, &from, &frame, &self.ledger)?;
@@ -443,8 +463,12 @@ impl World<'_> {
         while let Some(output) = self.gateway.poll_output() {
             match output {
                 Output::Send { to, frame } => self.frame_from_gateway(to, frame)?,
-                Output::Link(LinkId(link), command) => self.link_command(link, command)?,
-                Output::Stopped => return Err(Law::Liveness.broken("the gateway stopped")),
+                Output::Link(LinkId(link), command) => self.link_command(self.first_link + link, command)?,
+                Output::Stopped => {
+                    let asked = matches!(self.phase, Phase::Leaving(_));
+                    Law::Manners.check(asked, || "the gateway stops unasked".into())?;
+                    self.phase = Phase::Over;
+                }
             }
         }
         self.air.end()?;
@@ -575,7 +599,7 @@ impl World<'_> {
             self.trace.note(self.now, format!("connection {link}: {event:?}"));
         }
         self.air.begin(self.now);
-        self.tell_gateway(Input::Link(LinkId(link), event))
+        self.tell_gateway(Input::Link(LinkId(link - self.first_link), event))
     }
 
     fn octets_to_gateway(&mut self, link: u64, octets: Bytes) -> Checked {
@@ -593,7 +617,7 @@ impl World<'_> {
                 Fact::Acked { .. } => {}
             }
         }
-        self.tell_gateway(Input::Link(LinkId(link), LinkEvent::Bytes(octets)))
+        self.tell_gateway(Input::Link(LinkId(link - self.first_link), LinkEvent::Bytes(octets)))
     }
 
     fn octets_to_broker(&mut self, link: u64, octets: Bytes) -> Checked {
@@ -700,8 +724,25 @@ impl World<'_> {
         }
         let client = gateway_id();
         let mut fault = None;
-        match self.rng.u8(0..12) {
+        match self.rng.u8(0..15) {
             0..3 => self.cut(),
+            12 | 14 if self.plan.tcp.restarts => {
+                self.restart_gateway();
+                return self.disturb_again();
+            }
+            13 => {
+                let id = self.rng.u16(61_000..62_000);
+                let packets = [
+                    Packet4::PubAck(PubAck::new(id)),
+                    Packet4::PubRec(PubRec::new(id)),
+                    Packet4::PubRel(PubRel::new(id)),
+                    Packet4::PubComp(PubComp::new(id)),
+                    Packet4::UnsubAck(UnsubAck::new(id)),
+                    Packet4::PingResp,
+                ];
+                let packet = packets[self.rng.usize(..packets.len())].clone();
+                fault = Some(Fault::Send { client, packet });
+            }
             3 | 4 => return self.crash().and_then(|()| self.disturb_again()),
             5 | 6 => {
                 let kinds = [
@@ -805,6 +846,27 @@ impl World<'_> {
         let up = self.millis(50..6000);
         self.after(up, Event::BrokerUp);
         Ok(())
+    }
+
+    /// A new gateway in the place of this one, with nothing of what that knew.
+    fn restart_gateway(&mut self) {
+        self.trace.note(self.now, "the gateway is restarted");
+        self.tally.restarts += 1;
+        self.plan.settings.seed = self.rng.u64(..);
+        let settings = self.plan.settings.clone();
+        let gateway = std::mem::replace(&mut self.gateway, Gateway::new(settings.clone(), self.now));
+        self.retired.push(gateway.counters().clone());
+        self.air = Air::new(settings, self.now);
+        self.link = Link::default();
+        self.ledger.forget(None);
+        for (link, stream) in &mut self.streams {
+            if std::mem::replace(&mut stream.open, false) && !stream.cut {
+                stream.cut = true;
+                self.serial += 1;
+                self.queue.insert((self.now + self.plan.tcp.delay, self.serial), Event::UpClosed(*link));
+            }
+        }
+        self.first_link += 1000;
     }
 
     fn broker_is_up(&mut self) -> Checked {
@@ -1105,14 +1167,14 @@ impl World<'_> {
         let (since, patience) = match self.phase {
             Phase::Calm(since) if self.gateway.counters().downlink_unanswered > 0 => (since, T_WAIT),
             Phase::Calm(since) | Phase::Probing(since) => (since, Duration::ZERO),
-            Phase::Active | Phase::Over => return Ok(()),
+            Phase::Active | Phase::Leaving(_) | Phase::Over => return Ok(()),
         };
         let waited = self.now.saturating_duration_since(since);
         if self.rested >= LOOKS && waited >= patience {
             self.rested = 0;
             if matches!(self.phase, Phase::Probing(_)) {
-                self.phase = Phase::Over;
-                return Ok(());
+                self.finish()?;
+                return self.shut_down();
             }
             self.phase = Phase::Probing(self.now + Duration::from_secs(30));
             self.shed_before_probes = sheds(self.gateway.counters());
@@ -1176,6 +1238,15 @@ impl World<'_> {
         self.air.finish(self.gateway.counters())
     }
 
+    /// The gateway takes leave: of its clients and of the broker, without a Will.
+    fn shut_down(&mut self) -> Checked {
+        self.trace.note(self.now, "the gateway is asked to take leave");
+        self.phase = Phase::Leaving(self.now);
+        self.air.shut_down(self.now);
+        self.tell_gateway(Input::Control(Control::Shutdown))?;
+        self.air.all_told()
+    }
+
     fn check_subscriptions(&self) -> Checked {
         for sensor in &self.sensors {
             for filter in sensor.held.iter().filter_map(|filter| sensor.filter_of(filter)) {
@@ -1197,7 +1268,8 @@ impl World<'_> {
     fn check_wills(&self) -> Checked {
         for (no, entry) in self.ledger.iter() {
             let Origin::Will(who) = entry.origin else { continue };
-            let fair = entry.qos == Qos::AtMostOnce || entry.at_broker >= entry.wills_due;
+            let fair =
+                entry.qos == Qos::AtMostOnce || entry.at_broker >= entry.wills_due || entry.forgotten > 0;
             Law::WillOnLoss.check(fair, || {
                 format!(
                     "the Will m{no} of s{who} was due {} times, published {}",
@@ -1210,8 +1282,10 @@ impl World<'_> {
 
     fn figures(&self) -> Figures {
         let mut figures = Figures::default();
-        for (name, value) in self.gateway.counters().iter() {
-            figures.add("gateway", name, value);
+        for counters in self.retired.iter().chain([self.gateway.counters()]) {
+            for (name, value) in counters.iter() {
+                figures.add("gateway", name, value);
+            }
         }
         for sensor in self.sensors.iter().filter_map(|sensor| sensor.node.as_ref()) {
             let counters = sensor.counters();
@@ -1229,8 +1303,17 @@ impl World<'_> {
         figures.add("broker", "redelivered", broker.redelivered);
         figures.add("broker", "stray_acks", broker.stray_acks);
         figures.ledger(&self.ledger);
-        let Tally { frames_lost, frames_copied, frames_late, cuts, crashes, faults, reboots, moves } =
-            self.tally;
+        let Tally {
+            frames_lost,
+            frames_copied,
+            frames_late,
+            cuts,
+            crashes,
+            faults,
+            reboots,
+            moves,
+            restarts,
+        } = self.tally;
         for (name, value) in [
             ("frames_lost", frames_lost),
             ("frames_copied", frames_copied),
@@ -1240,6 +1323,7 @@ impl World<'_> {
             ("broker_faults", faults),
             ("reboots", reboots),
             ("moves", moves),
+            ("gateway_restarts", restarts),
             ("memory_losses", self.ledger.losses.into()),
             ("seconds", self.now.saturating_duration_since(self.base).as_secs()),
             ("steps", self.trace.steps()),
