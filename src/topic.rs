@@ -3,6 +3,7 @@
 //! The rules are those of MQTT 3.1.1 §4.7 (topics) and MQTT-SN §5.3 (client ids). Every value is UTF-8 without U+0000
 //! and cheap to clone.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,8 +12,9 @@ pub mod tree;
 /// Octets in the longest topic name or filter (MQTT 3.1.1 §4.7.3: a two-octet length prefix).
 pub const TOPIC_LEN_MAX: usize = 65_535;
 
-/// Levels in the deepest filter. Mosquitto allows as many; a bound keeps recursion over a filter shallow.
-pub const FILTER_LEVELS_MAX: usize = 200;
+/// Levels in the deepest filter, and in the deepest topic that is passed to a broker. Mosquitto allows as many; a bound
+/// keeps recursion over a filter shallow.
+pub const LEVELS_MAX: usize = 200;
 
 /// Octets in the longest client id. §5.3.1 says 23; deployed clients use more, and brokers take them.
 pub const CLIENT_ID_LEN_MAX: usize = 128;
@@ -38,9 +40,12 @@ pub enum NameError {
     /// A `+` or `#` that does not fill its level, or a `#` before the last level.
     #[error("has a misplaced wildcard")]
     MisplacedWildcard,
-    /// More than [`FILTER_LEVELS_MAX`] levels.
+    /// More than [`LEVELS_MAX`] levels.
     #[error("has too many levels")]
     TooManyLevels,
+    /// Control characters or noncharacters, on which brokers may close the connection (MQTT 3.1.1 §1.5.3).
+    #[error("contains characters that not every broker takes")]
+    Unportable,
 }
 
 fn checked(octets: &[u8], len_max: usize) -> Result<&str, NameError> {
@@ -54,6 +59,12 @@ fn checked(octets: &[u8], len_max: usize) -> Result<&str, NameError> {
     if text.contains('\0') { Err(NameError::Nul) } else { Ok(text) }
 }
 
+/// MQTT 3.1.1 §1.5.3: the characters that should not be in a text.
+fn portable(text: &str) -> Result<(), NameError> {
+    let noncharacter = |c: char| matches!(u32::from(c), 0xFDD0..=0xFDEF) || u32::from(c) & 0xFFFE == 0xFFFE;
+    if text.chars().any(|c| c.is_control() || noncharacter(c)) { Err(NameError::Unportable) } else { Ok(()) }
+}
+
 /// A topic that can be published on: 1 to [`TOPIC_LEN_MAX`] octets, no wildcards (MQTT 3.1.1 §4.7.1).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TopicName(Arc<str>);
@@ -63,6 +74,14 @@ impl TopicName {
     pub fn new(octets: impl AsRef<[u8]>) -> Result<Self, NameError> {
         let text = checked(octets.as_ref(), TOPIC_LEN_MAX)?;
         if text.contains(['+', '#']) { Err(NameError::Wildcard) } else { Ok(Self(text.into())) }
+    }
+
+    /// The same for a name that comes from a client: only what every broker takes, since a broker may answer anything else
+    /// by closing the connection that serves all clients.
+    pub fn portable(octets: impl AsRef<[u8]>) -> Result<Self, NameError> {
+        let name = Self::new(octets)?;
+        portable(&name.0)?;
+        if name.levels().count() > LEVELS_MAX { Err(NameError::TooManyLevels) } else { Ok(name) }
     }
 
     /// The name as text.
@@ -94,7 +113,15 @@ impl TopicFilter {
                 return Err(NameError::MisplacedWildcard);
             }
         }
-        if count > FILTER_LEVELS_MAX { Err(NameError::TooManyLevels) } else { Ok(Self(text.into())) }
+        if count > LEVELS_MAX { Err(NameError::TooManyLevels) } else { Ok(Self(text.into())) }
+    }
+
+    /// The same for a filter that comes from a client: only what every broker takes, as [`TopicName::portable`]. Shared
+    /// subscriptions (`$share`) are not among it.
+    pub fn portable(octets: impl AsRef<[u8]>) -> Result<Self, NameError> {
+        let filter = Self::new(octets)?;
+        portable(&filter.0)?;
+        if filter.levels().next() == Some("$share") { Err(NameError::Unportable) } else { Ok(filter) }
     }
 
     /// The filter as text.
@@ -184,6 +211,12 @@ impl ClientId {
 
     /// The id as text.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for TopicFilter {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

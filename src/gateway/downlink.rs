@@ -11,7 +11,7 @@
 //! answers.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing::debug;
 
@@ -23,7 +23,7 @@ use super::registry::Naming;
 use super::session::{Cx, Session, State};
 use super::timer::{ClientTimer, Timer};
 use crate::mqtt::{Message, QoS};
-use crate::topic::TopicFilter;
+use crate::topic::TopicName;
 use crate::wire::{MsgIdOnly, Packet, ReturnCode, TopicAck, TopicRef};
 
 /// T_WAIT (§7.2): how long a client that said `congestion` is left alone, and a name that it did not take.
@@ -39,10 +39,19 @@ pub(super) struct Downlink {
     outbox: Outbox,
     exchange: Option<Exchange>,
     /// The client said `congestion`: nothing more until then.
-    paused: Option<Instant>,
+    paused: Option<Pause>,
     last_msg_id: u16,
     /// Messages that the client still gets while it is awake.
     drain: usize,
+}
+
+/// What a client said `congestion` to, for T_WAIT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    /// A PUBLISH: it gets none.
+    Everything,
+    /// A REGISTER: it gets what it knows the topic of.
+    Registrations,
 }
 
 /// What a client that cannot be reached is.
@@ -83,57 +92,71 @@ impl Session {
         cx: &mut Cx<'_>,
     ) {
         let mut item = Item { message, qos, delivery, sent_as: None };
-        if self.state != State::Active {
-            // The broker does not wait for a client that is asleep or away (design section 3).
+        if !self.broker_waits() {
             cx.settle(&item);
             item.delivery = None;
         }
-        if !self.may_wait(&item, cx.settings) {
+        let at_once = !self.waits() && self.downlink.outbox.is_empty();
+        if !at_once && !self.may_wait(&item, cx.settings) {
             cx.counters.downlink_offline += 1;
             cx.settle(&item);
             return;
         }
         let Joined { shed } =
-            self.downlink.outbox.push(item, &cx.settings.sessions, cx.queued_octets, cx.counters);
+            self.downlink.outbox.push(item, at_once, &cx.settings.sessions, cx.queued_octets, cx.counters);
         for item in shed {
             cx.settle(&item);
         }
         self.advance(cx);
     }
 
+    /// Whether the broker is kept waiting for what this client has yet to take. Not while it is asleep, away or congested,
+    /// nor once it has left a request unanswered: the broker's window is shared by all (design section 3).
+    fn broker_waits(&self) -> bool {
+        let prompt = |exchange: &Exchange| exchange.repeated == 0;
+        self.state == State::Active
+            && self.downlink.paused.is_none()
+            && self.downlink.exchange.as_ref().is_none_or(prompt)
+    }
+
+    /// Tells the broker that what waits behind the open exchange is taken care of.
+    fn release_broker(&mut self, cx: &mut Cx<'_>) {
+        for item in self.downlink.outbox.iter_mut() {
+            cx.settle(item);
+            item.delivery = None;
+        }
+    }
+
+    /// Whether what waits has to wait on. SUBACK comes before what the subscription brings, also where the broker sends that
+    /// first (§6.10): it stays behind while a SUBSCRIBE is with the broker.
+    fn waits(&self) -> bool {
+        !self.is_receiving()
+            || self.downlink.exchange.is_some()
+            || self.downlink.paused == Some(Pause::Everything)
+            || !self.requests.is_empty()
+    }
+
     /// Whether a message is kept until the client can take it.
     fn may_wait(&self, item: &Item, settings: &Settings) -> bool {
         match self.state {
-            State::Active => true,
-            State::Asleep | State::Awake => item.qos != QoS::AtMostOnce || settings.sessions.queue.qos0,
+            State::Active | State::Asleep | State::Awake => {
+                item.qos != QoS::AtMostOnce || settings.sessions.queue.qos0
+            }
             State::Disconnected | State::Lost => item.qos != QoS::AtMostOnce && !self.clean,
         }
     }
 
     /// Sends what can be sent: until an exchange is open, or nothing is left.
     pub(super) fn advance(&mut self, cx: &mut Cx<'_>) {
-        // SUBACK comes before what the subscription brings, also where the broker sends that first (§6.10): what waits
-        // stays behind while a SUBSCRIBE is with the broker.
-        let waits = |session: &Self| {
-            !session.is_receiving()
-                || session.downlink.exchange.is_some()
-                || session.downlink.paused.is_some()
-                || !session.requests.is_empty()
-        };
-        while !waits(self) {
+        while !self.waits() {
             if self.state == State::Awake {
                 if self.downlink.drain == 0 {
                     break;
                 }
                 self.downlink.drain -= 1;
             }
-            let Some(item) = self.downlink.outbox.pop(cx.queued_octets) else { break };
-            let topic = &item.message.topic;
-            let subscribed = TopicFilter::new(topic.as_str()).ok().and_then(|filter| {
-                let subscription = self.subscriptions.get(&filter)?;
-                Some(subscription.topic)
-            });
-            let naming = self.registry.name(topic, subscribed, cx.now, &self.id, cx.settings);
+            let Some(item) = self.next_item(cx) else { break };
+            let naming = self.name(&item.message.topic, cx);
             self.send_named(item, naming, Repair::Possible, cx);
         }
         // PINGRESP comes when every exchange of the drain is over, and not before (§6.14).
@@ -141,6 +164,25 @@ impl Session {
         if self.state == State::Awake && finished {
             self.sleep_on(true, cx);
         }
+    }
+
+    /// The message that is next; while registrations pause, the first whose topic the client knows.
+    fn next_item(&mut self, cx: &mut Cx<'_>) -> Option<Item> {
+        if self.downlink.paused != Some(Pause::Registrations) {
+            return self.downlink.outbox.pop(cx.queued_octets);
+        }
+        let mut outbox = std::mem::take(&mut self.downlink.outbox);
+        let mut total = *cx.queued_octets;
+        let known = |item: &Item| matches!(self.name(&item.message.topic, cx), Naming::Known(_));
+        let item = outbox.take_first(&mut total, known);
+        *cx.queued_octets = total;
+        self.downlink.outbox = outbox;
+        item
+    }
+
+    fn name(&mut self, topic: &TopicName, cx: &Cx<'_>) -> Naming {
+        let subscribed = self.subscriptions.get(topic.as_str()).map(|subscription| subscription.topic);
+        self.registry.name(topic, subscribed, cx.now, cx.scope(&self.id))
     }
 
     fn send_named(&mut self, item: Item, naming: Naming, repair: Repair, cx: &mut Cx<'_>) {
@@ -205,9 +247,14 @@ impl Session {
         match ack.code {
             ReturnCode::Accepted => {
                 self.registry.confirm(topic_id);
-                self.send_publish(item, TopicRef::Normal(topic_id), repair, cx);
+                if self.wants(&item) {
+                    self.send_publish(item, TopicRef::Normal(topic_id), repair, cx);
+                } else {
+                    cx.counters.downlink_ended += 1;
+                    cx.settle(&item);
+                }
             }
-            ReturnCode::Congestion => self.pause(item, cx),
+            ReturnCode::Congestion => self.pause(Pause::Registrations, item, cx),
             // The rejection counts as an unsubscription from this name (§6.10).
             ReturnCode::InvalidTopicId | ReturnCode::NotSupported | ReturnCode::Reserved(_) => {
                 self.registry.reject(topic_id);
@@ -237,7 +284,7 @@ impl Session {
                 cx.counters.downlink_delivered += 1;
                 cx.settle(&item);
             }
-            ReturnCode::Congestion => self.pause(item, cx),
+            ReturnCode::Congestion => self.pause(Pause::Everything, item, cx),
             ReturnCode::InvalidTopicId if repair == Repair::Possible => self.repair(topic, item, cx),
             ReturnCode::InvalidTopicId | ReturnCode::NotSupported | ReturnCode::Reserved(_) => {
                 cx.counters.downlink_refused += 1;
@@ -253,14 +300,15 @@ impl Session {
             self.registry.unconfirm(id);
         }
         let item = Item { sent_as: None, ..item };
-        let naming = self.registry.register(&item.message.topic, cx.now, &self.id, cx.settings);
+        let naming = self.registry.register(&item.message.topic, cx.now, cx.scope(&self.id));
         self.send_named(item, naming, Repair::Tried, cx);
     }
 
-    /// The client is congested: the message goes back, and nothing is sent until T_WAIT is over.
-    fn pause(&mut self, item: Item, cx: &mut Cx<'_>) {
+    /// The client is congested: the message goes back, and it is left alone until T_WAIT is over.
+    fn pause(&mut self, pause: Pause, item: Item, cx: &mut Cx<'_>) {
         self.downlink.outbox.push_front(item, cx.queued_octets);
-        self.downlink.paused = Some(cx.now + T_WAIT);
+        self.downlink.paused = Some(pause);
+        self.release_broker(cx);
         self.set_timer(ClientTimer::Pause, cx.now + T_WAIT, cx);
     }
 
@@ -271,12 +319,17 @@ impl Session {
 
     /// PUBREC (§5.4.14): the client has the message. A late one gets its PUBREL again.
     pub(super) fn handle_pubrec(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
-        let open = self.downlink.take_exchange(|exchange| {
-            exchange.msg_id == msg_id
-                && matches!(&exchange.request, Request::Publish { item, .. } if item.qos == QoS::ExactlyOnce)
+        let open = self.downlink.take_exchange(|exchange| match &exchange.request {
+            Request::Publish { item, .. } => exchange.msg_id == msg_id && item.qos == QoS::ExactlyOnce,
+            // It answers the PUBLISH of an earlier connection, which is about to be repeated.
+            Request::Register { item, .. } => item.sent_as == Some(msg_id) && item.qos == QoS::ExactlyOnce,
+            Request::Release => false,
         });
         match open {
-            Some(Exchange { request: Request::Publish { item, .. }, .. }) => {
+            Some(Exchange {
+                request: Request::Publish { item, .. } | Request::Register { item, .. },
+                ..
+            }) => {
                 cx.counters.downlink_delivered += 1;
                 cx.settle(&item);
                 self.open(Request::Release, Some(msg_id), cx);
@@ -302,6 +355,7 @@ impl Session {
             cx.counters.downlink_retransmissions += 1;
             self.send(exchange.request.packet(exchange.msg_id, true), cx);
             self.downlink.exchange = Some(exchange);
+            self.release_broker(cx);
             self.set_timer(ClientTimer::Retry, cx.now + self.retry_interval(cx.settings), cx);
             return Reach::There;
         }
@@ -312,10 +366,18 @@ impl Session {
         }
         let heard = self.last_heard > exchange.since;
         match exchange.request {
-            Request::Register { topic_id, item, .. } => {
+            // It learnt the id from a SUBACK or REGACK meanwhile.
+            Request::Register { topic_id, item, repair } if self.registry.is_known(topic_id) => {
+                self.send_publish(item, TopicRef::Normal(topic_id), repair, cx);
+            }
+            Request::Register { topic_id, item, .. } if heard => {
                 self.registry.pause(topic_id, cx.now + T_WAIT);
                 cx.counters.downlink_unanswered += 1;
                 cx.settle(&item);
+            }
+            Request::Register { item, .. } => {
+                self.downlink.outbox.push_front(item, cx.queued_octets);
+                return Reach::Lost;
             }
             Request::Publish { item, .. } if heard => {
                 cx.counters.downlink_unanswered += 1;
@@ -380,14 +442,19 @@ impl Session {
         }
     }
 
-    /// Drops what waits and no subscription matches any more (Interpretation: A-44); what is under way is finished.
+    /// Drops what waits and no subscription matches any more (Interpretation: A-44); a PUBLISH under way is finished.
     pub(super) fn drop_unsubscribed(&mut self, cx: &mut Cx<'_>) {
-        let subscriptions = &self.subscriptions;
-        let wanted = |item: &Item| subscriptions.keys().any(|filter| filter.matches(&item.message.topic));
-        for item in self.downlink.outbox.remove_unless(cx.queued_octets, wanted) {
+        let mut outbox = std::mem::take(&mut self.downlink.outbox);
+        for item in outbox.remove_unless(cx.queued_octets, |item| self.wants(item)) {
             cx.counters.downlink_ended += 1;
             cx.settle(&item);
         }
+        self.downlink.outbox = outbox;
+    }
+
+    /// Whether a subscription still brings this message.
+    fn wants(&self, item: &Item) -> bool {
+        self.subscriptions.keys().any(|filter| filter.matches(&item.message.topic))
     }
 
     /// Drops everything that was meant for the client.
@@ -414,10 +481,7 @@ impl Session {
             cx.counters.downlink_offline += 1;
             cx.settle(&item);
         }
-        for item in outbox.iter_mut() {
-            cx.settle(item);
-            item.delivery = None;
-        }
         self.downlink.outbox = outbox;
+        self.release_broker(cx);
     }
 }

@@ -60,6 +60,9 @@ impl Gateway {
         if self.is_repeated_connect(&peer, frame) {
             return self.answer_connect(&peer, route, ReturnCode::Accepted);
         }
+        if let Some(session) = self.clients.by_peer_mut(&peer) {
+            session.prompted = false;
+        }
         let params = match self.check_connect(&peer, connect, frame) {
             Ok(params) => params,
             Err(code) => return self.answer_connect(&peer, route, code),
@@ -70,7 +73,7 @@ impl Gateway {
         }
         // A repeated CONNECT restarts the prompts (§6.13).
         let port = &self.settings.ports[usize::from(peer.port.0)];
-        let patience = port.retry_interval * (port.retry_limit + 1);
+        let patience = port.retry_interval.saturating_mul(port.retry_limit.saturating_add(1));
         self.timers.set(Timer::Handshake(peer.clone()), self.now + patience);
         self.air.send(&peer, route, Packet::WillTopicReq, &mut self.counters);
         self.handshakes.insert(peer, Handshake { params, topic: None });
@@ -101,8 +104,13 @@ impl Gateway {
             self.counters.connects_refused += 1;
             return Err(ReturnCode::NotSupported);
         };
-        let known = self.clients.key(&id).is_some() || self.handshakes.contains_key(peer);
-        if !known && self.clients.len() + self.handshakes.len() >= self.settings.sessions.max {
+        let others = self.handshakes.len() - usize::from(self.handshakes.contains_key(peer));
+        let taken = match self.clients.key(&id) {
+            Some(_) if connect.will => others,
+            Some(_) => 0,
+            None => self.clients.len() + others,
+        };
+        if taken >= self.settings.sessions.max || self.stopping.is_some() {
             self.counters.sessions_full += 1;
             return Err(ReturnCode::Congestion);
         }
@@ -179,7 +187,8 @@ impl Gateway {
         let key = self.clients.key_or_insert(&params.id, self.now, &mut self.rng);
         self.clients.bind(key, &peer);
         let Some((session, mut cx)) = self.session_cx(key) else { return };
-        if params.clean {
+        // What a clean session held ends with it too (MQTT 3.1.1 §3.1.2.4).
+        if params.clean || session.clean {
             session.clear(&mut cx);
         }
         session.drop_requests(&mut cx);
@@ -195,7 +204,9 @@ impl Gateway {
         session.supervise(&mut cx);
         cx.counters.connects_accepted += 1;
         session.send(Packet::ConnAck(Response { code: ReturnCode::Accepted }), &mut cx);
+        session.resume_uplink(&mut cx);
         session.resume_downlink(&mut cx);
+        self.disconnects.forget(&peer);
         tracing::info!(client = %params.id, clean_session = params.clean, "client connected");
     }
 

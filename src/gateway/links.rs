@@ -8,33 +8,29 @@
 //! - The broker gets its acknowledgement when the last recipient has settled the message (design promise G2).
 
 mod link;
+mod retained;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tracing::{debug, warn};
 
 use self::link::Link;
 pub(super) use self::link::LinkCx;
+use self::retained::HandOuts;
 use super::ClientKey;
 use super::io::{BrokerSettings, LinkEvent, LinkId};
 use crate::mqtt::{DeliveryId, Event, Full, Message, QoS, Refused, Token};
+use crate::topic::TopicFilter;
 use crate::topic::tree::FilterTree;
-use crate::topic::{TopicFilter, TopicName};
-
-/// How long after a SUBSCRIBE messages with the retain flag are its answer.
-const HAND_OUT: Duration = Duration::from_secs(10);
-
-/// Hand-outs open at a time; beyond, the oldest closes. A fleet that reconnects at once opens one each.
-const HAND_OUTS_MAX: usize = 4096;
 
 /// Wills that wait for the broker to come back. One per client of a small network; more are shed and counted.
 const WILLS_MAX: usize = 1024;
 
-/// Filters in one SUBSCRIBE when all are issued again: at most 65,535 octets each, so that the packet stays well below
+/// Filters in one SUBSCRIBE or UNSUBSCRIBE of the gateway's own: at most 65,535 octets each, so that the packet stays well below
 /// what brokers accept.
-const FILTERS_PER_SUBSCRIBE: usize = 16;
+const FILTERS_PER_REQUEST: usize = 16;
 
 /// A message from the broker that clients have yet to settle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,7 +75,7 @@ pub(super) struct Links {
     filters: FilterTree<Subscribers>,
     /// Filters whose state at the broker may differ from ours.
     unsettled: BTreeSet<TopicFilter>,
-    hand_outs: VecDeque<HandOut>,
+    hand_outs: HandOuts,
     purposes: HashMap<Token, Purpose>,
     /// Clients that have yet to settle a message.
     owed: HashMap<Delivery, usize>,
@@ -94,6 +90,10 @@ struct Subscribers {
     clients: BTreeMap<ClientKey, Claim>,
     /// The broker has the filter, or is about to.
     at_broker: bool,
+    /// The broker said that it has the filter.
+    granted: bool,
+    /// SUBSCRIBEs for it that the broker has not answered. The connection repeats them by itself.
+    asked: usize,
 }
 
 /// What one client has of a filter.
@@ -102,6 +102,8 @@ struct Claim {
     qos: QoS,
     /// The last SUBSCRIBE for it that was passed on: the answer to an earlier one says nothing about it.
     asked: Option<RequestId>,
+    /// Granted while the broker was away: its retained messages are still to come.
+    awaits_retained: bool,
 }
 
 impl Subscribers {
@@ -109,17 +111,6 @@ impl Subscribers {
     fn highest(&self) -> Option<QoS> {
         self.clients.values().map(|claim| claim.qos).reduce(higher)
     }
-}
-
-/// A SUBSCRIBE whose retained messages are still to come.
-#[derive(Debug)]
-struct HandOut {
-    client: ClientKey,
-    filter: TopicFilter,
-    qos: QoS,
-    /// Topics that came already, retained or live.
-    seen: BTreeSet<TopicName>,
-    until: Instant,
 }
 
 /// What was asked of the broker.
@@ -137,7 +128,7 @@ impl Links {
             link: Link::new(settings, now),
             filters: FilterTree::default(),
             unsettled: BTreeSet::new(),
-            hand_outs: VecDeque::new(),
+            hand_outs: HandOuts::default(),
             purposes: HashMap::new(),
             owed: HashMap::new(),
             wills: VecDeque::new(),
@@ -168,7 +159,6 @@ impl Links {
             return false;
         }
         self.wills.push_back(will);
-        self.publish_wills();
         true
     }
 
@@ -188,7 +178,9 @@ impl Links {
             let token = self.link.connection.subscribe(&[(filter.clone(), at_broker)])?;
             let id = RequestId(self.next_id());
             self.purposes.insert(token, Purpose::Subscribe(client, id, filter.clone(), qos, before));
-            self.open_hand_out(now, client, filter, qos);
+            self.hand_outs.open(now, client, filter, qos);
+            // The broker has it at the highest QoS after this, whatever was still to be told.
+            self.unsettled.remove(filter);
             Subscribing::Asked(id)
         } else {
             self.unsettled.insert(filter.clone());
@@ -199,8 +191,9 @@ impl Links {
             Subscribing::Asked(id) => Some(id),
             Subscribing::Granted(_) => None,
         };
-        subscribers.clients.insert(client, Claim { qos, asked });
-        subscribers.at_broker |= matches!(outcome, Subscribing::Asked(_));
+        subscribers.clients.insert(client, Claim { qos, asked, awaits_retained: asked.is_none() });
+        subscribers.at_broker |= asked.is_some();
+        subscribers.asked += usize::from(asked.is_some());
         Ok(outcome)
     }
 
@@ -208,19 +201,24 @@ impl Links {
     /// the broker comes back, and what it says to the request then is of no account.
     pub(super) fn hold(&mut self, client: ClientKey, filter: &TopicFilter) {
         if let Some(claim) = self.filters.get_mut(filter).and_then(|found| found.clients.get_mut(&client)) {
-            claim.asked = None;
+            (claim.asked, claim.awaits_retained) = (None, true);
             self.unsettled.insert(filter.clone());
         }
     }
 
     /// The client no longer wants what the filter matches; the broker is told when it was the last.
     pub(super) fn unsubscribe(&mut self, client: ClientKey, filter: &TopicFilter) {
-        self.close_hand_out(client, filter);
+        self.hand_outs.close(client, filter);
         let Some(subscribers) = self.filters.get_mut(filter) else { return };
         subscribers.clients.remove(&client);
-        if subscribers.clients.is_empty() {
+        if !subscribers.clients.is_empty() {
+            return;
+        }
+        if subscribers.at_broker {
             self.unsettled.insert(filter.clone());
-            self.settle_filters();
+        } else {
+            self.unsettled.remove(filter);
+            self.filters.remove(filter);
         }
     }
 
@@ -251,14 +249,11 @@ impl Links {
             self.link.handle_timeout(now, settings, cx);
             self.take_events(now, settings, cx);
         }
-        while self.hand_outs.front().is_some_and(|hand_out| hand_out.until <= now) {
-            self.hand_outs.pop_front();
-        }
+        self.hand_outs.handle_timeout(now);
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let hand_out = self.hand_outs.front().map(|hand_out| hand_out.until);
-        self.link.poll_timeout().into_iter().chain(hand_out).min()
+        self.link.poll_timeout().into_iter().chain(self.hand_outs.poll_timeout()).min()
     }
 
     pub(super) fn poll_update(&mut self) -> Option<Update> {
@@ -267,6 +262,10 @@ impl Links {
 
     /// Lets everything that is ready for the broker leave in one write.
     pub(super) fn flush(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+        if self.is_up() {
+            self.settle_filters(now);
+            self.publish_wills();
+        }
         self.link.flush(now, settings, cx);
     }
 
@@ -296,7 +295,7 @@ impl Links {
                         self.updates.push_back(Update::Completed(client, id, result));
                     }
                 }
-                Event::Subscribed(token, results) => self.handle_subscribed(token, results, cx),
+                Event::Subscribed(token, results) => self.handle_subscribed(now, token, results, cx),
                 Event::Message { message, delivery, .. } => {
                     self.handle_message(message, delivery.map(Delivery), cx);
                 }
@@ -308,59 +307,95 @@ impl Links {
 
     fn handle_connected(&mut self, session_present: bool) {
         if !session_present {
-            let all = self.filters.iter().map(|(filter, _)| filter.clone());
-            self.unsettled.extend(all);
+            let lost = self.filters.iter().filter(|(_, subscribers)| subscribers.asked == 0);
+            self.unsettled.extend(lost.map(|(filter, _)| filter.clone()));
         }
-        self.settle_filters();
-        self.publish_wills();
         self.updates.push_back(Update::Up);
     }
 
-    /// Brings the broker's filters in line with ours, as far as it can be asked.
-    fn settle_filters(&mut self) {
-        if !self.is_up() {
-            return;
-        }
-        let mut wanted = Vec::new();
-        for filter in std::mem::take(&mut self.unsettled) {
-            let Some(subscribers) = self.filters.get(&filter) else { continue };
-            if let Some(qos) = subscribers.highest() {
-                wanted.push((filter, qos));
-            } else if !subscribers.at_broker
-                || self.link.connection.unsubscribe(std::slice::from_ref(&filter)).is_ok()
-            {
-                self.filters.remove(&filter);
-            } else {
-                self.unsettled.insert(filter);
+    /// Brings the broker's filters in line with ours, as far as it can be asked; the rest waits for its answers.
+    fn settle_filters(&mut self, now: Instant) {
+        loop {
+            let (mut wanted, mut unwanted) = (Vec::new(), Vec::new());
+            while wanted.len() < FILTERS_PER_REQUEST && unwanted.len() < FILTERS_PER_REQUEST {
+                let Some(filter) = self.unsettled.pop_first() else { break };
+                match self.filters.get(&filter).map(Subscribers::highest) {
+                    Some(Some(qos)) => wanted.push((filter, qos)),
+                    Some(None) => unwanted.push(filter),
+                    None => {}
+                }
             }
-        }
-        for filters in wanted.chunks(FILTERS_PER_SUBSCRIBE) {
-            let names = filters.iter().map(|(filter, _)| filter.clone());
-            let Ok(token) = self.link.connection.subscribe(filters) else {
-                self.unsettled.extend(names);
-                continue;
-            };
-            for (filter, _) in filters {
-                self.filters.get_or_default(filter).at_broker = true;
+            if wanted.is_empty() && unwanted.is_empty() {
+                return;
             }
-            self.purposes.insert(token, Purpose::Reissue(names.collect()));
+            if !self.issue(now, &wanted) || !self.give_up(&unwanted) {
+                return;
+            }
         }
     }
 
-    fn handle_subscribed(&mut self, token: Token, results: Vec<Result<QoS, Refused>>, cx: &mut LinkCx<'_>) {
+    /// Subscribes to filters in the name of all who want them. Whether the connection took that.
+    fn issue(&mut self, now: Instant, wanted: &[(TopicFilter, QoS)]) -> bool {
+        if wanted.is_empty() {
+            return true;
+        }
+        let names = wanted.iter().map(|(filter, _)| filter.clone());
+        let Ok(token) = self.link.connection.subscribe(wanted) else {
+            self.unsettled.extend(names);
+            return false;
+        };
+        for (filter, _) in wanted {
+            let subscribers = self.filters.get_or_default(filter);
+            subscribers.at_broker = true;
+            subscribers.asked += 1;
+            for (client, claim) in subscribers.clients.iter().filter(|(_, claim)| claim.awaits_retained) {
+                self.hand_outs.open(now, *client, filter, claim.qos);
+            }
+        }
+        self.purposes.insert(token, Purpose::Reissue(names.collect()));
+        true
+    }
+
+    /// Unsubscribes from filters that nobody wants. Whether the connection took that.
+    fn give_up(&mut self, unwanted: &[TopicFilter]) -> bool {
+        if unwanted.is_empty() {
+            return true;
+        }
+        if self.link.connection.unsubscribe(unwanted).is_err() {
+            self.unsettled.extend(unwanted.iter().cloned());
+            return false;
+        }
+        for filter in unwanted {
+            self.filters.remove(filter);
+        }
+        true
+    }
+
+    fn handle_subscribed(
+        &mut self,
+        now: Instant,
+        token: Token,
+        results: Vec<Result<QoS, Refused>>,
+        cx: &mut LinkCx<'_>,
+    ) {
         match self.purposes.remove(&token) {
             Some(Purpose::Subscribe(client, id, filter, asked, before)) => {
                 let result = results.into_iter().next().unwrap_or(Err(Refused(0x80)));
                 let result = result.map(|granted| lower(granted, asked));
                 if let Some(subscribers) = self.filters.get_mut(&filter) {
+                    subscribers.asked = subscribers.asked.saturating_sub(1);
+                    subscribers.granted |= result.is_ok();
                     let claim = subscribers.clients.get_mut(&client).filter(|claim| claim.asked == Some(id));
                     match (claim, result) {
-                        (Some(claim), Ok(granted)) => claim.qos = granted,
+                        (Some(claim), Ok(granted)) => {
+                            claim.qos = granted;
+                            self.hand_outs.extend(now, client, &filter, granted);
+                        }
                         // What is refused on top of a subscription leaves it as it was.
                         (Some(claim), Err(_)) if before.is_some() => claim.qos = before.unwrap_or(claim.qos),
                         (Some(_), Err(_)) => {
                             subscribers.clients.remove(&client);
-                            subscribers.at_broker = !subscribers.clients.is_empty();
+                            subscribers.at_broker = subscribers.granted || subscribers.asked > 0;
                         }
                         (None, _) => {}
                     }
@@ -368,12 +403,13 @@ impl Links {
                 if result.is_ok() {
                     self.take_back_unwanted(&filter);
                 } else {
-                    self.close_hand_out(client, &filter);
+                    self.hand_outs.close(client, &filter);
                 }
                 self.updates.push_back(Update::Subscribed(client, id, result));
             }
             Some(Purpose::Reissue(filters)) => {
                 for (filter, result) in filters.iter().zip(results) {
+                    self.handle_reissued(now, filter, result.is_ok());
                     if result.is_ok() {
                         self.take_back_unwanted(filter);
                     }
@@ -386,7 +422,17 @@ impl Links {
             }
             Some(Purpose::Publish(..)) | None => {}
         }
-        self.settle_filters();
+    }
+
+    /// Who subscribed while the broker was away gets what it has kept from now on.
+    fn handle_reissued(&mut self, now: Instant, filter: &TopicFilter, granted: bool) {
+        let Some(subscribers) = self.filters.get_mut(filter) else { return };
+        subscribers.asked = subscribers.asked.saturating_sub(1);
+        subscribers.granted |= granted;
+        for (client, claim) in subscribers.clients.iter_mut().filter(|(_, claim)| claim.awaits_retained) {
+            claim.awaits_retained = false;
+            self.hand_outs.extend(now, *client, filter, claim.qos);
+        }
     }
 
     /// A SUBSCRIBE that was repeated on a new connection may come behind the UNSUBSCRIBE that was meant to end it.
@@ -399,12 +445,14 @@ impl Links {
 
     fn handle_message(&mut self, message: Message, delivery: Option<Delivery>, cx: &mut LinkCx<'_>) {
         cx.counters.downlink_messages += 1;
+        let handed_out = self.hand_outs.take(&message.topic);
         let recipients = if message.retain {
-            self.retained_recipients(&message)
-        } else {
-            for hand_out in self.hand_outs.iter_mut().filter(|open| open.filter.matches(&message.topic)) {
-                hand_out.seen.insert(message.topic.clone());
+            let mut recipients = BTreeMap::new();
+            for (client, qos) in handed_out {
+                add_recipient(&mut recipients, client, lower(message.qos, qos));
             }
+            recipients
+        } else {
             self.recipients(&message)
         };
         if recipients.is_empty() {
@@ -432,39 +480,10 @@ impl Links {
         recipients
     }
 
-    fn retained_recipients(&mut self, message: &Message) -> BTreeMap<ClientKey, QoS> {
-        let mut recipients = BTreeMap::new();
-        for hand_out in self.hand_outs.iter_mut().filter(|open| open.filter.matches(&message.topic)) {
-            if hand_out.seen.insert(message.topic.clone()) {
-                add_recipient(&mut recipients, hand_out.client, lower(message.qos, hand_out.qos));
-            }
-        }
-        recipients
-    }
-
-    fn open_hand_out(&mut self, now: Instant, client: ClientKey, filter: &TopicFilter, qos: QoS) {
-        self.close_hand_out(client, filter);
-        if self.hand_outs.len() >= HAND_OUTS_MAX {
-            self.hand_outs.pop_front();
-        }
-        let until = now + HAND_OUT;
-        self.hand_outs.push_back(HandOut {
-            client,
-            filter: filter.clone(),
-            qos,
-            seen: BTreeSet::new(),
-            until,
-        });
-    }
-
-    fn close_hand_out(&mut self, client: ClientKey, filter: &TopicFilter) {
-        self.hand_outs.retain(|open| open.client != client || open.filter != *filter);
-    }
-
-    /// Wills of QoS 0 wait for the broker here, the others in the connection.
+    /// Passes on the Wills that wait, as far as there is room.
     fn publish_wills(&mut self) {
         while let Some(will) = self.wills.front() {
-            if !self.is_up() || self.link.connection.publish(will.clone()).is_err() {
+            if self.link.connection.publish(will.clone()).is_err() {
                 return;
             }
             self.wills.pop_front();

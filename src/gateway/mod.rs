@@ -33,7 +33,7 @@ use self::downlink::Reach;
 use self::handshake::Handshakes;
 use self::io::{Control, Input, Output, Peer, PortEvent, PortId, Route, Settings, WirelessNodeId};
 use self::links::{Delivery, LinkCx, Links, Update};
-use self::registry::predefined;
+use self::registry::Predefined;
 use self::session::{Cx, Session, State};
 use self::timer::{ClientTimer, Timer, Timers};
 use crate::mqtt::{Message, QoS};
@@ -59,6 +59,7 @@ const DISCONNECTS_MAX: usize = 8192;
 #[derive(Debug)]
 pub struct Gateway {
     settings: Settings,
+    predefined: Predefined,
     /// The time of the call under way.
     now: Instant,
     clients: Clients,
@@ -101,6 +102,10 @@ impl Disconnects {
         self.order.push_back((now, peer.clone()));
     }
 
+    fn forget(&mut self, peer: &Peer) {
+        self.told.remove(peer);
+    }
+
     fn within(&self, span: Duration, peer: &Peer, now: Instant) -> bool {
         self.told.get(peer).is_some_and(|at| now.saturating_duration_since(*at) < span)
     }
@@ -114,6 +119,7 @@ impl Gateway {
         timers.set(Timer::Advertise, now + settings.advertise_interval);
         Self {
             now,
+            predefined: Predefined::new(&settings),
             clients: Clients::default(),
             handshakes: Handshakes::default(),
             links: Links::new(&settings.broker, now),
@@ -297,7 +303,7 @@ impl Gateway {
         let Some((session, mut cx)) = self.session_cx(key) else { return };
         if !ping.client_id.is_empty() && ping.client_id != session.id.as_str().as_bytes() {
             if let (Some(peer), route) = (session.peer.clone(), session.route) {
-                self.disconnect_peer(&peer, route);
+                self.disconnect_stranger(&peer, route, DISCONNECT_INTERVAL);
             }
         } else if session.state == State::Active {
             session.send(Packet::PingResp, &mut cx);
@@ -310,6 +316,16 @@ impl Gateway {
     /// DISCONNECT (§5.4.21): with a Duration the client sleeps, without, or with 0 (Interpretation: R-121), it takes leave,
     /// and no Will is published. The answer never has a Duration.
     fn handle_disconnect(&mut self, key: ClientKey, disconnect: Disconnect) {
+        let Some(session) = self.clients.get_mut(key) else { return };
+        let told = session
+            .peer
+            .as_ref()
+            .is_some_and(|peer| self.disconnects.within(DISCONNECT_GUARD, peer, self.now));
+        if told && disconnect.duration.is_none() {
+            // It may be the answer to ours, which was about another client id.
+            self.counters.disconnects_withheld += 1;
+            return;
+        }
         let Some((session, mut cx)) = self.session_cx(key) else { return };
         session.send(Packet::Disconnect(Disconnect { duration: None }), &mut cx);
         match disconnect.duration {
@@ -361,10 +377,15 @@ impl Gateway {
             }
             _ => DISCONNECT_INTERVAL,
         };
-        if self.disconnects.within(guard, from, self.now) {
+        self.disconnect_stranger(from, route, guard);
+    }
+
+    /// Tells a peer that it has no session here, unless it was told within `guard`.
+    fn disconnect_stranger(&mut self, peer: &Peer, route: Route, guard: Duration) {
+        if self.disconnects.within(guard, peer, self.now) {
             self.counters.disconnects_withheld += 1;
         } else {
-            self.disconnect_peer(from, route);
+            self.disconnect_peer(peer, route);
         }
     }
 
@@ -377,8 +398,8 @@ impl Gateway {
         }
         let served = self.settings.ports.get(usize::from(from.port.0)).is_some_and(|port| port.qos_minus_one);
         let topic = match publish.topic {
-            TopicRef::Predefined(id) => predefined(id, client.as_ref(), &self.settings).cloned(),
-            TopicRef::Short(name) => TopicName::new(name).ok(),
+            TopicRef::Predefined(id) => self.predefined.topic(id, client.as_ref()).cloned(),
+            TopicRef::Short(name) => TopicName::portable(name).ok(),
             TopicRef::Normal(_) | TopicRef::Reserved(_) => None,
         };
         let sent = topic.filter(|_| served).is_some_and(|topic| {
@@ -530,6 +551,7 @@ impl Gateway {
         let cx = Cx {
             now: self.now,
             settings: &self.settings,
+            predefined: &self.predefined,
             air: &mut self.air,
             links: &mut self.links,
             timers: &mut self.timers,

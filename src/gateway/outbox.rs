@@ -41,17 +41,19 @@ pub(super) struct Joined {
 }
 
 impl Outbox {
-    /// Appends `item` within the bounds of one client and of all together, of which `total` is the sum of octets.
+    /// Appends `item` within the bounds of one client and of all together, of which `total` is the sum of octets. What
+    /// leaves `at_once` takes no room.
     pub(super) fn push(
         &mut self,
         item: Item,
+        at_once: bool,
         settings: &SessionSettings,
         total: &mut usize,
         counters: &mut Counters,
     ) -> Joined {
         let mut shed = Vec::new();
         let limits = &settings.queue;
-        while self.items.len() >= limits.messages || self.octets + item.len() > limits.bytes {
+        while !at_once && (self.items.len() >= limits.messages || self.octets + item.len() > limits.bytes) {
             counters.downlink_queue_full += 1;
             let oldest = match limits.full {
                 QueueFull::DropOldest if item.len() <= limits.bytes => self.pop(total),
@@ -60,7 +62,7 @@ impl Outbox {
             let Some(oldest) = oldest else { return Joined { shed: vec![item] } };
             shed.push(oldest);
         }
-        if *total + item.len() > settings.queue_total {
+        if !at_once && *total + item.len() > settings.queue_total {
             counters.downlink_total_full += 1;
             shed.push(item);
             return Joined { shed };
@@ -72,6 +74,10 @@ impl Outbox {
     }
 
     /// Messages that wait.
+    pub(super) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
     /// Messages that wait.
     pub(super) fn len(&self) -> usize {
         self.items.len()
@@ -86,6 +92,19 @@ impl Outbox {
 
     pub(super) fn pop(&mut self, total: &mut usize) -> Option<Item> {
         let item = self.items.pop_front()?;
+        self.octets -= item.len();
+        *total -= item.len();
+        Some(item)
+    }
+
+    /// Takes out the first message that is `wanted`.
+    pub(super) fn take_first(
+        &mut self,
+        total: &mut usize,
+        wanted: impl FnMut(&Item) -> bool,
+    ) -> Option<Item> {
+        let at = self.items.iter().position(wanted)?;
+        let item = self.items.remove(at)?;
         self.octets -= item.len();
         *total -= item.len();
         Some(item)

@@ -15,6 +15,14 @@ use crate::wire::{ReturnCode, TopicRef};
 /// with room enough ahead that ids need not wrap in a session's life.
 const START: std::ops::Range<u16> = 0x0100..0x7000;
 
+/// Whose ids they are, and what limits them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scope<'a> {
+    pub(super) client: &'a ClientId,
+    pub(super) predefined: &'a Predefined,
+    pub(super) max_topics: usize,
+}
+
 /// The normal topic ids of one client.
 #[derive(Debug)]
 pub(super) struct Registry {
@@ -69,31 +77,20 @@ impl Registry {
     }
 
     /// The id of `name`, a new one if it has none. The client learns it from the answer that is about to leave.
-    pub(super) fn announce(
-        &mut self,
-        name: &TopicName,
-        client: &ClientId,
-        settings: &Settings,
-    ) -> Result<u16, Exhausted> {
-        let id = self.id_of(name, client, settings)?;
+    pub(super) fn announce(&mut self, name: &TopicName, scope: Scope<'_>) -> Result<u16, Exhausted> {
+        let id = self.id_of(name, scope)?;
         self.confirm(id);
         Ok(id)
     }
 
     /// The id of `name`, a new one if it has none.
-    pub(super) fn id_of(
-        &mut self,
-        name: &TopicName,
-        client: &ClientId,
-        settings: &Settings,
-    ) -> Result<u16, Exhausted> {
+    pub(super) fn id_of(&mut self, name: &TopicName, scope: Scope<'_>) -> Result<u16, Exhausted> {
         if let Some(id) = self.ids.get(name) {
             return Ok(*id);
         }
-        if self.topics.len() >= settings.sessions.max_topics {
+        if self.topics.len() >= scope.max_topics {
             return Err(Exhausted);
         }
-        let own = settings.client_predefined.get(client);
         let id = loop {
             if self.given == u16::MAX {
                 return Err(Exhausted);
@@ -101,9 +98,7 @@ impl Registry {
             let id = self.next;
             self.next = self.next.wrapping_add(1);
             self.given += 1;
-            let predefined = |topics: &BTreeMap<u16, TopicName>| topics.contains_key(&id);
-            let reserved = id == 0x0000 || id == 0xFFFF;
-            if !reserved && !predefined(&settings.predefined) && !own.is_some_and(predefined) {
+            if id != 0x0000 && id != 0xFFFF && !scope.predefined.has(id, scope.client) {
                 break id;
             }
         };
@@ -122,22 +117,14 @@ impl Registry {
     }
 
     /// The topic of a PUBLISH from the client, or the refusal the client is told (§6.6, §6.7).
-    pub(super) fn resolve(
-        &self,
-        topic: TopicRef,
-        client: &ClientId,
-        settings: &Settings,
-    ) -> Result<TopicName, ReturnCode> {
-        match topic {
-            TopicRef::Normal(id) => {
-                self.topics.get(&id).map(|topic| topic.name.clone()).ok_or(ReturnCode::InvalidTopicId)
-            }
-            TopicRef::Predefined(id) => {
-                predefined(id, Some(client), settings).cloned().ok_or(ReturnCode::InvalidTopicId)
-            }
-            TopicRef::Short(name) => TopicName::new(name).map_err(|_| ReturnCode::NotSupported),
-            TopicRef::Reserved(_) => Err(ReturnCode::NotSupported),
-        }
+    pub(super) fn resolve(&self, topic: TopicRef, scope: Scope<'_>) -> Result<TopicName, ReturnCode> {
+        let named = match topic {
+            TopicRef::Normal(id) => self.topics.get(&id).map(|topic| &topic.name),
+            TopicRef::Predefined(id) => scope.predefined.topic(id, Some(scope.client)),
+            TopicRef::Short(name) => return TopicName::portable(name).map_err(|_| ReturnCode::NotSupported),
+            TopicRef::Reserved(_) => return Err(ReturnCode::NotSupported),
+        };
+        named.cloned().ok_or(ReturnCode::InvalidTopicId)
     }
 
     /// How to name `topic` to the client, which subscribed to exactly this topic by `subscribed` or to a filter that
@@ -147,29 +134,22 @@ impl Registry {
         topic: &TopicName,
         subscribed: Option<TopicRef>,
         now: Instant,
-        client: &ClientId,
-        settings: &Settings,
+        scope: Scope<'_>,
     ) -> Naming {
         if let Some(by @ (TopicRef::Predefined(_) | TopicRef::Short(_))) = subscribed {
             return Naming::Known(by);
         }
         if !self.ids.contains_key(topic)
-            && let Some(id) = predefined_id(topic, client, settings)
+            && let Some(id) = scope.predefined.id(topic, scope.client)
         {
             return Naming::Known(TopicRef::Predefined(id));
         }
-        self.register(topic, now, client, settings)
+        self.register(topic, now, scope)
     }
 
     /// How to name `topic` by a normal id, whatever other ways there are.
-    pub(super) fn register(
-        &mut self,
-        topic: &TopicName,
-        now: Instant,
-        client: &ClientId,
-        settings: &Settings,
-    ) -> Naming {
-        let Ok(id) = self.id_of(topic, client, settings) else { return Naming::Exhausted };
+    pub(super) fn register(&mut self, topic: &TopicName, now: Instant, scope: Scope<'_>) -> Naming {
+        let Ok(id) = self.id_of(topic, scope) else { return Naming::Exhausted };
         match self.topics.get(&id).map(|topic| topic.standing) {
             Some(Standing::Known) => Naming::Known(TopicRef::Normal(id)),
             Some(Standing::Rejected) => Naming::Declined,
@@ -179,6 +159,11 @@ impl Registry {
                 Naming::Register(id)
             }
         }
+    }
+
+    /// Whether the client knows the id.
+    pub(super) fn is_known(&self, id: u16) -> bool {
+        self.topics.get(&id).is_some_and(|topic| topic.standing == Standing::Known)
     }
 
     /// The client knows the id from now on.
@@ -201,17 +186,21 @@ impl Registry {
         self.set_standing(id, Standing::Paused(until));
     }
 
-    /// The client connected again and may have forgotten everything; its ids stay valid (Interpretation: A-04).
+    /// The client connected again and may have forgotten everything; its ids stay valid (Interpretation: A-04), and so
+    /// does what it said of names.
     pub(super) fn unconfirm_all(&mut self) {
-        for topic in self.topics.values_mut().filter(|topic| topic.standing != Standing::New) {
-            topic.standing = Standing::Unconfirmed;
+        for topic in self.topics.values_mut() {
+            if !matches!(topic.standing, Standing::New | Standing::Rejected) {
+                topic.standing = Standing::Unconfirmed;
+            }
         }
     }
 
-    /// Forgets all names. Their ids are not given out again.
+    /// Forgets all names. The next ones get other ids, until the run has gone all the way round.
     pub(super) fn clear(&mut self) {
         self.topics.clear();
         self.ids.clear();
+        self.given = 0;
     }
 
     fn set_standing(&mut self, id: u16, standing: Standing) {
@@ -221,21 +210,50 @@ impl Registry {
     }
 }
 
-/// The topic of a predefined id: the client's own, else the common one (§6.7).
-pub(super) fn predefined<'a>(
-    id: u16,
-    client: Option<&ClientId>,
-    settings: &'a Settings,
-) -> Option<&'a TopicName> {
-    let own = client.and_then(|client| settings.client_predefined.get(client));
-    own.and_then(|topics| topics.get(&id)).or_else(|| settings.predefined.get(&id))
+/// Predefined topics, found both ways (§6.7).
+#[derive(Debug)]
+pub(super) struct Predefined {
+    common: Names,
+    clients: BTreeMap<ClientId, Names>,
 }
 
-/// The predefined id under which the client knows `topic`. A common id that is the client's own for another topic does
-/// not count.
-fn predefined_id(topic: &TopicName, client: &ClientId, settings: &Settings) -> Option<u16> {
-    let own = settings.client_predefined.get(client);
-    let ids = own.into_iter().chain([&settings.predefined]).flatten();
-    let mut named = ids.filter(|(_, name)| *name == topic).map(|(id, _)| *id);
-    named.find(|id| predefined(*id, Some(client), settings) == Some(topic))
+#[derive(Debug, Default)]
+struct Names {
+    topics: BTreeMap<u16, TopicName>,
+    ids: HashMap<TopicName, u16>,
+}
+
+impl Names {
+    fn new(topics: &BTreeMap<u16, TopicName>) -> Self {
+        let ids = topics.iter().map(|(id, name)| (name.clone(), *id)).collect();
+        Self { topics: topics.clone(), ids }
+    }
+}
+
+impl Predefined {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let clients = settings.client_predefined.iter();
+        Self {
+            common: Names::new(&settings.predefined),
+            clients: clients.map(|(id, topics)| (id.clone(), Names::new(topics))).collect(),
+        }
+    }
+
+    /// The topic of an id: the client's own, else the common one.
+    pub(super) fn topic(&self, id: u16, client: Option<&ClientId>) -> Option<&TopicName> {
+        let own = client.and_then(|client| self.clients.get(client));
+        own.and_then(|own| own.topics.get(&id)).or_else(|| self.common.topics.get(&id))
+    }
+
+    /// The id under which the client knows a topic. A common id that is the client's own for another topic does not count.
+    fn id(&self, topic: &TopicName, client: &ClientId) -> Option<u16> {
+        let own = self.clients.get(client);
+        let common =
+            || self.common.ids.get(topic).filter(|id| own.is_none_or(|own| !own.topics.contains_key(id)));
+        own.and_then(|own| own.ids.get(topic)).or_else(common).copied()
+    }
+
+    fn has(&self, id: u16, client: &ClientId) -> bool {
+        self.topic(id, Some(client)).is_some()
+    }
 }

@@ -13,7 +13,7 @@ use super::downlink::Downlink;
 use super::io::{Peer, PortSettings, Route, Settings};
 use super::links::{Links, RequestId, Subscribing};
 use super::outbox::Item;
-use super::registry::{Registry, predefined};
+use super::registry::{Predefined, Registry, Scope};
 use super::timer::{ClientTimer, Timer, Timers};
 use super::uplink::Uplink;
 use crate::mqtt::{Message, QoS, Refused};
@@ -82,7 +82,7 @@ impl WillTopic {
             Qos::AtLeastOnce => QoS::AtLeastOnce,
             Qos::ExactlyOnce => QoS::ExactlyOnce,
         };
-        let name = TopicName::new(will.topic).ok()?;
+        let name = TopicName::portable(will.topic).ok()?;
         Some(Self { name, qos, retain: will.retain })
     }
 }
@@ -138,6 +138,7 @@ pub(super) struct Session {
 pub(super) struct Cx<'a> {
     pub(super) now: Instant,
     pub(super) settings: &'a Settings,
+    pub(super) predefined: &'a Predefined,
     pub(super) air: &'a mut Air,
     pub(super) links: &'a mut Links,
     pub(super) timers: &'a mut Timers,
@@ -146,7 +147,15 @@ pub(super) struct Cx<'a> {
     pub(super) queued_octets: &'a mut usize,
 }
 
-impl Cx<'_> {
+impl<'a> Cx<'a> {
+    /// Whose topic ids are meant, and what limits them.
+    pub(super) fn scope<'s>(&self, client: &'s ClientId) -> Scope<'s>
+    where
+        'a: 's,
+    {
+        Scope { client, predefined: self.predefined, max_topics: self.settings.sessions.max_topics }
+    }
+
     /// The client is done with a message, one way or another.
     pub(super) fn settle(&mut self, item: &Item) {
         if let Some(delivery) = item.delivery {
@@ -211,9 +220,9 @@ impl Session {
 
     /// REGISTER from the client (§5.4.10): its TopicId field is not relevant.
     pub(super) fn handle_register(&mut self, register: &Register<'_>, cx: &mut Cx<'_>) {
-        let (topic_id, code) = match TopicName::new(register.topic_name) {
+        let (topic_id, code) = match TopicName::portable(register.topic_name) {
             Err(_) => (0, ReturnCode::NotSupported),
-            Ok(name) => match self.registry.announce(&name, &self.id, cx.settings) {
+            Ok(name) => match self.registry.announce(&name, cx.scope(&self.id)) {
                 Ok(id) => (id, ReturnCode::Accepted),
                 Err(_) => {
                     cx.counters.topics_full += 1;
@@ -241,7 +250,7 @@ impl Session {
             Qos::AtLeastOnce => QoS::AtLeastOnce,
             Qos::ExactlyOnce => QoS::ExactlyOnce,
         };
-        let filter = self.filter(subscribe.topic, cx.settings)?;
+        let filter = self.filter(subscribe.topic, cx.predefined)?;
         let msg_id = subscribe.msg_id;
         if self.requests.iter().any(|request| request.msg_id == msg_id && request.filter == filter) {
             return Ok(());
@@ -252,9 +261,11 @@ impl Session {
         {
             return Err(ReturnCode::Congestion);
         }
-        let topic = self.topic_of(subscribe.topic, &filter, cx.settings)?;
-        let outcome = cx.links.subscribe(cx.now, self.key, &filter, asked);
-        let outcome = outcome.map_err(|_| ReturnCode::Congestion)?;
+        let topic = self.topic_of(subscribe.topic, &filter, cx)?;
+        let Ok(outcome) = cx.links.subscribe(cx.now, self.key, &filter, asked) else {
+            self.withdraw(topic);
+            return Err(ReturnCode::Congestion);
+        };
         let granted = self.subscriptions.get(&filter).is_some_and(|subscription| subscription.granted);
         self.subscriptions.insert(filter.clone(), Subscription { topic, granted });
         match outcome {
@@ -269,21 +280,17 @@ impl Session {
     }
 
     /// The filter a client means, or the refusal it is told.
-    fn filter(&self, topic: FilterRef<'_>, settings: &Settings) -> Result<TopicFilter, ReturnCode> {
+    fn filter(&self, topic: FilterRef<'_>, topics: &Predefined) -> Result<TopicFilter, ReturnCode> {
         let octets = match &topic {
             FilterRef::Name(name) => *name,
             FilterRef::Short(name) => name.as_slice(),
             FilterRef::Predefined(id) => {
-                let name = predefined(*id, Some(&self.id), settings).ok_or(ReturnCode::InvalidTopicId)?;
+                let name = topics.topic(*id, Some(&self.id)).ok_or(ReturnCode::InvalidTopicId)?;
                 name.as_str().as_bytes()
             }
             FilterRef::Reserved(_) => return Err(ReturnCode::NotSupported),
         };
-        // A shared subscription is the broker's to divide, and on a shared link there is nobody to divide among.
-        if octets.starts_with(b"$share/") {
-            return Err(ReturnCode::NotSupported);
-        }
-        TopicFilter::new(octets).map_err(|_| ReturnCode::NotSupported)
+        TopicFilter::portable(octets).map_err(|_| ReturnCode::NotSupported)
     }
 
     /// How messages on the filter will be named: as the client named it; id 0 for a filter with wildcards (§6.9).
@@ -291,14 +298,14 @@ impl Session {
         &mut self,
         named: FilterRef<'_>,
         filter: &TopicFilter,
-        settings: &Settings,
+        cx: &Cx<'_>,
     ) -> Result<TopicRef, ReturnCode> {
         Ok(match (named, filter.as_topic()) {
             (_, None) => TopicRef::Normal(0),
             (FilterRef::Predefined(id), _) => TopicRef::Predefined(id),
             (FilterRef::Short(name), _) => TopicRef::Short(name),
             (_, Some(name)) => {
-                let id = self.registry.id_of(&name, &self.id, settings);
+                let id = self.registry.id_of(&name, cx.scope(&self.id));
                 TopicRef::Normal(id.map_err(|_| ReturnCode::Congestion)?)
             }
         })
@@ -306,8 +313,12 @@ impl Session {
 
     /// The broker answered a SUBSCRIBE.
     pub(super) fn handle_subscribed(&mut self, id: RequestId, result: Result<QoS, Refused>, cx: &mut Cx<'_>) {
-        let Some(at) = self.requests.iter().position(|request| request.id == id) else { return };
-        let Some(request) = self.requests.remove(at) else { return };
+        let at = self.requests.iter().position(|request| request.id == id);
+        let Some(request) = at.and_then(|at| self.requests.remove(at)) else {
+            // The client was told before that it holds, or has gone.
+            cx.counters.subscriptions_refused += u64::from(result.is_err());
+            return;
+        };
         match result {
             Ok(qos) => self.accept_subscribe(request.msg_id, &request.filter, request.topic, qos, cx),
             Err(refused) => {
@@ -373,10 +384,15 @@ impl Session {
         }
         self.subscriptions.remove(&request.filter);
         cx.links.unsubscribe(self.key, &request.filter);
-        if let TopicRef::Normal(id) = request.topic {
+        self.withdraw(request.topic);
+        self.drop_unsubscribed(cx);
+    }
+
+    /// Takes an id back that the client has not been told.
+    fn withdraw(&mut self, topic: TopicRef) {
+        if let TopicRef::Normal(id) = topic {
             self.registry.withdraw(id);
         }
-        self.drop_unsubscribed(cx);
     }
 
     /// The connection in which the answers were awaited is over: what was not granted in it will be asked for again.
@@ -392,7 +408,7 @@ impl Session {
 
     /// UNSUBSCRIBE (§5.4.17). UNSUBACK has no place for a refusal: it is always the answer.
     pub(super) fn handle_unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>, cx: &mut Cx<'_>) {
-        if let Ok(filter) = self.filter(unsubscribe.topic, cx.settings)
+        if let Ok(filter) = self.filter(unsubscribe.topic, cx.predefined)
             && self.subscriptions.remove(&filter).is_some()
         {
             self.requests.retain(|request| request.filter != filter);

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! A repetition of a message that is on its way is not sent on again. Interpretation (R-063, R-064): what marks a
-//! repetition is the MsgId together with the content, because clients reuse ids: of a QoS 2 exchange that is over, for
-//! T_RETRY, so that a copy which the radio delayed is not a new message; of a QoS 1 exchange that is over, only with DUP.
+//! repetition is the MsgId together with the content, because clients reuse ids: of an exchange that is over, with DUP for
+//! as long as a client repeats; of a QoS 2 exchange also without, for T_RETRY, so that a copy which the radio delayed is
+//! not a new message.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -105,7 +106,7 @@ impl Session {
             cx.counters.uplink_duplicates += 1;
             return;
         }
-        let topic = match self.registry.resolve(publish.topic, &self.id, cx.settings) {
+        let topic = match self.registry.resolve(publish.topic, cx.scope(&self.id)) {
             Ok(topic) => topic,
             Err(code) => {
                 match code {
@@ -184,7 +185,9 @@ impl Session {
         {
             let answer_by = cx.now + cx.settings.broker.ack_timeout;
             match open.broker {
-                Broker::Silent if open.late => (open.late, open.answer_by) = (false, answer_by),
+                Broker::Silent if open.late || open.answer_by <= cx.now => {
+                    (open.late, open.answer_by) = (false, answer_by);
+                }
                 Broker::Silent => {}
                 Broker::Received => open.late = false,
                 Broker::Done(_) if open.qos == QoS::ExactlyOnce => open.late = false,
@@ -197,12 +200,15 @@ impl Session {
             }
             return true;
         }
-        let window = self.retry_interval(cx.settings);
+        // As long as a client repeats, and for copies that the radio delayed as long as it waits before it does.
+        let port = self.port(cx.settings);
+        let repeats = port.retry_interval.saturating_mul(port.retry_limit.saturating_add(1));
+        let window = if publish.dup { repeats } else { port.retry_interval };
         let finished = self.uplink.finished.iter().find(|finished| {
-            let fresh = cx.now.saturating_duration_since(finished.at) < window;
             finished.msg_id == msg_id
                 && finished.digest == digest
-                && (publish.dup || (publish.qos == Qos::ExactlyOnce && fresh))
+                && cx.now.saturating_duration_since(finished.at) < window
+                && (publish.dup || publish.qos == Qos::ExactlyOnce)
         });
         let Some(Finished { code, .. }) = finished else { return false };
         match (publish.qos, *code) {
@@ -299,6 +305,15 @@ impl Session {
             self.send(Packet::PubAck(ack), cx);
         }
         self.expire_requests(cx);
+        self.await_broker(cx);
+    }
+
+    /// The client is back: the broker's time begins again for what it still owes.
+    pub(super) fn resume_uplink(&mut self, cx: &mut Cx<'_>) {
+        let answer_by = cx.now + cx.settings.broker.ack_timeout;
+        for open in self.uplink.open.values_mut() {
+            open.answer_by = open.answer_by.max(answer_by);
+        }
         self.await_broker(cx);
     }
 

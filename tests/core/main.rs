@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "one binary, several files")]
 
 mod connect;
+mod corners;
 mod downlink;
 mod limits;
 mod link;

@@ -100,7 +100,7 @@ impl Link {
             LinkEvent::Closed(failure) => {
                 let broker = self.broker(settings);
                 warn!(%broker, %failure, "no connection to the broker");
-                self.retry_later(now, settings, cx);
+                self.handle_closed(now, settings, cx);
                 return;
             }
         };
@@ -201,6 +201,21 @@ impl Link {
         cx.outputs.push_back(Output::Link(self.id, LinkCommand::Connect(endpoint)));
     }
 
+    /// The socket is gone. A broker that closes at our DISCONNECT may be quicker than our own close.
+    fn handle_closed(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+        match self.parting.take() {
+            Some(Parting::Reconnect) => {
+                self.connection.handle_closed();
+                self.connect(settings, cx);
+            }
+            Some(Parting::Leave) => {
+                self.connection.handle_closed();
+                (self.socket, self.farewell) = (Socket::Waiting(None), None);
+            }
+            None => self.retry_later(now, settings, cx),
+        }
+    }
+
     /// The connection cannot go on for a reason of MQTT's.
     fn give_up(
         &mut self,
@@ -219,7 +234,7 @@ impl Link {
         self.connection.handle_closed();
         self.parting = None;
         cx.counters.link_failures += 1;
-        if self.farewell.is_some() {
+        if self.farewell.take().is_some() {
             self.socket = Socket::Waiting(None);
             return;
         }
@@ -235,7 +250,7 @@ impl Link {
         if !matches!(self.socket, Socket::Waiting(_)) {
             self.close(cx);
         }
-        self.socket = Socket::Waiting(None);
+        (self.socket, self.farewell) = (Socket::Waiting(None), None);
     }
 
     fn close(&mut self, cx: &mut LinkCx<'_>) {

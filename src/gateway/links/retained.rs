@@ -1,0 +1,95 @@
+//! Who gets which retained message: hand-outs, one for each SUBSCRIBE whose retained messages are still to come.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::gateway::ClientKey;
+use crate::mqtt::QoS;
+use crate::topic::tree::FilterTree;
+use crate::topic::{TopicFilter, TopicName};
+
+/// How long after a SUBSCRIBE, and after the broker's answer to it, messages with the retain flag are for the subscriber.
+const HAND_OUT: Duration = Duration::from_secs(10);
+
+/// Topics that a hand-out remembers. A filter that brings more within the time has had what it can expect.
+const SEEN_MAX: usize = 1000;
+
+/// The hand-outs that are open. There is at most one for each subscription of a client, so they need no bound of their own.
+#[derive(Debug, Default)]
+pub(super) struct HandOuts {
+    open: FilterTree<BTreeMap<ClientKey, HandOut>>,
+    /// When they close, in order; an entry whose time is not its hand-out's is out of date.
+    closing: VecDeque<(Instant, ClientKey, TopicFilter)>,
+}
+
+#[derive(Debug)]
+struct HandOut {
+    qos: QoS,
+    /// Topics that came already, retained or live.
+    seen: BTreeSet<TopicName>,
+    until: Instant,
+}
+
+impl HandOuts {
+    /// A SUBSCRIBE left: what it brings is for this client, at most at this QoS. One that is open begins anew.
+    pub(super) fn open(&mut self, now: Instant, client: ClientKey, filter: &TopicFilter, qos: QoS) {
+        self.close(client, filter);
+        self.extend(now, client, filter, qos);
+    }
+
+    /// The broker answered: from now on what it brings may still take its time.
+    pub(super) fn extend(&mut self, now: Instant, client: ClientKey, filter: &TopicFilter, qos: QoS) {
+        let until = now + HAND_OUT;
+        let hand_outs = self.open.get_or_default(filter);
+        let hand_out = hand_outs.entry(client).or_insert(HandOut { qos, seen: BTreeSet::new(), until });
+        (hand_out.qos, hand_out.until) = (qos, until);
+        self.closing.push_back((until, client, filter.clone()));
+    }
+
+    pub(super) fn close(&mut self, client: ClientKey, filter: &TopicFilter) {
+        let Some(hand_outs) = self.open.get_mut(filter) else { return };
+        hand_outs.remove(&client);
+        if hand_outs.is_empty() {
+            self.open.remove(filter);
+        }
+    }
+
+    /// Closes what has had its time.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        while self.closing.front().is_some_and(|(until, ..)| *until <= now) {
+            let Some((until, client, filter)) = self.closing.pop_front() else { return };
+            let found = self.open.get(&filter).and_then(|hand_outs| hand_outs.get(&client));
+            if found.is_some_and(|hand_out| hand_out.until == until) {
+                self.close(client, &filter);
+            }
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.closing.front().map(|(until, ..)| *until)
+    }
+
+    /// A message came on this topic: whom it is for if it is a retained one. To each it goes once, and not after a live
+    /// one.
+    pub(super) fn take(&mut self, topic: &TopicName) -> Vec<(ClientKey, QoS)> {
+        if self.open.is_empty() {
+            return Vec::new();
+        }
+        let mut filters = Vec::new();
+        self.open.matches(topic, |filter, _| filters.push(filter.clone()));
+        let mut clients = Vec::new();
+        for filter in filters {
+            let Some(hand_outs) = self.open.get_mut(&filter) else { continue };
+            for (client, hand_out) in hand_outs.iter_mut() {
+                if hand_out.seen.insert(topic.clone()) {
+                    clients.push((*client, hand_out.qos));
+                }
+            }
+            hand_outs.retain(|_, hand_out| hand_out.seen.len() <= SEEN_MAX);
+            if hand_outs.is_empty() {
+                self.open.remove(&filter);
+            }
+        }
+        clients
+    }
+}
