@@ -115,9 +115,10 @@ impl Udp {
         let mut tasks = JoinSet::new();
         let mut slots = Vec::new();
         for plan in Plan::of(options)? {
-            let slot = Arc::new(Slot::default());
+            let slot = Arc::new(Slot::new(plan));
+            let plan = &slot.plan;
             match plan.bind() {
-                Ok(socket) => slot.fill(socket, &plan, &options.name),
+                Ok(socket) => slot.fill(socket, &options.name),
                 Err(source) if super::is_for_good(&source) => {
                     return Err(OpenError::Bind { addr: plan.addr, source });
                 }
@@ -132,7 +133,6 @@ impl Udp {
             let listener = Listener {
                 port,
                 name: options.name.clone(),
-                plan,
                 slot,
                 up: up.clone(),
                 inbox: inbox.clone(),
@@ -149,7 +149,7 @@ impl Udp {
     pub fn send(&self, addr: SocketAddr, route: Route, frame: &Bytes) {
         self.transmit(
             route.socket,
-            &Outgoing { to: addr, from: route.local, interface: 0, hops: None },
+            Outgoing { to: addr, from: route.local, interface: 0, hops: None },
             frame,
         );
     }
@@ -161,16 +161,13 @@ impl Udp {
         // §5.4.2: the radius is the carrier's; 0 is its maximum.
         let hops = Some(if radius == 0 { u8::MAX } else { radius });
         let outgoing = Outgoing { to: group.scoped(interface), from: None, interface, hops };
-        self.transmit(*speaker, &outgoing, frame);
+        self.transmit(*speaker, outgoing, frame);
     }
 
     /// The addresses it listens on at the moment, without the group's.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        self.slots
-            .iter()
-            .filter(|slot| !slot.is_group())
-            .filter_map(|slot| slot.socket()?.local_addr().ok())
-            .collect()
+        let listening = self.slots.iter().filter(|slot| !slot.plan.only_group);
+        listening.filter_map(|slot| slot.socket.get()?.local_addr().ok()).collect()
     }
 
     /// What its sockets have counted.
@@ -178,9 +175,11 @@ impl Udp {
         &self.counters
     }
 
-    fn transmit(&self, slot: u16, outgoing: &Outgoing, frame: &Bytes) {
-        let socket = self.slots.get(usize::from(slot)).and_then(|slot| slot.socket());
-        let count = match socket.map(|socket| outgoing.send(socket, frame)) {
+    fn transmit(&self, slot: u16, mut outgoing: Outgoing, frame: &Bytes) {
+        let slot = self.slots.get(usize::from(slot));
+        // Packet information that names no source would leave it to the routes, even for a socket bound to one.
+        outgoing.from = outgoing.from.or_else(|| slot?.own_ip());
+        let count = match slot.and_then(|slot| slot.socket.get()).map(|socket| outgoing.send(socket, frame)) {
             None => Count::NotUp,
             Some(Ok(())) => Count::Sent,
             Some(Err(errno)) => {
@@ -266,23 +265,27 @@ fn speaker(options: &Options, group: &Group) -> Option<u16> {
 }
 
 /// A socket as soon as it is there.
-#[derive(Debug, Default)]
-struct Slot(OnceLock<(UdpSocket, bool)>);
+#[derive(Debug)]
+struct Slot {
+    plan: Plan,
+    socket: OnceLock<UdpSocket>,
+}
 
 impl Slot {
-    fn fill(&self, socket: UdpSocket, plan: &Plan, name: &str) {
-        let addr = socket.local_addr().unwrap_or(plan.addr);
+    fn new(plan: Plan) -> Self {
+        Self { plan, socket: OnceLock::new() }
+    }
+
+    fn fill(&self, socket: UdpSocket, name: &str) {
+        let addr = socket.local_addr().unwrap_or(self.plan.addr);
         info!(port = name, "listening on udp {addr}");
-        let filled = self.0.set((socket, plan.only_group));
+        let filled = self.socket.set(socket);
         debug_assert!(filled.is_ok(), "a slot is filled once");
     }
 
-    fn socket(&self) -> Option<&UdpSocket> {
-        self.0.get().map(|(socket, _)| socket)
-    }
-
-    fn is_group(&self) -> bool {
-        self.0.get().is_some_and(|(_, only_group)| *only_group)
+    /// The address that what is sent comes from, if the socket has only that one.
+    fn own_ip(&self) -> Option<IpAddr> {
+        Some(self.plan.addr.ip()).filter(|ip| !ip.is_unspecified())
     }
 }
 
@@ -290,7 +293,6 @@ impl Slot {
 struct Listener {
     port: PortId,
     name: String,
-    plan: Plan,
     slot: Arc<Slot>,
     /// Whether the port has been reported as up; shared by its listeners.
     up: Arc<AtomicBool>,
@@ -304,7 +306,7 @@ impl Listener {
     async fn run(mut self) {
         let slot = self.slot.clone();
         let Some(socket) = self.bound(&slot).await else { return };
-        let mut membership = self.plan.group.clone().map(Membership::new);
+        let mut membership = slot.plan.group.clone().map(Membership::new);
         if let Some(membership) = &mut membership {
             membership.renew(socket, &self.name);
         }
@@ -338,15 +340,15 @@ impl Listener {
     /// The socket, once its address is there.
     async fn bound<'a>(&self, slot: &'a Slot) -> Option<&'a UdpSocket> {
         let mut wait = RETRY_MIN;
-        while slot.socket().is_none() {
+        while slot.socket.get().is_none() {
             sleep(wait).await;
             wait = RETRY_MAX.min(wait * 2);
-            match self.plan.bind() {
-                Ok(socket) => slot.fill(socket, &self.plan, &self.name),
-                Err(error) => debug!(port = self.name, addr = %self.plan.addr, %error, "still cannot listen"),
+            match slot.plan.bind() {
+                Ok(socket) => slot.fill(socket, &self.name),
+                Err(error) => debug!(port = self.name, addr = %slot.plan.addr, %error, "still cannot listen"),
             }
         }
-        slot.socket()
+        slot.socket.get()
     }
 
     /// Reads until the socket is empty, but not for long. The loop gets it all in one batch: nobody else runs meanwhile.
@@ -370,7 +372,10 @@ impl Listener {
         let Some(len) = datagram.len else { return self.counters.add(Count::Truncated, 1) };
         let frame = Input::Frame {
             from: Peer { port: self.port, addr: Address::Udp(datagram.from), node: None },
-            route: Route { socket: self.plan.answers, local: datagram.to.filter(|to| !to.is_multicast()) },
+            route: Route {
+                socket: self.slot.plan.answers,
+                local: datagram.to.filter(|to| !to.is_multicast()),
+            },
             // A copy of its own size: what is kept of a frame must not keep the buffer.
             frame: Bytes::copy_from_slice(&buffer[..len]),
         };
@@ -601,7 +606,7 @@ mod tests {
         socket.send(&[1]).await.unwrap();
         socket.connect(node.local_addr().unwrap()).await.unwrap();
         node.send_to(&[1], addr).unwrap();
-        assert!(listener.slot.0.set((socket, false)).is_ok());
+        assert!(listener.slot.socket.set(socket).is_ok());
         let task = tokio::spawn(listener.run());
         let served = async {
             while counters.get(Count::Received) == 0 {
@@ -623,8 +628,7 @@ mod tests {
         let listener = Listener {
             port: PortId(0),
             name: "lan".into(),
-            plan,
-            slot: Arc::default(),
+            slot: Arc::new(Slot::new(plan)),
             up: Arc::default(),
             inbox,
             counters: Arc::default(),

@@ -266,6 +266,30 @@ async fn a_search_by_the_group_is_answered_by_unicast_from_the_listen_socket() {
 }
 
 #[tokio::test]
+async fn what_a_listen_address_of_its_own_says_to_the_group_and_answers_comes_from_there() {
+    if !apart("udp::what_a_listen_address_of_its_own_says_to_the_group_and_answers_comes_from_there") {
+        return;
+    }
+    ip("link set lo up");
+    let group: SocketAddr = "225.1.1.1:1884".parse().unwrap();
+    // Routes would choose 127.0.0.1.
+    let ours = local("127.0.0.2", 1884);
+    let mut port = Port::open(&["127.0.0.2:1884"], Some(Group { addr: group, interface: Some("lo".into()) }));
+    port.up().await;
+    let node = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket2::SockRef::from(&node).set_multicast_if_v4(&Ipv4Addr::LOCALHOST).unwrap();
+    node.send_to(&[3, 1, 0], group).await.unwrap();
+    let frame = port.frame().await;
+    port.transport.send(Address::Udp(frame.from), frame.route, &Bytes::from_static(&[3, 2, 9]));
+    let mut answer = [0; 9];
+    let (_, from) = soon("GWINFO", node.recv_from(&mut answer)).await.unwrap();
+    assert_eq!(from, ours);
+    // The broadcast comes back to the group's own socket.
+    port.transport.broadcast(1, &Bytes::from_static(&[5, 0, 1, 0, 9]));
+    assert_eq!(port.frame().await.from, ours);
+}
+
+#[tokio::test]
 async fn a_group_that_others_joined_is_none_of_our_business() {
     if !apart("udp::a_group_that_others_joined_is_none_of_our_business") {
         return;
