@@ -247,12 +247,7 @@ impl Session {
         match ack.code {
             ReturnCode::Accepted => {
                 self.registry.confirm(topic_id);
-                if self.wants(&item) {
-                    self.send_publish(item, TopicRef::Normal(topic_id), repair, cx);
-                } else {
-                    cx.counters.downlink_ended += 1;
-                    cx.settle(&item);
-                }
+                self.send_registered(item, topic_id, repair, cx);
             }
             ReturnCode::Congestion => self.pause(Pause::Registrations, item, cx),
             // The rejection counts as an unsubscription from this name (§6.10).
@@ -263,6 +258,16 @@ impl Session {
             }
         }
         self.advance(cx);
+    }
+
+    /// The client knows the id; it may have unsubscribed meanwhile.
+    fn send_registered(&mut self, item: Item, topic_id: u16, repair: Repair, cx: &mut Cx<'_>) {
+        if self.wants(&item) {
+            self.send_publish(item, TopicRef::Normal(topic_id), repair, cx);
+        } else {
+            cx.counters.downlink_ended += 1;
+            cx.settle(&item);
+        }
     }
 
     /// PUBACK (§5.4.13): of QoS 1, and the refusal of any QoS.
@@ -368,7 +373,7 @@ impl Session {
         match exchange.request {
             // It learnt the id from a SUBACK or REGACK meanwhile.
             Request::Register { topic_id, item, repair } if self.registry.is_known(topic_id) => {
-                self.send_publish(item, TopicRef::Normal(topic_id), repair, cx);
+                self.send_registered(item, topic_id, repair, cx);
             }
             Request::Register { topic_id, item, .. } if heard => {
                 self.registry.pause(topic_id, cx.now + T_WAIT);
@@ -452,9 +457,9 @@ impl Session {
         self.downlink.outbox = outbox;
     }
 
-    /// Whether a subscription still brings this message.
+    /// Whether a subscription still brings this message, or the client may have it already.
     fn wants(&self, item: &Item) -> bool {
-        self.subscriptions.keys().any(|filter| filter.matches(&item.message.topic))
+        item.sent_as.is_some() || self.subscriptions.keys().any(|filter| filter.matches(&item.message.topic))
     }
 
     /// Drops everything that was meant for the client.

@@ -198,7 +198,7 @@ impl Gateway {
             WillChange::Set(will) => session.will = will,
         }
         (session.state, session.clean, session.keep_alive) = (State::Active, params.clean, params.keep_alive);
-        (session.route, session.last_heard) = (route, cx.now);
+        (session.route, session.last_heard, session.connected) = (route, cx.now, cx.now);
         (session.connect, session.prompted) = (Some(params.frame), false);
         cx.timers.cancel(&Timer::Client(key, ClientTimer::Expiry));
         session.supervise(&mut cx);
@@ -206,7 +206,6 @@ impl Gateway {
         session.send(Packet::ConnAck(Response { code: ReturnCode::Accepted }), &mut cx);
         session.resume_uplink(&mut cx);
         session.resume_downlink(&mut cx);
-        self.disconnects.forget(&peer);
         tracing::info!(client = %params.id, clean_session = params.clean, "client connected");
     }
 

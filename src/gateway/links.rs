@@ -165,7 +165,6 @@ impl Links {
     /// Asks the broker for a filter in the name of a client.
     pub(super) fn subscribe(
         &mut self,
-        now: Instant,
         client: ClientKey,
         filter: &TopicFilter,
         qos: QoS,
@@ -178,7 +177,7 @@ impl Links {
             let token = self.link.connection.subscribe(&[(filter.clone(), at_broker)])?;
             let id = RequestId(self.next_id());
             self.purposes.insert(token, Purpose::Subscribe(client, id, filter.clone(), qos, before));
-            self.hand_outs.open(now, client, filter, qos);
+            self.hand_outs.open(client, filter, qos);
             // The broker has it at the highest QoS after this, whatever was still to be told.
             self.unsettled.remove(filter);
             Subscribing::Asked(id)
@@ -263,7 +262,7 @@ impl Links {
     /// Lets everything that is ready for the broker leave in one write.
     pub(super) fn flush(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
         if self.is_up() {
-            self.settle_filters(now);
+            self.settle_filters();
             self.publish_wills();
         }
         self.link.flush(now, settings, cx);
@@ -314,7 +313,7 @@ impl Links {
     }
 
     /// Brings the broker's filters in line with ours, as far as it can be asked; the rest waits for its answers.
-    fn settle_filters(&mut self, now: Instant) {
+    fn settle_filters(&mut self) {
         loop {
             let (mut wanted, mut unwanted) = (Vec::new(), Vec::new());
             while wanted.len() < FILTERS_PER_REQUEST && unwanted.len() < FILTERS_PER_REQUEST {
@@ -328,14 +327,14 @@ impl Links {
             if wanted.is_empty() && unwanted.is_empty() {
                 return;
             }
-            if !self.issue(now, &wanted) || !self.give_up(&unwanted) {
+            if !self.issue(&wanted) || !self.give_up(&unwanted) {
                 return;
             }
         }
     }
 
     /// Subscribes to filters in the name of all who want them. Whether the connection took that.
-    fn issue(&mut self, now: Instant, wanted: &[(TopicFilter, QoS)]) -> bool {
+    fn issue(&mut self, wanted: &[(TopicFilter, QoS)]) -> bool {
         if wanted.is_empty() {
             return true;
         }
@@ -349,7 +348,7 @@ impl Links {
             subscribers.at_broker = true;
             subscribers.asked += 1;
             for (client, claim) in subscribers.clients.iter().filter(|(_, claim)| claim.awaits_retained) {
-                self.hand_outs.open(now, *client, filter, claim.qos);
+                self.hand_outs.keep_open(*client, filter, claim.qos);
             }
         }
         self.purposes.insert(token, Purpose::Reissue(names.collect()));
@@ -389,7 +388,7 @@ impl Links {
                     match (claim, result) {
                         (Some(claim), Ok(granted)) => {
                             claim.qos = granted;
-                            self.hand_outs.extend(now, client, &filter, granted);
+                            self.hand_outs.answered(now, client, &filter, granted);
                         }
                         // What is refused on top of a subscription leaves it as it was.
                         (Some(claim), Err(_)) if before.is_some() => claim.qos = before.unwrap_or(claim.qos),
@@ -431,7 +430,7 @@ impl Links {
         subscribers.granted |= granted;
         for (client, claim) in subscribers.clients.iter_mut().filter(|(_, claim)| claim.awaits_retained) {
             claim.awaits_retained = false;
-            self.hand_outs.extend(now, *client, filter, claim.qos);
+            self.hand_outs.answered(now, *client, filter, claim.qos);
         }
     }
 

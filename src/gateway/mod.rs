@@ -102,8 +102,12 @@ impl Disconnects {
         self.order.push_back((now, peer.clone()));
     }
 
-    fn forget(&mut self, peer: &Peer) {
-        self.told.remove(peer);
+    /// Whether a DISCONNECT from this client may be the answer to one that it was sent since it connected.
+    fn may_be_answered_by(&self, session: &Session, now: Instant) -> bool {
+        let told = session.peer.as_ref().and_then(|peer| self.told.get(peer));
+        told.is_some_and(|at| {
+            *at >= session.connected && now.saturating_duration_since(*at) < DISCONNECT_GUARD
+        })
     }
 
     fn within(&self, span: Duration, peer: &Peer, now: Instant) -> bool {
@@ -317,11 +321,7 @@ impl Gateway {
     /// and no Will is published. The answer never has a Duration.
     fn handle_disconnect(&mut self, key: ClientKey, disconnect: Disconnect) {
         let Some(session) = self.clients.get_mut(key) else { return };
-        let told = session
-            .peer
-            .as_ref()
-            .is_some_and(|peer| self.disconnects.within(DISCONNECT_GUARD, peer, self.now));
-        if told && disconnect.duration.is_none() {
+        if disconnect.duration.is_none() && self.disconnects.may_be_answered_by(session, self.now) {
             // It may be the answer to ours, which was about another client id.
             self.counters.disconnects_withheld += 1;
             return;

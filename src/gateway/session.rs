@@ -122,6 +122,8 @@ pub(super) struct Session {
     pub(super) peer: Option<Peer>,
     pub(super) route: Route,
     pub(super) last_heard: Instant,
+    /// When its last CONNECT was accepted.
+    pub(super) connected: Instant,
     /// The CONNECT it last sent and nothing since: the same octets again are a repetition (Interpretation: A-03).
     pub(super) connect: Option<Bytes>,
     /// The connection was set up with Will prompts and nothing came since.
@@ -176,6 +178,7 @@ impl Session {
             peer: None,
             route: Route::default(),
             last_heard: now,
+            connected: now,
             connect: None,
             prompted: false,
             will: Will::default(),
@@ -262,7 +265,7 @@ impl Session {
             return Err(ReturnCode::Congestion);
         }
         let topic = self.topic_of(subscribe.topic, &filter, cx)?;
-        let Ok(outcome) = cx.links.subscribe(cx.now, self.key, &filter, asked) else {
+        let Ok(outcome) = cx.links.subscribe(self.key, &filter, asked) else {
             self.withdraw(topic);
             return Err(ReturnCode::Congestion);
         };

@@ -482,8 +482,11 @@ impl Air {
         };
         let Session { subs, queue, .. } = session;
         let wanted = |no: No| subs.keys().any(|filter| filter.matches(&ledger.entry(no).topic));
-        let dropped: Vec<No> =
-            queue.iter().map(|(no, _)| *no).filter(|no| Some(*no) != open && !wanted(*no)).collect();
+        let mut dropped: Vec<No> = queue.iter().map(|(no, _)| *no).filter(|no| !wanted(*no)).collect();
+        // The broker may have taken a message twice, and one copy of it wait behind the other.
+        if let Some(at) = dropped.iter().position(|no| Some(*no) == open) {
+            dropped.remove(at);
+        }
         for no in dropped {
             self.settled(who, no, false);
         }
@@ -590,7 +593,10 @@ impl Air {
             let qos = qos.min(granted);
             if session.active {
                 session.queue.push_back((no, qos));
-                self.blocks.entry(no).or_default().insert(*who);
+                // The broker does not wait for one that has left a request unanswered.
+                if session.exchange.as_ref().is_none_or(|open| open.sent <= 1) {
+                    self.blocks.entry(no).or_default().insert(*who);
+                }
             } else if qos > Qos::AtMostOnce && !session.clean {
                 session.queue.push_back((no, qos));
             }
@@ -614,7 +620,10 @@ impl Air {
             if self.arrived.get(&(no, retain)).is_none_or(|at| *at < session.since) {
                 continue;
             }
-            let same = matches!(open.kind, Kind::Publish { no: n, retain: r, .. } if (n, r) == (no, retain));
+            // Nor for who had left a request unanswered when it came, or does now.
+            let waits = self.blocks.get(&no).is_some_and(|whom| whom.contains(who));
+            let live = !retain && waits;
+            let same = matches!(open.kind, Kind::Publish { no: n, retain: false, .. } if n == no && live);
             Law::SettledBeforeAck.check(!same, || {
                 format!("m{no} was acknowledged to the broker while its PUBLISH to s{who} is open")
             })?;
@@ -656,7 +665,7 @@ impl Air {
                 && exhausted(open)
             {
                 let heard = session.last_heard > open.first;
-                if !heard && !matches!(open.kind, Kind::Register(..)) {
+                if !heard {
                     lost = true;
                 } else if let Some(open) = session.exchange.take() {
                     let dropped = match open.kind {
@@ -1046,6 +1055,17 @@ impl Air {
         open.last = now;
         if open.sent == 1 {
             open.first = now;
+        }
+        if open.sent == 2 {
+            // From here on the broker does not wait for what this client has yet to take, but for the open message.
+            let own = matches!(kind, Kind::Publish { .. }).then_some(&kind);
+            let open_no =
+                own.and_then(|kind| if let Kind::Publish { no, .. } = kind { Some(*no) } else { None });
+            for (no, whom) in &mut self.blocks {
+                if Some(*no) != open_no {
+                    whom.remove(&who);
+                }
+            }
         }
         Law::Retransmission.check(marked && paced && open.sent <= port.retry_limit + 1, || {
             format!("s{who} is sent {kind:?} for time {}, DUP {dup}, in time {paced}", open.sent)

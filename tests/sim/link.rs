@@ -23,10 +23,8 @@ pub(crate) struct Link {
     /// Messages of the broker.
     inward: BTreeMap<u16, In>,
     connections: u32,
-    /// The session at the broker was begun by the gateway under watch.
+    /// There was no session at the broker when the gateway under watch looked: what is there now is its own.
     ours: bool,
-    /// The CONNECT of this connection had CleanSession 1.
-    clean: bool,
     /// This connection is to a session that the gateway did not begin: it takes nothing from there.
     foreign: bool,
     /// PUBRELs of the broker on this connection.
@@ -78,7 +76,6 @@ impl Link {
         let mut facts = Vec::new();
         while let Some(packet) = next(&mut self.written)? {
             match packet {
-                Packet::Connect(connect) => self.clean = connect.clean_session,
                 Packet::Publish(publish) => self.publish_out(&publish, ledger)?,
                 Packet::Subscribe(packet) => self.request_out(packet.pkid)?,
                 Packet::Unsubscribe(packet) => self.request_out(packet.pkid)?,
@@ -149,7 +146,7 @@ impl Link {
                 _ if self.foreign => {}
                 Packet::ConnAck(ack) if ack.code == ConnectReturnCode::Success => {
                     self.foreign = ack.session_present && !self.ours;
-                    self.ours |= !self.foreign && !self.clean;
+                    self.ours |= !self.foreign;
                     if !ack.session_present {
                         self.out.retain(|_, open| *open == Out::Request);
                         self.inward.clear();
@@ -179,12 +176,9 @@ impl Link {
     }
 
     fn acked(&mut self, id: u16, ledger: &mut Ledger) {
-        match self.out.get(&id) {
-            Some(Out::Sent(no, QoS::AtLeastOnce) | Out::Received(no)) => {
-                ledger.entry_mut(*no).acked = true;
-                self.out.remove(&id);
-            }
-            _ => {}
+        if let Some(Out::Sent(no, QoS::AtLeastOnce) | Out::Received(no)) = self.out.get(&id) {
+            ledger.entry_mut(*no).acked = true;
+            self.out.remove(&id);
         }
     }
 

@@ -8,7 +8,8 @@ use crate::mqtt::QoS;
 use crate::topic::tree::FilterTree;
 use crate::topic::{TopicFilter, TopicName};
 
-/// How long after a SUBSCRIBE, and after the broker's answer to it, messages with the retain flag are for the subscriber.
+/// How long after the broker's answer to a SUBSCRIBE messages with the retain flag are for the subscriber. Before it they
+/// are too.
 const HAND_OUT: Duration = Duration::from_secs(10);
 
 /// Topics that a hand-out remembers. A filter that brings more within the time has had what it can expect.
@@ -27,23 +28,31 @@ struct HandOut {
     qos: QoS,
     /// Topics that came already, retained or live.
     seen: BTreeSet<TopicName>,
-    until: Instant,
+    /// None before the broker has answered.
+    until: Option<Instant>,
 }
 
 impl HandOuts {
-    /// A SUBSCRIBE left: what it brings is for this client, at most at this QoS. One that is open begins anew.
-    pub(super) fn open(&mut self, now: Instant, client: ClientKey, filter: &TopicFilter, qos: QoS) {
+    /// A SUBSCRIBE of the client left: what it brings is for this client, at most at this QoS, whatever an earlier one
+    /// brought.
+    pub(super) fn open(&mut self, client: ClientKey, filter: &TopicFilter, qos: QoS) {
         self.close(client, filter);
-        self.extend(now, client, filter, qos);
+        self.keep_open(client, filter, qos);
     }
 
-    /// The broker answered: from now on what it brings may still take its time.
-    pub(super) fn extend(&mut self, now: Instant, client: ClientKey, filter: &TopicFilter, qos: QoS) {
-        let until = now + HAND_OUT;
+    /// A SUBSCRIBE left in the name of a client: what it brings is for the client, but for what it had already.
+    pub(super) fn keep_open(&mut self, client: ClientKey, filter: &TopicFilter, qos: QoS) {
         let hand_outs = self.open.get_or_default(filter);
-        let hand_out = hand_outs.entry(client).or_insert(HandOut { qos, seen: BTreeSet::new(), until });
-        (hand_out.qos, hand_out.until) = (qos, until);
-        self.closing.push_back((until, client, filter.clone()));
+        let new = HandOut { qos, seen: BTreeSet::new(), until: None };
+        hand_outs.entry(client).or_insert(new).until = None;
+    }
+
+    /// The broker answered: from now on what the SUBSCRIBE brings may still take its time.
+    pub(super) fn answered(&mut self, now: Instant, client: ClientKey, filter: &TopicFilter, qos: QoS) {
+        let found = self.open.get_mut(filter).and_then(|hand_outs| hand_outs.get_mut(&client));
+        let Some(hand_out) = found else { return };
+        (hand_out.qos, hand_out.until) = (qos, Some(now + HAND_OUT));
+        self.closing.push_back((now + HAND_OUT, client, filter.clone()));
     }
 
     pub(super) fn close(&mut self, client: ClientKey, filter: &TopicFilter) {
@@ -59,7 +68,7 @@ impl HandOuts {
         while self.closing.front().is_some_and(|(until, ..)| *until <= now) {
             let Some((until, client, filter)) = self.closing.pop_front() else { return };
             let found = self.open.get(&filter).and_then(|hand_outs| hand_outs.get(&client));
-            if found.is_some_and(|hand_out| hand_out.until == until) {
+            if found.is_some_and(|hand_out| hand_out.until == Some(until)) {
                 self.close(client, &filter);
             }
         }
