@@ -71,7 +71,7 @@ enum Command {
         serial: Option<String>,
     },
     /// Explain an MQTT-SN frame
-    #[command(after_help = "Example:  mqtt-sn-gateway decode 09 0C 62 00 01 00 00 68 69")]
+    #[command(after_help = "Example:  mqtt-sn-gateway decode 09 0C 62 61 62 00 00 68 69")]
     Decode {
         /// The octets, with or without blanks, colons and 0x
         #[arg(required = true, value_name = "HEX")]

@@ -42,7 +42,7 @@ pub struct Config {
     pub broker: Broker,
     /// Where clients are heard: at least one, each with a name of its own.
     pub transports: Vec<Transport>,
-    /// Topic ids that were agreed beforehand (§6.5).
+    /// Topic ids that were agreed beforehand (§6.7).
     pub topics: Topics,
     /// Limits and timers of clients.
     pub sessions: Sessions,
@@ -181,9 +181,9 @@ impl Default for Config {
 /// `gateway`: how this gateway presents itself to clients (§6.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gateway {
-    /// GwId, 1 to 255 (§5.3.8 reserves 0).
+    /// GwId, 1 to 255 (§5.3.6).
     pub id: u8,
-    /// Time between two ADVERTISE, 1 s to 65,535 s in whole seconds (the Duration field of §5.4.2).
+    /// Time between two ADVERTISE, 1 s to 65,535 s in whole seconds (the Duration field of §5.4.1).
     pub advertise_interval: Duration,
 }
 
@@ -503,7 +503,7 @@ pub struct Dtls {
     pub psk_file: PathBuf,
 }
 
-/// `topics`: topic ids that were agreed beforehand (§6.5), each 1 to 65,534.
+/// `topics`: topic ids that were agreed beforehand (§6.7), each 1 to 65,534.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Topics {
     /// For all clients.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 
@@ -182,15 +183,20 @@ async fn tell(
         }
     };
     let mut end = std::pin::pin!(end);
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|error| DemoError::Socket("signals", error))?;
     loop {
         tokio::select! {
             biased;
             _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
             () = &mut end => return Ok(()),
             Some(Ok(Err(error))) = cast.join_next() => return Err(error),
             Some(line) = said.recv() => {
                 tally.count(&line);
-                say(format_args!("{:6.2} s  {line}", started.elapsed().as_secs_f64()));
+                if !say(format_args!("{:6.2} s  {line}", started.elapsed().as_secs_f64())) {
+                    return Ok(());
+                }
             }
         }
     }
@@ -254,14 +260,16 @@ impl fmt::Display for Tally {
 
 /// What to try next, in the words that work where this was started.
 fn advice() -> String {
-    let (gateway, node) = match std::env::var_os("CARGO") {
-        Some(_) => ("cargo run --release --", "cargo run --release -p mqtt-sn-node --"),
-        None => ("mqtt-sn-gateway", "mqtt-sn-node"),
+    let started_as = std::env::args().next().unwrap_or_default();
+    let (gateway, node) = match (std::env::var_os("CARGO"), started_as.rsplit_once('/')) {
+        (Some(_), _) => ("cargo run --release --".into(), "cargo run --release -p mqtt-sn-node --".into()),
+        (None, Some((folder, _))) => (started_as.clone(), format!("{folder}/mqtt-sn-node")),
+        (None, None) => ("mqtt-sn-gateway".into(), "mqtt-sn-node".to_owned()),
     };
     let commands = [
-        (format!("{gateway} init"), "writes gateway.yaml, every option explained"),
-        (format!("{gateway} run"), "the gateway, for the broker that gateway.yaml names"),
-        (format!("{node} pub -t home/hello -m world -q 1"), "a sensor's message from the command line"),
+        (format!("{gateway} init --broker embedded"), "writes gateway.yaml, every option explained"),
+        (format!("{gateway} run"), "the gateway, with the broker inside"),
+        (format!("{node} pub -t home/hello -m world -q 1"), "in another terminal: a sensor's message"),
     ];
     let width = commands.iter().map(|(command, _)| command.len()).max().unwrap_or_default();
     let lines = commands.iter().map(|(command, what)| format!("\n  {command:width$}   {what}"));
@@ -281,8 +289,10 @@ async fn simulate(sensor: Sensor, gateway: SocketAddr, lines: mpsc::Sender<Line>
         while let Some(frame) = node.poll_transmit() {
             let _ = socket.send(&frame).await; // as on the air: what is lost is repeated
         }
-        while let Some(line) = node.poll_event().and_then(|event| line_of(&sensor, event)) {
-            let _ = lines.send(line).await;
+        while let Some(event) = node.poll_event() {
+            if let Some(line) = line_of(&sensor, event) {
+                let _ = lines.send(line).await;
+            }
         }
         let wake = node.poll_timeout().map_or(next_reading, |at| at.min(next_reading));
         tokio::select! {
@@ -411,9 +421,9 @@ fn text(payload: &[u8]) -> String {
     String::from_utf8_lossy(payload).into_owned()
 }
 
-/// Prints to standard output; nobody has to listen.
-fn say(text: impl fmt::Display) {
-    let _ = writeln!(io::stdout(), "{text}");
+/// Prints to standard output. Whether anybody listens.
+fn say(text: impl fmt::Display) -> bool {
+    writeln!(io::stdout(), "{text}").is_ok()
 }
 
 /// The usual port, or any other that is free.

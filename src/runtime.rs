@@ -28,9 +28,12 @@ const FRAMES_PER_TURN: usize = 256;
 /// Events of brokers handed to the core before its outputs are taken; each is a few hundred messages at most.
 const EVENTS_PER_TURN: usize = 32;
 
-/// Outputs carried out in a row. A core that has more, because a message has so many recipients, gets no frames until it
-/// has not, while brokers and the operator are still heard.
+/// Outputs carried out in a row, before the others are looked after again. While there are more, brokers are not read: what
+/// they send waits in TCP.
 const OUTPUTS_PER_TURN: usize = 1024;
+
+/// Outputs past which no frames are taken from ports: a message for very many clients is under way.
+const OUTPUTS_MARK: usize = 16 * OUTPUTS_PER_TURN;
 
 /// Orders that wait for the loop: more than a hasty operator can give.
 const ORDERS_MAX: usize = 8;
@@ -108,17 +111,6 @@ pub enum RuntimeError {
     /// The operating system gives no signals.
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
-}
-
-impl RuntimeError {
-    /// The exit code that says so: 77 permission or address in use, 78 configuration, else 1.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Port { source: OpenError::Bind { .. }, .. } | Self::Broker { .. } => 77,
-            Self::Port { source: OpenError::Group { .. }, .. } => 78,
-            Self::Reactor(_) | Self::Signals(_) => 1,
-        }
-    }
 }
 
 /// A gateway with its sockets open. [`Runtime::run`] brings it to life.
@@ -209,6 +201,7 @@ impl Runtime {
         if self.stopped {
             return None;
         }
+        let listens = settled || self.gateway.waiting_outputs() < OUTPUTS_MARK;
         let wake = [self.gateway.poll_timeout(), stop_by, Some(self.tally.due)].into_iter().flatten().min();
         let (mut events, mut frames, mut order) = (Vec::new(), Vec::new(), None);
         // Orders first: they are rare. Then brokers, then ports. A branch that is always ready starves none of the others:
@@ -216,14 +209,16 @@ impl Runtime {
         tokio::select! {
             biased;
             received = self.orders.recv() => order = received,
-            _ = self.events.recv_many(&mut events, EVENTS_PER_TURN) => {}
-            _ = self.intake.recv_many(&mut frames, FRAMES_PER_TURN), if settled => {}
+            _ = self.events.recv_many(&mut events, EVENTS_PER_TURN), if settled => {}
+            _ = self.intake.recv_many(&mut frames, FRAMES_PER_TURN), if listens => {}
             () = wait_until(wake), if settled => {}
             () = yield_now(), if !settled => {}
         }
-        let room = EVENTS_PER_TURN - events.len();
-        events.extend(std::iter::from_fn(|| self.events.try_recv().ok()).take(room));
         if settled {
+            let room = EVENTS_PER_TURN - events.len();
+            events.extend(std::iter::from_fn(|| self.events.try_recv().ok()).take(room));
+        }
+        if listens {
             let room = FRAMES_PER_TURN - frames.len();
             self.intake.take(&mut frames, room);
         }
@@ -377,10 +372,6 @@ fn start_broker(addr: SocketAddr) -> Result<Task, RuntimeError> {
             wait = BROKER_RETRY.1.min(wait * 2);
             listener = listen(addr).ok();
         };
-        info!(
-            "embedded broker listening on {}; it keeps nothing over a restart: for real use take mosquitto",
-            listener.local_addr().unwrap_or(addr)
-        );
         broker::tcp::serve(listener, broker::Limits::default(), pending()).await
     };
     Ok(Task(tokio::spawn(serve).abort_handle()))

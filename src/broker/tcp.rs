@@ -96,10 +96,9 @@ impl Server {
 
     /// Serves until `shutdown` completes; all connections are closed then, without their wills.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Broker {
-        let address = self.listener.local_addr().ok();
+        let address = self.listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string());
         warn!(
-            ?address,
-            "embedded broker: keeps nothing over a restart and lets everybody in; for real use take mosquitto"
+            "embedded broker on {address}: keeps nothing over a restart and lets everybody in; for real use take mosquitto"
         );
         let (inbox, mut inputs) = mpsc::channel(INBOX_MAX);
         tokio::pin!(shutdown);

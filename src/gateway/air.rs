@@ -60,7 +60,7 @@ impl Air {
             self.scratch.clear();
             return false;
         }
-        trace!(?to, ?frame, "sent");
+        trace!(?to, "sent {frame:.0}");
         counters.frames_sent += 1;
         self.outputs.push_back(Output::Send { to, frame: self.scratch.split().freeze() });
         true

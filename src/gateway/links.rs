@@ -240,23 +240,17 @@ impl Links {
         cx: &mut LinkCx<'_>,
     ) {
         self.link.handle(now, id, event, settings, cx);
-        self.take_events(now, settings, cx);
     }
 
     pub(super) fn handle_timeout(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
         if self.link.poll_timeout().is_some_and(|at| at <= now) {
             self.link.handle_timeout(now, settings, cx);
-            self.take_events(now, settings, cx);
         }
         self.hand_outs.handle_timeout(now);
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.link.poll_timeout().into_iter().chain(self.hand_outs.poll_timeout()).min()
-    }
-
-    pub(super) fn poll_update(&mut self) -> Option<Update> {
-        self.updates.pop_front()
     }
 
     /// Lets everything that is ready for the broker leave in one write.
@@ -280,27 +274,40 @@ impl Links {
         self.link.has_left()
     }
 
-    fn take_events(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
-        while let Some(event) = self.link.poll_event(now, settings, cx) {
-            match event {
-                Event::Connected { session_present } => self.handle_connected(session_present),
-                Event::Received(token) => {
-                    if let Some(Purpose::Publish(client, id)) = self.purposes.get(&token) {
-                        self.updates.push_back(Update::Received(*client, *id));
-                    }
+    /// The next thing the broker said that concerns a client. What it said is taken in no faster than this is called, so
+    /// that one message for many clients does not become many outputs before the first has left.
+    pub(super) fn poll_update(
+        &mut self,
+        now: Instant,
+        settings: &BrokerSettings,
+        cx: &mut LinkCx<'_>,
+    ) -> Option<Update> {
+        while self.updates.is_empty() {
+            let event = self.link.poll_event(now, settings, cx)?;
+            self.handle_event(now, event, cx);
+        }
+        self.updates.pop_front()
+    }
+
+    fn handle_event(&mut self, now: Instant, event: Event, cx: &mut LinkCx<'_>) {
+        match event {
+            Event::Connected { session_present } => self.handle_connected(session_present),
+            Event::Received(token) => {
+                if let Some(Purpose::Publish(client, id)) = self.purposes.get(&token) {
+                    self.updates.push_back(Update::Received(*client, *id));
                 }
-                Event::Completed(token, result) => {
-                    if let Some(Purpose::Publish(client, id)) = self.purposes.remove(&token) {
-                        self.updates.push_back(Update::Completed(client, id, result));
-                    }
-                }
-                Event::Subscribed(token, results) => self.handle_subscribed(now, token, results, cx),
-                Event::Message { message, delivery, .. } => {
-                    self.handle_message(message, delivery.map(Delivery), cx);
-                }
-                // What unsubscribes has no purpose that outlives it; the rest is the link's own.
-                Event::Unsubscribed(_) | Event::Reconnect | Event::Refused(_) | Event::Purged => {}
             }
+            Event::Completed(token, result) => {
+                if let Some(Purpose::Publish(client, id)) = self.purposes.remove(&token) {
+                    self.updates.push_back(Update::Completed(client, id, result));
+                }
+            }
+            Event::Subscribed(token, results) => self.handle_subscribed(now, token, results, cx),
+            Event::Message { message, delivery, .. } => {
+                self.handle_message(message, delivery.map(Delivery), cx);
+            }
+            // What unsubscribes has no purpose that outlives it; the rest is the link's own.
+            Event::Unsubscribed(_) | Event::Reconnect | Event::Refused(_) | Event::Purged => {}
         }
     }
 

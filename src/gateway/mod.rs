@@ -51,6 +51,10 @@ const DISCONNECT_GUARD: Duration = Duration::from_secs(10);
 /// Between two DISCONNECTs to a peer without a session (Interpretation: R-102).
 const DISCONNECT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Outputs past which no more of what the broker said is taken in before they have left: a few batches of datagrams. One
+/// message for every client there is still goes out in one piece.
+const OUTPUTS_MARK: usize = 4096;
+
 /// Peers remembered for the two rules above. Enough for every sensor of a large network to be told at once after a
 /// restart; beyond, the oldest is forgotten and may be answered once more.
 const DISCONNECTS_MAX: usize = 8192;
@@ -181,6 +185,9 @@ impl Gateway {
     /// The next thing to be done. What is ready for the broker comes last, in one piece.
     pub fn poll_output(&mut self) -> Option<Output> {
         if self.air.outputs.is_empty() {
+            self.take_updates();
+        }
+        if self.air.outputs.is_empty() {
             let (links, mut cx) = link_cx(&mut self.links, &mut self.air, &mut self.counters, &mut self.rng);
             links.flush(self.now, &self.settings.broker, &mut cx);
             if self.stopping == Some(Stopping::Asked) && links.has_left() {
@@ -211,6 +218,11 @@ impl Gateway {
         self.clients.sum(|session| session.downlink.waiting())
     }
 
+    /// Things to be done that are known already; [`Gateway::poll_output`] may find more.
+    pub fn waiting_outputs(&self) -> usize {
+        self.air.outputs.len()
+    }
+
     /// Messages of the broker that clients have yet to settle.
     pub fn unsettled_deliveries(&self) -> usize {
         self.links.unsettled_deliveries()
@@ -225,7 +237,10 @@ impl Gateway {
     fn handle_frame(&mut self, mut from: Peer, route: Route, frame: Bytes) {
         self.counters.frames_received += 1;
         let decoded = match decode(&frame) {
-            Ok(decoded) => decoded,
+            Ok(decoded) => {
+                trace!(?from, "received {decoded:.0}");
+                decoded
+            }
             Err(error) => {
                 trace!(?from, %error, "malformed");
                 self.counters.frames_malformed += 1;
@@ -259,8 +274,11 @@ impl Gateway {
             Packet::WillMsg(will) => self.handle_will_msg(from, route, &will),
             packet => match self.clients.by_peer(&from) {
                 Some(key) => {
-                    // A client that goes on with its session did not mean the CONNECT: it was a late copy.
-                    self.abandon_handshake(&from);
+                    // A client that goes on with its session did not mean the CONNECT: it was a late copy. What it was
+                    // asked before it still answers (§6.13).
+                    if !is_answer(&packet) {
+                        self.abandon_handshake(&from);
+                    }
                     self.handle_from_client(key, route, packet, &frame);
                 }
                 None => {
@@ -358,12 +376,7 @@ impl Gateway {
         // While its Will is being asked for, everything else is dropped (Interpretation: R-027).
         let connecting = self.handshakes.contains_key(from);
         let guard = match packet {
-            Packet::RegAck(_)
-            | Packet::PubAck(_)
-            | Packet::PubComp(_)
-            | Packet::PubRec(_)
-            | Packet::PubRel(_)
-            | Packet::PingResp => {
+            _ if is_answer(&packet) => {
                 self.counters.frames_unexpected += 1;
                 return;
             }
@@ -476,9 +489,11 @@ impl Gateway {
         self.air.send(peer, route, packet, &mut self.counters);
     }
 
-    /// What the link has to say, to whom it concerns.
+    /// What the broker has said, to whom it concerns, while there is room for what comes of it.
     fn take_updates(&mut self) {
-        while let Some(update) = self.links.poll_update() {
+        while self.air.outputs.len() < OUTPUTS_MARK {
+            let (links, mut cx) = link_cx(&mut self.links, &mut self.air, &mut self.counters, &mut self.rng);
+            let Some(update) = links.poll_update(self.now, &self.settings.broker, &mut cx) else { return };
             match update {
                 Update::Up => self.advertise(),
                 Update::Received(key, id) => {
@@ -560,6 +575,19 @@ impl Gateway {
         };
         Some((session, cx))
     }
+}
+
+/// Whether a client says this to something the gateway said before.
+fn is_answer(packet: &Packet<'_>) -> bool {
+    matches!(
+        packet,
+        Packet::RegAck(_)
+            | Packet::PubAck(_)
+            | Packet::PubComp(_)
+            | Packet::PubRec(_)
+            | Packet::PubRel(_)
+            | Packet::PingResp
+    )
 }
 
 fn link_cx<'a>(

@@ -1,4 +1,4 @@
-//! Subscriptions (§6.9): SUBSCRIBE and SUBACK, UNSUBSCRIBE and UNSUBACK, one at a time (§6.13).
+//! Subscriptions (§6.9): SUBSCRIBE and SUBACK, UNSUBSCRIBE and UNSUBACK, one at a time (§6.9).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;

@@ -241,6 +241,35 @@ fn nodes_behind_a_forwarder_are_clients_of_their_own() {
     assert_eq!(w.next(A), hex("04 FE 00 02 02 17"));
 }
 
+#[test]
+fn an_answer_to_the_gateway_does_not_end_the_handshake_of_an_active_client() {
+    let mut w = world();
+    w.active(A, "n1");
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+    w.send(A, connect_with("n1", true, true, 60));
+    w.expect(A, Packet::WillTopicReq);
+    w.send(A, puback(topic, msg_id, ReturnCode::InvalidTopicId));
+    w.next(A);
+    w.send(A, will_topic("w/1"));
+    w.expect(A, Packet::WillMsgReq);
+}
+
+#[test]
+fn peers_that_were_told_are_forgotten_beyond_a_bound() {
+    let mut w = world();
+    for at in 0..=8192 {
+        w.send(at, pingreq());
+        w.expect(at, disconnect());
+    }
+    // The first is told again, the last is not.
+    w.send(0, pingreq());
+    w.expect(0, disconnect());
+    w.send(8192, pingreq());
+    w.quiet();
+}
+
 fn hex(text: &str) -> bytes::Bytes {
     let digits: String = text.split_whitespace().collect();
     let octets = (0..digits.len() / 2).map(|i| u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).unwrap());

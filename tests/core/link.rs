@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mqtt_sn_gateway::gateway::io::{Control, Input, LinkCommand, LinkEvent, LinkFailure};
+use mqtt_sn_gateway::gateway::io::{Control, Endpoint, Input, LinkCommand, LinkEvent, LinkFailure};
 use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, SubAck};
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
@@ -124,4 +124,23 @@ fn a_made_up_client_id_leaves_no_session_behind_at_the_broker() {
     w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
     assert_eq!(w.broker_next(), v4::Packet::Disconnect);
     assert!(w.stopped);
+}
+
+#[test]
+fn several_brokers_are_tried_in_turn() {
+    let endpoint = |host: &str| Endpoint { host: host.into(), port: 1883 };
+    let mut w = offline_world(|settings| settings.broker.endpoints = vec![endpoint("a"), endpoint("b")]);
+    for host in ["a", "b", "a"] {
+        let (id, command) = w.commands.pop_front().expect("a connect");
+        assert_eq!(command, LinkCommand::Connect(endpoint(host)));
+        w.input(Input::Link(id, LinkEvent::Closed(LinkFailure::Connect("refused".into()))));
+        w.pass(Duration::from_secs(30));
+    }
+}
+
+#[test]
+fn only_transports_that_can_broadcast_advertise() {
+    let mut w = world_with(|settings| settings.ports[0].advertise = false);
+    w.pass(Duration::from_secs(3600));
+    w.no_broadcast();
 }

@@ -249,6 +249,20 @@ impl World {
         self.input(Input::Link(id, LinkEvent::Bytes(octets.freeze())));
     }
 
+    /// Octets of the broker, with a look at how many outputs wait at a time; returns the most.
+    pub fn burst(&mut self, octets: Bytes) -> usize {
+        let id = self.link.unwrap();
+        self.gw.handle(self.now, Input::Link(id, LinkEvent::Bytes(octets)));
+        let mut most = self.gw.waiting_outputs();
+        while let Some(output) = self.gw.poll_output() {
+            most = most.max(self.gw.waiting_outputs());
+            if let Output::Send { to, frame } = output {
+                self.frames.push_back((to, frame));
+            }
+        }
+        most
+    }
+
     /// Whatever octets, if there is a connection.
     pub fn broker_octets(&mut self, octets: Bytes) {
         let id = self.link.unwrap();

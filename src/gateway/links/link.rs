@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::gateway::counters::Counters;
 use crate::gateway::io::{BrokerSettings, LinkCommand, LinkEvent, LinkId, Output};
@@ -28,6 +28,8 @@ pub(super) struct Link {
     failures: u32,
     /// Which endpoint comes next.
     endpoint: usize,
+    /// The failure that was told last: a broker that stays away is no news.
+    told: String,
     /// What follows once everything is written.
     parting: Option<Parting>,
     /// When the broker has had its time to take leave.
@@ -69,6 +71,7 @@ impl Link {
             writing: false,
             failures: 0,
             endpoint: 0,
+            told: String::new(),
             parting: None,
             farewell: None,
         }
@@ -98,8 +101,7 @@ impl Link {
                 Ok(())
             }
             LinkEvent::Closed(failure) => {
-                let broker = self.broker(settings);
-                warn!(%broker, %failure, "no connection to the broker");
+                self.tell("no connection to the broker", &failure, settings);
                 self.handle_closed(now, settings, cx);
                 return;
             }
@@ -146,6 +148,7 @@ impl Link {
                         let broker = self.broker(settings);
                         info!(%broker, session_present, "connected to the broker");
                         self.failures = 0;
+                        self.told.clear();
                         cx.counters.link_connects += 1;
                     }
                     return Some(event);
@@ -224,8 +227,7 @@ impl Link {
         settings: &BrokerSettings,
         cx: &mut LinkCx<'_>,
     ) {
-        let broker = self.broker(settings);
-        warn!(%broker, %reason, "leaving the connection to the broker");
+        self.tell("leaving the connection to the broker", reason, settings);
         cx.outputs.push_back(Output::Link(self.id, LinkCommand::Close));
         self.retry_later(now, settings, cx);
     }
@@ -256,6 +258,18 @@ impl Link {
     fn close(&mut self, cx: &mut LinkCx<'_>) {
         cx.outputs.push_back(Output::Link(self.id, LinkCommand::Close));
         self.connection.handle_closed();
+    }
+
+    /// Warns of a failure, once for as long as it stays the same.
+    fn tell(&mut self, what: &str, reason: &dyn std::fmt::Display, settings: &BrokerSettings) {
+        let broker = self.broker(settings);
+        let told = format!("{what}: {broker}: {reason}");
+        if told == self.told {
+            debug!(%broker, %reason, "{what}");
+        } else {
+            warn!(%broker, %reason, "{what}");
+            self.told = told;
+        }
     }
 
     fn broker(&self, settings: &BrokerSettings) -> String {
