@@ -185,7 +185,7 @@ impl Session {
         {
             let answer_by = cx.now + cx.settings.broker.ack_timeout;
             match open.broker {
-                Broker::Silent if open.late || open.answer_by <= cx.now => {
+                Broker::Silent if open.late => {
                     (open.late, open.answer_by) = (false, answer_by);
                 }
                 Broker::Silent => {}
