@@ -979,12 +979,12 @@ impl Air {
             format!("PUBLISH of QoS {qos:?} to s{who} has MsgId {msg_id:#06x}")
         })?;
         let most = entry.qos.max(Qos::AtMostOnce);
-        let name = self.resolve(who, topic)?;
+        let repeated = self.is_open(who, msg_id) && qos != Qos::AtMostOnce;
+        let name = self.resolve(who, topic, repeated)?;
         let faithful =
             name == entry.topic && qos != Qos::MinusOne && qos <= most && (!retain || entry.retain);
         Law::DownlinkFaithful
             .check(faithful, || format!("m{no} on {} is sent as {publish:?}", entry.topic))?;
-        let repeated = self.is_open(who, msg_id) && qos != Qos::AtMostOnce;
         let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
         let resumed = session.resumable.take_if(|resumable| *resumable == (msg_id, no)).is_some();
         if !repeated && !resumed {
@@ -1012,14 +1012,14 @@ impl Air {
         self.sent(who, msg_id, Kind::Publish { no, topic, qos, retain }, dup)
     }
 
-    /// What a PUBLISH to this client is on.
-    fn resolve(&self, who: Who, topic: TopicRef) -> Checked<TopicName> {
+    /// What a PUBLISH to this client is on. One that is `repeated` stays what it was.
+    fn resolve(&self, who: Who, topic: TopicRef, repeated: bool) -> Checked<TopicName> {
         let Some(session) = self.sessions.get(&who) else {
             return Err(Law::Manners.broken(format!("PUBLISH to s{who}, which has no session")));
         };
         let name = match topic {
             TopicRef::Normal(id) => {
-                Law::IdsAnnounced.check(session.known.contains(&id), || {
+                Law::IdsAnnounced.check(repeated || session.known.contains(&id), || {
                     format!("PUBLISH to s{who} on {id:#06x}, which it was not told of in this connection")
                 })?;
                 session.ids.get(&id).cloned()
@@ -1058,9 +1058,10 @@ impl Air {
         }
         if open.sent == 2 {
             // From here on the broker does not wait for what this client has yet to take, but for the open message.
-            let own = matches!(kind, Kind::Publish { .. }).then_some(&kind);
-            let open_no =
-                own.and_then(|kind| if let Kind::Publish { no, .. } = kind { Some(*no) } else { None });
+            let open_no = match kind {
+                Kind::Publish { no, retain: false, .. } => Some(no),
+                _ => None,
+            };
             for (no, whom) in &mut self.blocks {
                 if Some(*no) != open_no {
                     whom.remove(&who);

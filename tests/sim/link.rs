@@ -20,11 +20,17 @@ pub(crate) struct Link {
     out: BTreeMap<u16, Out>,
     /// What may be sent once more on this connection.
     again: BTreeSet<u16>,
+    /// When the exchanges began, and the last that was sent once more on this connection.
+    began: BTreeMap<u16, u64>,
+    count: u64,
+    last: u64,
     /// Messages of the broker.
     inward: BTreeMap<u16, In>,
     connections: u32,
     /// There was no session at the broker when the gateway under watch looked: what is there now is its own.
     ours: bool,
+    /// CONNACK has come; what comes before it is no good.
+    up: bool,
     /// This connection is to a session that the gateway did not begin: it takes nothing from there.
     foreign: bool,
     /// PUBRELs of the broker on this connection.
@@ -62,10 +68,11 @@ impl Link {
     /// A new connection.
     pub(crate) fn connected(&mut self) {
         self.connections += 1;
-        self.foreign = false;
+        (self.foreign, self.up) = (false, false);
         self.written.clear();
         self.read.clear();
         self.again.clear();
+        self.last = 0;
         self.released.clear();
         self.inward.values_mut().for_each(|message| message.here = false);
     }
@@ -111,6 +118,15 @@ impl Link {
                 publish.dup && open == Out::Sent(no, publish.qos) && self.again.remove(&publish.pkid)
             }
         };
+        if open.is_none() {
+            self.count += 1;
+            self.began.insert(publish.pkid, self.count);
+        }
+        let began = self.began.get(&publish.pkid).copied().unwrap_or(0);
+        let ordered = std::mem::replace(&mut self.last, began) < began;
+        Law::LinkExchanges.check(ordered, || {
+            format!("PUBLISH {} of m{no} is sent again behind a later one", publish.pkid)
+        })?;
         Law::LinkExchanges.check(fair && publish.pkid != 0, || {
             format!("PUBLISH {} of m{no} (DUP {}) while {open:?} is open", publish.pkid, publish.dup)
         })
@@ -143,8 +159,8 @@ impl Link {
         let mut facts = Vec::new();
         while let Some(packet) = next(&mut self.read)? {
             match packet {
-                _ if self.foreign => {}
                 Packet::ConnAck(ack) if ack.code == ConnectReturnCode::Success => {
+                    self.up = true;
                     self.foreign = ack.session_present && !self.ours;
                     self.ours |= !self.foreign;
                     if !ack.session_present {
@@ -154,6 +170,7 @@ impl Link {
                     }
                     self.again = self.out.keys().copied().collect();
                 }
+                _ if self.foreign || !self.up => {}
                 Packet::Publish(publish) => facts.push(self.publish_in(&publish, ledger)?),
                 Packet::PubRel(release) => {
                     self.released.insert(release.pkid);

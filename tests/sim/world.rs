@@ -1222,8 +1222,9 @@ impl World<'_> {
                 Law::Liveness.check((got || !wanted || shed > 0 || refused) && times <= 1, || {
                     format!("s{who} wants probe m{no} on {} and got it {times} times", entry.topic)
                 })?;
-                // A persistent session may remember subscriptions that its sensor forgot.
-                let borne = sensor.bears(&entry.topic) || (!sensor.clean && sensor.life > 0);
+                // A persistent session may remember what its sensor forgot; and a late copy may ask again.
+                let forgotten = sensor.life > 0 && (!sensor.clean || !self.plan.radio.is_prompt());
+                let borne = sensor.bears(&entry.topic) || forgotten;
                 let strange = got && !wanted && !borne;
                 Law::DownlinkWanted
                     .check(!strange, || format!("s{who} got probe m{no} on {}", entry.topic))?;
