@@ -133,12 +133,13 @@ pub(crate) async fn run(plan: Plan) -> Result<(), Failure> {
         let ripe = ends.map(|ends: Instant| ledger.ripe_at(QUIET).map_or(ends, |ripe| ripe.min(ends)));
         tokio::select! {
             biased;
+            // First what the broker delivers, lest it wait for us.
+            Some(message) = seen.recv() => ledger.seen(&message, &plan.template),
             note = notes.recv(), if ends.is_none() => match note {
                 Some(note) => ledger.note(note),
                 None if verifier.is_none() => break,
                 None => ends = Some(Instant::now() + plan.settle),
             },
-            Some(message) = seen.recv() => ledger.seen(&message, &plan.template),
             () = sleep(ripe) => break,
             _ = tick.tick() => progress.show(&ledger),
             _ = tokio::signal::ctrl_c() => if stop.send_replace(true) { break },

@@ -1,13 +1,14 @@
 //! A subscriber at the broker.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use mqtt_sn_gateway::mqtt::{Connection, Event, Message, Options, QoS};
 use mqtt_sn_gateway::topic::TopicFilter;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::failure::Failure;
@@ -23,9 +24,11 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) type Seen = (Message, Instant);
 
 /// A subscriber with a session of its own, so that it misses nothing while it is away; the session is removed at the end.
+/// It has a thread of its own: brokers drop messages for a subscriber that is slow to acknowledge, and a thousand sensors
+/// may keep one thread busy for longer than that.
 #[derive(Debug)]
 pub(super) struct Verifier {
-    task: JoinHandle<u64>,
+    ended: oneshot::Receiver<u64>,
     stop: watch::Sender<bool>,
 }
 
@@ -49,9 +52,14 @@ impl Verifier {
             seen,
             gaps: 0,
         };
-        let task = tokio::spawn(subscriber.run(stopped));
+        let (done, ended) = oneshot::channel();
+        let runtime =
+            Builder::new_current_thread().enable_all().build().map_err(|e| failed(e.to_string()))?;
+        thread::spawn(move || {
+            let _ = done.send(runtime.block_on(subscriber.run(stopped)));
+        });
         match timeout(PATIENCE, subscribed).await {
-            Ok(Ok(Ok(()))) => Ok(Self { task, stop }),
+            Ok(Ok(Ok(()))) => Ok(Self { ended, stop }),
             Ok(Ok(Err(reason))) => Err(failed(reason)),
             Ok(Err(_)) | Err(_) => Err(failed("it does not answer".into())),
         }
@@ -60,7 +68,7 @@ impl Verifier {
     /// Leaves the broker, and says how often it forgot us in between.
     pub(super) async fn stop(self) -> u64 {
         self.stop.send_replace(true);
-        match timeout(PATIENCE, self.task).await {
+        match timeout(PATIENCE, self.ended).await {
             Ok(Ok(gaps)) => gaps,
             Ok(Err(_)) | Err(_) => 0,
         }
@@ -162,11 +170,11 @@ impl Subscriber {
                     }
                 },
                 Event::Message { message, delivery, .. } => {
-                    // Nobody listens any more: the run is over.
-                    let _ = self.seen.send((message, Instant::now())).await;
                     if let Some(delivery) = delivery {
                         self.connection.settle(delivery);
                     }
+                    // Nobody listens any more: the run is over.
+                    let _ = self.seen.send((message, Instant::now())).await;
                 }
                 Event::Refused(refusal) => return Err(refusal.to_string()),
                 Event::Reconnect => return Ok(Some(End::Again)),
