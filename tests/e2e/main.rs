@@ -9,3 +9,4 @@ mod messages;
 mod outage;
 mod process;
 mod sensor;
+mod tool;

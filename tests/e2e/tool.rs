@@ -1,0 +1,109 @@
+//! `mqtt-sn-node` against the real gateway, as a user types it.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::LazyLock;
+
+use mqtt_sn_gateway::mqtt::QoS;
+
+use crate::app::App;
+use crate::process::{Beside, Gateway, Process, free_udp, gateway_program};
+
+/// The program beside the gateway's; built if it is not there.
+static NODE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let program = gateway_program().with_file_name("mqtt-sn-node");
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "-p", "mqtt-sn-node"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    if !gateway_program().components().any(|part| part.as_os_str() == "debug") {
+        build.arg("--release");
+    }
+    assert!(build.status().unwrap().success(), "mqtt-sn-node cannot be built");
+    program
+});
+
+fn node(port: u16, arguments: &[&str]) -> Process {
+    let (command, rest) = arguments.split_first().unwrap();
+    let port = port.to_string();
+    let arguments = [*command, "-h", "127.0.0.1", "-p", &port];
+    Process::start(Command::new(&*NODE).args(arguments).args(rest))
+}
+
+#[track_caller]
+fn expect_end(mut process: Process, code: i32) -> String {
+    let status = process.wait_for_end();
+    assert_eq!(status.code(), Some(code), "{}", process.printed());
+    process.printed()
+}
+
+#[test]
+fn what_pub_publishes_is_at_the_broker() {
+    let gateway = Gateway::beside(Beside::Mosquitto);
+    let mut app = App::subscribed(gateway.broker_port, "#");
+    for (qos, expected) in [("0", QoS::AtMostOnce), ("1", QoS::AtLeastOnce), ("2", QoS::ExactlyOnce)] {
+        expect_end(node(gateway.port, &["pub", "-t", "a/b", "-m", "21.5", "-q", qos]), 0);
+        app.expect("a/b", "21.5", expected, false);
+    }
+    expect_end(node(gateway.port, &["pub", "--predefined", "1", "-m", "hi", "-q", "-1"]), 0);
+    app.expect("pre/one", "hi", QoS::AtMostOnce, false);
+}
+
+#[test]
+fn sub_prints_what_comes_and_ends_after_its_count() {
+    let gateway = Gateway::beside(Beside::Mosquitto);
+    let mut app = App::connected(gateway.broker_port);
+    app.publish("s/1", "kept", QoS::AtLeastOnce, true);
+    let sub = node(gateway.port, &["sub", "-t", "s/#", "-v", "-C", "1", "-W", "20", "-q", "1"]);
+    assert!(expect_end(sub, 0).contains("s/1 kept"));
+}
+
+#[test]
+fn search_finds_the_gateway() {
+    let gateway = Gateway::beside(Beside::Embedded);
+    let found = expect_end(node(gateway.port, &["search", "-W", "2"]), 0);
+    assert!(found.contains("42"), "{found}");
+}
+
+#[test]
+fn where_nobody_listens_the_tool_says_so() {
+    let said =
+        expect_end(node(free_udp(), &["pub", "-t", "a/b", "-m", "x", "-q", "1", "--retry", "200ms"]), 69);
+    assert!(said.contains("127.0.0.1"), "{said}");
+}
+
+#[test]
+fn a_fleet_on_a_bad_radio_loses_nothing_and_doubles_nothing_at_qos_2() {
+    for qos in ["1", "2"] {
+        let gateway = Gateway::beside(Beside::Mosquitto);
+        let broker = format!("mqtt://127.0.0.1:{}", gateway.broker_port);
+        // Persistent sessions: a late copy of CONNECT would end a clean one, and with it what exactly once means.
+        let fleet = node(
+            gateway.port,
+            &[
+                "fleet",
+                "--nodes",
+                "50",
+                "--rate",
+                "2/s",
+                "--qos",
+                qos,
+                "--retry",
+                "500ms",
+                "--loss",
+                "10%",
+                "--dup",
+                "2%",
+                "--reorder",
+                "2%",
+                "--duration",
+                "5s",
+                "--seed",
+                "7",
+                "-c",
+                "--verify",
+                &broker,
+            ],
+        );
+        let table = expect_end(fleet, 0);
+        assert!(table.contains("every promise kept"), "{table}");
+    }
+}
