@@ -119,9 +119,22 @@ impl Config {
     /// What is asked for and not in this version, but only an extra: a line for the log each.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        if self.store.path == Place::Auto || self.broker.outage == Outage::Queue {
-            let text = "sessions end with the gateway, and messages are refused while the broker is away";
-            notes.push(format!("store: not in this version, state is kept in memory: {text}"));
+        if self.store.path == Place::Auto {
+            let text = "not in this version, state is kept in memory and ends with the gateway";
+            notes.push(format!("store.path: {text}"));
+        }
+        if self.broker.outage == Outage::Queue {
+            let text = "not in this version, messages are refused while the broker is away";
+            notes.push(format!("broker.outage: queue: {text}"));
+        }
+        let default = Config::default();
+        let without_effect = [
+            ("broker.outage_queue", self.broker.outage_queue != default.broker.outage_queue),
+            ("broker.grace", self.broker.grace != default.broker.grace),
+            ("store.commit", self.store.commit != default.store.commit),
+        ];
+        for (key, _) in without_effect.into_iter().filter(|(_, set)| *set) {
+            notes.push(format!("{key}: not in this version, has no effect"));
         }
         if let Some(address) = self.http.listen {
             notes.push(format!("http.listen: not in this version, nothing listens on {address}"));
@@ -923,14 +936,17 @@ log: { level: trace, format: plain }
 
     #[test]
     fn extras_that_are_not_built_yet_are_noted() {
-        assert_eq!(Config::default().notes().len(), 1);
+        assert_eq!(Config::default().notes().len(), 2);
         let (config, problems) = read("store: { path: none }\nbroker: { outage: reject }");
         assert_eq!((config.notes(), problems), (vec![], vec![]));
         let (config, problems) = read("http: { listen: 127.0.0.1:8090 }\ncontrol: { socket: /run/x }");
         assert_eq!(problems, [""; 0]);
         let notes = config.notes();
         assert!(notes.iter().all(|note| note.contains("not in this version")), "{notes:?}");
-        assert_eq!(notes.len(), 3);
+        assert_eq!(notes.len(), 4);
+        let (config, _) =
+            read("broker: { grace: 5s, outage_queue: { messages: 5 } }\nstore: { commit: 5ms }");
+        assert_eq!(config.notes().iter().filter(|note| note.ends_with("has no effect")).count(), 3);
     }
 
     #[test]

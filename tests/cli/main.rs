@@ -112,7 +112,7 @@ fn check_sums_up_what_is_right() {
 fn check_says_when_nothing_is_changed() {
     let ended = Folder::with("").run(&["check", "gateway.yaml"]);
     assert!(ended.stdout.starts_with("gateway.yaml: no errors; every option has its default\n"));
-    assert!(ended.stdout.contains("note: store: not in this version"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("note: store.path: not in this version"), "{}", ended.stdout);
     assert_eq!(ended.code, 0);
 }
 

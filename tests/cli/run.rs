@@ -88,7 +88,7 @@ fn a_gateway_answers_with_its_id_and_ends_with_sigterm() {
         gateway.signal(signal);
         let ended = gateway.end();
         assert_eq!((ended.stdout.as_str(), ended.code), ("", 0), "{}", ended.stderr);
-        assert!(ended.stderr.contains("store: not in this version"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("store.path: not in this version"), "{}", ended.stderr);
     }
 }
 
