@@ -99,6 +99,9 @@ pub enum Event {
     Disconnected,
     /// A message is settled.
     Published(PublishId, Outcome),
+    /// The gateway refused a message with QoS 0, after that had counted as [`Outcome::Sent`]. Which one, the answer does not
+    /// say (§5.4.13: MsgId 0).
+    Refused(ReturnCode),
     /// The gateway answered a SUBSCRIBE: the QoS it granted, or why not. A refusal may also come for a subscription
     /// that the node makes again after a reconnection; it has then ended.
     Subscribed {
@@ -150,7 +153,7 @@ pub enum Loss {
 /// What became of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// QoS 0 or −1: it went out, nobody will ever tell.
+    /// QoS 0 or −1: it went out. QoS 0 may still meet [`Event::Refused`].
     Sent,
     /// PUBACK or PUBCOMP: the gateway has taken responsibility.
     Acknowledged,

@@ -201,6 +201,12 @@ impl Node {
             Packet::WillMsgReq => self.handle_will_request(now, Step::WillMsg),
             Packet::ConnAck(ack) => self.handle_connack(now, ack.code),
             Packet::Disconnect(_) => self.handle_disconnect(now),
+            // The last message with QoS 0 before leaving may be answered too.
+            Packet::PubAck(ack)
+                if ack.msg_id == 0 && matches!(self.connection, Connection::Disconnecting(_)) =>
+            {
+                self.with_parts(now, |uplink, _, _, cx| uplink.handle_puback(ack, cx));
+            }
             packet if self.is_connected() => self.handle_session(now, packet),
             _ => self.air.stale(),
         }

@@ -260,8 +260,25 @@ fn a_refused_qos_0_message_makes_the_name_be_registered_again() {
     t.sends(["09 0A 00 00 00 01 61 2F 62"]);
     t.hears("07 0B 00 07 00 01 00").sends(["08 0C 00 00 07 00 00 61"]);
     t.hears("07 0D 00 07 00 00 02");
+    t.tells([published(0, Outcome::Sent), Event::Refused(ReturnCode::InvalidTopicId), Event::Restarted]);
     t.publish(name("a/b"), Qos::AtMostOnce);
     t.sends(["09 0A 00 00 00 02 61 2F 62"]);
+}
+
+#[test]
+fn the_refusal_of_a_qos_0_message_is_told_also_to_who_takes_leave() {
+    let mut t = Talk::connected(options());
+    t.publish(Topic::Predefined(7), Qos::AtMostOnce);
+    t.sends(["08 0C 01 00 07 00 00 61"]);
+    t.hears("07 0D 00 07 00 00 01");
+    t.tells([published(0, Outcome::Sent), Event::Refused(ReturnCode::Congestion)]);
+    t.hears("07 0D 00 07 00 00 00").tells(QUIET);
+    t.node.disconnect(t.now);
+    t.sends(["02 18"]);
+    t.hears("07 0D 00 07 00 00 03").tells([Event::Refused(ReturnCode::NotSupported)]);
+    t.hears("07 0D 00 07 00 05 01").tells(QUIET);
+    t.hears("02 18").tells([Event::Disconnected]);
+    t.hears("07 0D 00 07 00 00 03").tells(QUIET);
 }
 
 #[test]

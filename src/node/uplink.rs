@@ -136,8 +136,7 @@ impl Uplink {
     /// Whether the gateway turned out to have forgotten a topic id that it gave in this connection.
     pub(super) fn handle_puback(&mut self, ack: TopicAck, cx: &mut Cx<'_>) -> bool {
         if ack.msg_id == 0 {
-            // A QoS 0 message met an id the gateway does not know (§6.6); the next one on this topic shall fare better.
-            return ack.code == ReturnCode::InvalidTopicId && cx.topics.forget(ack.topic_id);
+            return handle_refusal(ack, cx);
         }
         let mut forgotten = false;
         let (Phase::Publish { topic, msg_id, retry }, Some(head)) = (&self.phase, self.queue.front_mut())
@@ -286,6 +285,19 @@ impl Uplink {
         let uncertain = outcome == Outcome::Acknowledged && head.progress.uncertain;
         cx.tell(Event::Published(head.id, if uncertain { Outcome::Uncertain } else { outcome }));
     }
+}
+
+/// A message with QoS 0 was not wanted (§6.6). Of an id the gateway does not know, the next one on this topic shall fare
+/// better.
+fn handle_refusal(ack: TopicAck, cx: &mut Cx<'_>) -> bool {
+    if ack.code == ReturnCode::Accepted {
+        cx.air.stale();
+        return false;
+    }
+    if cx.has_room() {
+        cx.tell(Event::Refused(ack.code));
+    }
+    ack.code == ReturnCode::InvalidTopicId && cx.topics.forget(ack.topic_id)
 }
 
 fn register(name: TopicName, cx: &mut Cx<'_>) -> Phase {

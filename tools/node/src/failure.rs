@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mqtt_sn_gateway::node::Loss;
+use mqtt_sn_gateway::node::{Loss, PublishError, SubscribeError};
 use mqtt_sn_gateway::wire::ReturnCode;
 
 /// What was attempted, and on what. The cause is the `source`.
@@ -23,6 +23,12 @@ pub(crate) enum Failure {
     Send { to: SocketAddr, source: io::Error },
     #[error("a frame of {octets} octets does not fit into a datagram to {to}")]
     TooLong { to: SocketAddr, octets: usize },
+    #[error("cannot publish")]
+    Publish(#[source] PublishError),
+    #[error("cannot subscribe")]
+    Subscribe(#[source] SubscribeError),
+    #[error("no way to {to}; name a gateway by -h HOST, or the interface to search by --interface ADDRESS")]
+    NoWay { to: SocketAddr, source: io::Error },
     #[error("nobody listens at UDP {0} (the host answered: port unreachable); is the gateway running there?")]
     Unreachable(SocketAddr),
     #[error("no answer from {to} ({attempts} attempts); is there a gateway?")]
@@ -67,10 +73,11 @@ impl Failure {
     /// The codes of `--help`.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Read { .. } | Self::Write { .. } | Self::TooLong { .. } => 2,
+            Self::Usage(_) => 2,
             Self::Resolve { .. }
             | Self::Socket { .. }
             | Self::Send { .. }
+            | Self::NoWay { .. }
             | Self::Unreachable(_)
             | Self::NoAnswer { .. }
             | Self::TimedOut(_)
@@ -78,6 +85,11 @@ impl Failure {
             | Self::NoSensor(_)
             | Self::Broker { .. } => 69,
             Self::Runtime(_)
+            | Self::Read { .. }
+            | Self::Write { .. }
+            | Self::TooLong { .. }
+            | Self::Publish(_)
+            | Self::Subscribe(_)
             | Self::ConnectRefused { .. }
             | Self::PublishRefused { .. }
             | Self::GaveUp { .. }

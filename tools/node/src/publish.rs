@@ -1,13 +1,14 @@
 //! `mqtt-sn-node pub`.
 
 use std::io::BufRead;
-use std::time::Instant;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mqtt_sn_gateway::node::{Event, Outcome};
-use mqtt_sn_gateway::wire::Qos;
+use mqtt_sn_gateway::wire::{Qos, ReturnCode};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use crate::args::{Payload, Publish};
 use crate::failure::Failure;
@@ -17,20 +18,34 @@ use crate::value;
 /// Lines read ahead of the gateway's acknowledgements.
 const LINES_AHEAD: usize = 10;
 
+/// How long the answer to DISCONNECT is awaited after a failure.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 pub(crate) async fn run(publish: Publish) -> Result<(), Failure> {
-    let limit = publish.timeout;
-    let work = async {
-        let shell =
-            Shell::open(&publish.node.gateway, publish.node.options.clone(), publish.node.debug).await?;
-        let payloads = payloads(&publish.payload);
-        if publish.qos == Qos::MinusOne {
-            throw(shell, payloads, &publish).await
-        } else {
-            deliver(shell, payloads, &publish).await
-        }
+    let deadline = publish.timeout.map(|limit| (tokio::time::Instant::now() + limit, limit));
+    let opened = Shell::open(&publish.node.gateway, publish.node.options.clone(), publish.node.debug);
+    let mut shell = by(deadline, opened).await?;
+    let payloads = payloads(&publish.payload);
+    if publish.qos == Qos::MinusOne {
+        return by(deadline, throw(shell, payloads, &publish)).await;
+    }
+    let mut tally = Tally::new(&shell, &publish);
+    let delivered = by(deadline, deliver(&mut shell, payloads, &publish, &mut tally)).await;
+    let left = if shell.node.is_connected() {
+        leave(&mut shell, &mut tally, delivered.is_ok()).await
+    } else {
+        Ok(())
     };
-    match limit {
-        Some(limit) => timeout(limit, work).await.unwrap_or(Err(Failure::TimedOut(limit))),
+    delivered.and(left).and(tally.result())
+}
+
+/// What `work` gives, or that it took too long.
+async fn by<T>(
+    deadline: Option<(tokio::time::Instant, Duration)>,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    match deadline {
+        Some((at, limit)) => timeout_at(at, work).await.unwrap_or(Err(Failure::TimedOut(limit))),
         None => work.await,
     }
 }
@@ -51,31 +66,26 @@ async fn throw(
 }
 
 async fn deliver(
-    mut shell: Shell,
+    shell: &mut Shell,
     mut payloads: mpsc::Receiver<Result<Bytes, Failure>>,
     publish: &Publish,
+    tally: &mut Tally,
 ) -> Result<(), Failure> {
     shell.connect().await?;
-    let (mut more, mut total, mut refused) = (true, 0, 0);
+    tally.to = shell.to(); // the first address of the host that answered
+    let mut more = true;
     while more || shell.node.pending() > 0 || shell.node.has_events() {
         let room = shell.node.pending() < LINES_AHEAD;
         tokio::select! {
             payload = payloads.recv(), if more && room => match payload {
                 Some(payload) => {
-                    hand_over(&mut shell, payload?, publish)?;
-                    total += 1;
+                    hand_over(shell, payload?, publish)?;
+                    tally.total += 1;
                 }
                 None => more = false,
             },
             event = shell.event() => match event? {
-                Event::Published(_, Outcome::Refused(code)) => {
-                    let refusal = Failure::PublishRefused { to: shell.to(), code };
-                    if total == 1 && !more {
-                        return Err(refusal);
-                    }
-                    eprintln!("mqtt-sn-node: {refusal}");
-                    refused += 1;
-                }
+                Event::Published(_, Outcome::Refused(code)) | Event::Refused(code) => tally.refused(code),
                 Event::Published(_, Outcome::GaveUp) => {
                     return Err(Failure::GaveUp { to: shell.to(), attempts: shell.attempts() });
                 }
@@ -86,15 +96,59 @@ async fn deliver(
             },
         }
     }
-    shell.disconnect().await?;
-    if refused > 0 { Err(Failure::SomeRefused { refused, total }) } else { Ok(()) }
+    Ok(())
+}
+
+/// Takes leave. The answer to that comes after a refusal of what was sent before, for which nobody waits otherwise at
+/// QoS 0; after a failure it matters less.
+async fn leave(shell: &mut Shell, tally: &mut Tally, delivered: bool) -> Result<(), Failure> {
+    let left = shell.disconnect(|event| {
+        if let Event::Refused(code) = event {
+            tally.refused(code);
+        }
+    });
+    if delivered { left.await } else { timeout(FAREWELL, left).await.unwrap_or(Ok(())) }
+}
+
+/// How many messages there were, and how many the gateway did not want.
+#[derive(Debug)]
+struct Tally {
+    to: SocketAddr,
+    /// There is only one: its refusal is the result, and no line of its own.
+    single: bool,
+    total: u64,
+    refused: u64,
+    last: Option<ReturnCode>,
+}
+
+impl Tally {
+    fn new(shell: &Shell, publish: &Publish) -> Self {
+        let single = matches!(publish.payload, Payload::One(_));
+        Self { to: shell.to(), single, total: 0, refused: 0, last: None }
+    }
+
+    fn refused(&mut self, code: ReturnCode) {
+        self.refused += 1;
+        self.last = Some(code);
+        if !self.single {
+            eprintln!("mqtt-sn-node: {}", Failure::PublishRefused { to: self.to, code });
+        }
+    }
+
+    fn result(&self) -> Result<(), Failure> {
+        match self.last {
+            None => Ok(()),
+            Some(code) if self.single => Err(Failure::PublishRefused { to: self.to, code }),
+            Some(_) => Err(Failure::SomeRefused { refused: self.refused, total: self.total }),
+        }
+    }
 }
 
 fn hand_over(shell: &mut Shell, payload: Bytes, publish: &Publish) -> Result<(), Failure> {
     let (topic, qos, retain) = (publish.topic.clone(), publish.qos, publish.retain);
     match shell.node.publish(Instant::now(), topic, payload, qos, retain) {
         Ok(_) => Ok(()),
-        Err(error) => Err(Failure::Usage(error.to_string())),
+        Err(error) => Err(Failure::Publish(error)),
     }
 }
 

@@ -72,10 +72,7 @@ async fn search(
     args: &SearchArgs,
     found: &mut BTreeSet<(SocketAddr, u8)>,
 ) -> Result<(), Failure> {
-    let failed = |error: io::Error| match error.kind() {
-        ErrorKind::ConnectionRefused => Failure::Unreachable(to),
-        _ => Failure::Send { to, source: error },
-    };
+    let failed = |error| failure(to, error);
     let connected = socket.peer_addr().is_ok();
     let mut search = Search::new(Instant::now(), args.radius, Duration::ZERO, INTERVAL, 0);
     let mut buffer = vec![0; 65_535];
@@ -105,6 +102,17 @@ async fn search(
     Ok(())
 }
 
+/// A host without a default route has none to a group either, and needs to be told by which interface.
+fn failure(to: SocketAddr, source: io::Error) -> Failure {
+    match source.kind() {
+        ErrorKind::ConnectionRefused => Failure::Unreachable(to),
+        ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable if to.ip().is_multicast() => {
+            Failure::NoWay { to, source }
+        }
+        _ => Failure::Send { to, source },
+    }
+}
+
 fn print(gateway: &Found, from: SocketAddr) -> io::Result<()> {
     let mut out = io::stdout().lock();
     write!(out, "gateway {} at {from}", gateway.gw_id)?;
@@ -115,4 +123,20 @@ fn print(gateway: &Found, from: SocketAddr) -> io::Result<()> {
         write!(out, " (known to a node; address {address:02X?})")?;
     }
     writeln!(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_no_way_to_the_group_is_told_what_to_name() {
+        let failure = |to: &str| failure(to.parse().unwrap(), ErrorKind::NetworkUnreachable.into());
+        let group = failure("225.1.1.1:1884");
+        assert_eq!(group.exit_code(), 69);
+        for word in ["225.1.1.1:1884", "-h HOST", "--interface"] {
+            assert!(group.to_string().contains(word), "{word} in {group}");
+        }
+        assert!(matches!(failure("192.0.2.1:1884"), Failure::Send { .. }));
+    }
 }

@@ -205,12 +205,17 @@ impl Shell {
     }
 
     /// Ends the connection, with the patience of one T_RETRY: it matters little whether the gateway hears it.
-    pub(crate) async fn disconnect(&mut self) -> Result<(), Failure> {
+    /// What happens meanwhile is handed to `take`.
+    pub(crate) async fn disconnect(&mut self, mut take: impl FnMut(Event)) -> Result<(), Failure> {
         self.node.disconnect(Instant::now());
         let interval = self.interval;
         let disconnected = async {
-            while self.event().await? != Event::Disconnected {}
-            Ok(())
+            loop {
+                match self.event().await? {
+                    Event::Disconnected => return Ok(()),
+                    event => take(event),
+                }
+            }
         };
         timeout(interval, disconnected).await.unwrap_or(Ok(()))
     }

@@ -35,7 +35,7 @@ pub(crate) async fn run(subscribe: Subscribe) -> Result<(), Failure> {
     };
     if shell.node.is_connected() {
         // An answer to this matters to nobody who waits at a terminal.
-        let _ = timeout(Duration::from_secs(1), shell.disconnect()).await;
+        let _ = timeout(Duration::from_secs(1), shell.disconnect(drop)).await;
     }
     ended
 }
@@ -44,10 +44,7 @@ pub(crate) async fn run(subscribe: Subscribe) -> Result<(), Failure> {
 async fn receive(shell: &mut Shell, subscribe: &Subscribe, came: &mut u64) -> Result<(), Failure> {
     shell.connect().await?;
     for filter in &subscribe.filters {
-        shell
-            .node
-            .subscribe(Instant::now(), filter.clone(), subscribe.qos)
-            .map_err(|e| Failure::Usage(e.to_string()))?;
+        shell.node.subscribe(Instant::now(), filter.clone(), subscribe.qos).map_err(Failure::Subscribe)?;
     }
     while subscribe.count.is_none_or(|count| *came < count) {
         match shell.event().await? {

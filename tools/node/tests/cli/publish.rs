@@ -113,9 +113,42 @@ fn a_gateway_that_refuses_ends_with_1() {
     run(&format!("pub {} -t a -m x -q 1", gateway.args()))
         .ends_with(1)
         .says("refused the message: rejected: congestion");
+    assert_eq!(gateway.names(), ["CONNECT", "REGISTER", "PUBLISH", "DISCONNECT"]);
     run_with(&format!("pub {} -t a -l -q 1", gateway.args()), "a\nb\n")
         .ends_with(1)
         .says("2 of 2 messages were refused");
+    assert_eq!(gateway.names().last().unwrap(), "DISCONNECT");
+}
+
+#[test]
+fn a_refusal_at_qos_0_ends_with_1_however_late_it_comes() {
+    // Which message it was for, the gateway does not say; the answer to DISCONNECT comes after it.
+    for early in [true, false] {
+        let gateway = Gateway::start(move |_, frame| {
+            let ack = TopicAck { topic_id: 7, msg_id: 0, code: ReturnCode::Congestion };
+            let mut answers = match frame.packet {
+                Packet::Publish(_) if early => vec![encode(frame, Packet::PubAck(ack))],
+                Packet::Disconnect(_) if !early => vec![encode(frame, Packet::PubAck(ack))],
+                _ => Vec::new(),
+            };
+            answers.extend(good(frame));
+            answers
+        });
+        run(&format!("pub {} -t a -m x", gateway.args()))
+            .ends_with(1)
+            .says("refused the message: rejected: congestion");
+        assert_eq!(gateway.names(), ["CONNECT", "REGISTER", "PUBLISH", "DISCONNECT"]);
+    }
+}
+
+#[test]
+fn a_time_limit_reached_in_a_connection_takes_leave() {
+    let gateway = Gateway::start(|_, frame| match frame.packet {
+        Packet::Publish(_) => Vec::new(),
+        _ => good(frame),
+    });
+    run(&format!("pub {} --short ab -m x -q 1 -W 0.3", gateway.args())).ends_with(69).says("not done within");
+    assert_eq!(gateway.names(), ["CONNECT", "PUBLISH", "DISCONNECT"]);
 }
 
 #[test]
@@ -174,12 +207,13 @@ fn debug_prints_every_frame() {
 }
 
 #[test]
-fn a_payload_no_datagram_holds_is_bad_input() {
+fn a_payload_no_datagram_holds_ends_with_1() {
     let dir = tempfile::tempdir().unwrap();
     for (octets, words) in [(65_527, "too long"), (65_520, "does not fit into a datagram")] {
         let file = dir.path().join("payload");
         std::fs::write(&file, vec![b'x'; octets]).unwrap();
         let gateway = Gateway::good();
-        run(&format!("pub {} --short ab -f {}", gateway.args(), file.display())).ends_with(2).says(words);
+        run(&format!("pub {} --short ab -f {}", gateway.args(), file.display())).ends_with(1).says(words);
+        assert_eq!(gateway.names(), ["CONNECT", "DISCONNECT"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Bad input has a clear answer and exit code 2, before anything is sent.
+//! Bad input has a clear answer, before anything is sent: wrong usage ends with 2, a file that is not there with 1.
 
 use crate::run;
 
@@ -39,7 +39,6 @@ fn each_bad_value_is_named() {
         ("pub -t a -m x -p 70000", "70000"),
         ("pub -t a -m x -k 65536", "65535"),
         ("pub -t a -m 0g --hex", "not a hex digit"),
-        ("pub -t a -f /nonexistent", "cannot read /nonexistent"),
         ("pub --short abc -m x", "exactly two octets"),
         ("pub --short a# -m x", "wildcard"),
         ("pub --predefined 0 -m x", "from 1 to 65534"),
@@ -59,9 +58,14 @@ fn each_bad_value_is_named() {
         ("fleet --payload-size 3", "--payload-size"),
         ("fleet --topic a/#", "--topic"),
         ("fleet --verify http://x", "expected mqtt://"),
-        ("fleet --report /nonexistent/x", "cannot write /nonexistent/x"),
         ("fleet --nodes 60000 --rate 10000/s --duration 1d", "too many"),
     ] {
         run(args).ends_with(2).says(words);
     }
+}
+
+#[test]
+fn a_file_that_cannot_be_opened_is_a_failure_and_named() {
+    run("pub -t a -f /nonexistent").ends_with(1).says("cannot read /nonexistent");
+    run("fleet --report /nonexistent/x").ends_with(1).says("cannot write /nonexistent/x");
 }
