@@ -68,6 +68,7 @@ impl Downlink {
             cx.air.counters.duplicates += 1;
         } else {
             let payload = Bytes::copy_from_slice(publish.data);
+            cx.air.counters.messages += 1;
             cx.tell(Event::Message(Message { topic, payload, qos, retain, dup }));
         }
         match qos {

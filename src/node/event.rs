@@ -97,6 +97,13 @@ pub enum Event {
     Restarted,
     /// [`Node::disconnect`] is done.
     Disconnected,
+    /// [`Node::sleep`] is done: the gateway keeps what comes (§6.14).
+    Asleep,
+    /// The node was awake and is asleep again: everything the gateway had kept has been told before this (§6.14).
+    Drained {
+        /// How many messages that were, copies not counted.
+        messages: u64,
+    },
     /// A message is settled.
     Published(PublishId, Outcome),
     /// The gateway refused a message with QoS 0, after that had counted as [`Outcome::Sent`]. Which one, the answer does not
@@ -180,8 +187,12 @@ pub struct Counters {
     pub noise: u64,
     /// Acknowledgements that answer nothing (any more).
     pub stale: u64,
+    /// Messages told to the application.
+    pub messages: u64,
     /// PUBLISHes that had been delivered before.
     pub duplicates: u64,
+    /// Frames that came while the node was asleep, and were not taken.
+    pub slept_through: u64,
     /// PUBLISHes and REGISTERs not taken for want of room.
     pub shed: u64,
     /// CONNACKs, the first included.

@@ -3,7 +3,7 @@
 //! A [`Node`] is what a well-made sensor does, without its socket and its clock: the caller hands in frames and the time,
 //! and takes frames, events and the next deadline. It keeps its connection with PINGREQ, registers names before it
 //! publishes on them, repeats what is not answered, and delivers what the gateway sends once, however often the radio
-//! brings it. [`Search`] and [`datagram`] are for those who need no connection.
+//! brings it. It sleeps if told so, and wakes for what has come meanwhile. [`Search`] and [`datagram`] are for those who need no connection.
 //!
 //! ```
 //! use std::time::Instant;
@@ -28,6 +28,7 @@ mod downlink;
 mod event;
 mod options;
 mod requests;
+mod sleep;
 mod topics;
 mod uplink;
 
@@ -39,6 +40,7 @@ use bytes::Bytes;
 use self::air::{Air, Cx, NoAnswer, Retry};
 use self::downlink::Downlink;
 use self::requests::Requests;
+use self::sleep::Sleep;
 use self::topics::Topics;
 use self::uplink::{Pending, Uplink};
 use crate::wire::{
@@ -80,6 +82,8 @@ enum Connection {
     Connecting { step: Step, retry: Retry },
     /// CONNACK has come. `ping` is the PINGREQ that waits for its answer.
     Connected { since: Instant, ping: Option<Retry> },
+    /// Asleep, on the way there, or awake for what waits (§6.14).
+    Sleeping(Sleep),
     /// DISCONNECT waits for its answer.
     Disconnecting(Retry),
 }
@@ -113,10 +117,13 @@ impl Node {
     }
 
     /// Begins a connection (§6.2): later [`Event::Connected`], [`Event::ConnectRefused`] or [`Event::ConnectionLost`].
-    /// No effect while there is one, or while DISCONNECT waits for its answer.
+    /// No effect while there is one, or while DISCONNECT waits for its answer. It ends a sleep; with CleanSession the gateway
+    /// then forgets what it keeps for the node.
     pub fn connect(&mut self, now: Instant) {
-        if matches!(self.connection, Connection::None | Connection::Waiting(_)) {
-            self.begin_connection(now);
+        match &self.connection {
+            Connection::None | Connection::Waiting(_) => self.begin_connection(now),
+            Connection::Sleeping(sleep) if !sleep.is_falling() => self.begin_connection(now),
+            _ => {}
         }
     }
 
@@ -125,7 +132,7 @@ impl Node {
         match self.connection {
             Connection::Disconnecting(_) => {}
             Connection::None | Connection::Waiting(_) => self.end(),
-            Connection::Connecting { .. } | Connection::Connected { .. } => {
+            Connection::Connecting { .. } | Connection::Connected { .. } | Connection::Sleeping(_) => {
                 self.suspend(now);
                 self.air.send(DISCONNECT);
                 self.connection = Connection::Disconnecting(self.retry(now));
@@ -195,6 +202,7 @@ impl Node {
         };
         self.air.counters.frames_received += 1;
         match packet {
+            packet if self.is_asleep() => self.handle_asleep(now, packet),
             Packet::Advertise(advertise) => self.found(now, advertise.gw_id),
             Packet::GwInfo(info) => self.found(now, info.gw_id),
             Packet::WillTopicReq => self.handle_will_request(now, Step::WillTopic),
@@ -232,6 +240,7 @@ impl Node {
                 Err(NoAnswer) => self.lose(now, Loss::NoAnswer),
             },
             Connection::Connected { .. } => self.handle_session_timeout(now),
+            Connection::Sleeping(_) => self.handle_sleep_timeout(now),
             Connection::Disconnecting(retry) => match retry.due(now, interval) {
                 Ok(false) => {}
                 Ok(true) => self.air.send_again(DISCONNECT),
@@ -249,6 +258,7 @@ impl Node {
             Connection::Connecting { retry, .. } | Connection::Disconnecting(retry) => {
                 Some(retry.deadline(interval))
             }
+            Connection::Sleeping(sleep) => sleep.deadline(interval),
             Connection::Connected { since, ping } => {
                 let ping = match ping {
                     Some(retry) => Some(retry.deadline(interval)),
@@ -276,7 +286,7 @@ impl Node {
         !self.events.is_empty()
     }
 
-    /// Whether there is a connection.
+    /// Whether there is a connection, and the node is not asleep.
     pub fn is_connected(&self) -> bool {
         matches!(self.connection, Connection::Connected { .. })
     }

@@ -28,6 +28,9 @@ pub struct Options {
     pub congestion_wait: Option<Duration>,
     /// Connect again by itself when the connection is lost. `None`: the application does that.
     pub reconnect: Option<Backoff>,
+    /// How long to sleep between two wakings, at most what [`Node::sleep`](super::Node::sleep) tells the gateway. `None`: the
+    /// application wakes the node.
+    pub wake_every: Option<Duration>,
     /// Messages that may wait, the one on its way included; [`Node::publish`](super::Node::publish) answers `Full` beyond.
     pub queue_max: usize,
     /// Predefined topics (§6.7): ids, beside those subscribed to, on which messages are accepted.
@@ -40,7 +43,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// Keep-alive 60 s, clean session, no will, T_RETRY 10 s, N_RETRY 3 (§7.2), no reconnection, a queue of 100.
+    /// Keep-alive 60 s, clean session, no will, T_RETRY 10 s, N_RETRY 3 (§7.2), no reconnection, no waking by itself, a
+    /// queue of 100.
     pub fn new(client_id: ClientId) -> Self {
         Self {
             client_id,
@@ -51,6 +55,7 @@ impl Options {
             retry_limit: 3,
             congestion_wait: None,
             reconnect: None,
+            wake_every: None,
             queue_max: 100,
             predefined: BTreeMap::new(),
             node_id: None,

@@ -168,6 +168,148 @@ fn pingreq_of_the_gateway_is_answered() {
     Talk::connected(options()).hears("02 16").sends(["02 17"]);
 }
 
+// Sleep
+
+const SLEEP_60: &str = "04 18 00 3C";
+const PING_C1: &str = "04 16 63 31";
+
+#[test]
+fn a_sleeper_fetches_what_waits_and_sleeps_on() {
+    let mut t = asleep(options());
+    assert_eq!((t.node.is_asleep(), t.node.is_connected(), t.node.poll_timeout()), (true, false, None));
+    t.node.wake(t.now);
+    t.sends([PING_C1]);
+    t.hears("07 0A 00 07 00 01 61").sends(["07 0B 00 07 00 01 00"]);
+    t.hears("08 0C 20 00 07 00 02 78").sends(["07 0D 00 07 00 02 00"]);
+    t.hears("08 0C A0 00 07 00 02 78").sends(["07 0D 00 07 00 02 00"]);
+    t.hears("08 0C 40 00 07 00 03 79").sends(["04 0F 00 03"]);
+    t.hears("04 10 00 03").sends(["04 0E 00 03"]);
+    t.hears("08 0C 00 00 07 00 00 7A").sends(NOTHING);
+    assert_eq!(t.node.counters().messages, 3);
+    assert_eq!(t.messages().len(), 3);
+    t.hears("02 17").sends(NOTHING).tells([Event::Drained { messages: 3 }]);
+    t.node.wake(t.now);
+    t.sends([PING_C1]);
+    t.hears("02 17").tells([Event::Drained { messages: 0 }]);
+}
+
+#[test]
+fn asleep_nothing_is_sent_and_nothing_taken() {
+    let mut t = asleep(options());
+    t.publish(Topic::Predefined(7), Qos::AtLeastOnce);
+    t.subscribe("s", Qos::AtMostOnce);
+    t.wait(1000).sends(NOTHING).tells(QUIET);
+    for frame in
+        ["08 0C 22 61 62 00 09 78", "07 0A 00 07 00 01 61", "02 16", "02 17", "02 18", "02 06", CONNACK]
+    {
+        t.hears(frame).sends(NOTHING).tells(QUIET);
+    }
+    assert_eq!(t.node.counters().slept_through, 7);
+    t.publish(Topic::Short(*b"ab"), Qos::MinusOne);
+    t.sends(["08 0C 62 61 62 00 00 61"]).tells([published(1, Outcome::Sent)]);
+}
+
+#[test]
+fn what_is_published_asleep_waits_for_a_connection() {
+    let connect = "08 04 00 01 00 3C 63 31";
+    let mut t = Talk::connected_by(connect, Options { clean_session: false, ..options() });
+    t.publish(Topic::Predefined(7), Qos::AtLeastOnce);
+    t.sends(["08 0C 21 00 07 00 01 61"]);
+    t.node.sleep(t.now, Duration::from_secs(60));
+    t.sends([SLEEP_60]);
+    t.hears("02 18").tells([Event::Asleep]);
+    t.publish(Topic::Predefined(8), Qos::AtMostOnce);
+    t.node.wake(t.now);
+    t.sends([PING_C1]);
+    t.hears("07 0D 00 07 00 01 00").tells(QUIET); // late, and the message stays
+    t.node.connect(t.now);
+    t.sends([connect]);
+    t.hears(CONNACK).sends(["08 0C A1 00 07 00 01 61"]);
+    t.hears("07 0D 00 07 00 01 00").sends(["08 0C 01 00 08 00 00 61"]);
+    t.tells([Event::Connected, published(0, Outcome::Acknowledged), published(1, Outcome::Sent)]);
+}
+
+#[test]
+fn falling_asleep_is_repeated_until_answered_and_messages_are_taken_meanwhile() {
+    let mut t = Talk::connected(options());
+    t.node.sleep(t.now, Duration::from_secs(60));
+    t.sends([SLEEP_60]);
+    t.hears("08 0C 22 61 62 00 09 78").sends(["07 0D 61 62 00 09 00"]);
+    assert_eq!(t.messages().len(), 1);
+    t.node.connect(t.now); // not before the answer
+    t.node.wake(t.now);
+    t.deadline(10).sends([SLEEP_60]);
+    t.hears("02 18").tells([Event::Asleep]);
+    t.node.wake(t.now);
+    t.sends([PING_C1]);
+    t.hears("02 18").sends(NOTHING).tells(QUIET); // the answer to the repetition
+    t.hears("02 18").tells([Event::ConnectionLost(Loss::Disconnected)]);
+}
+
+#[test]
+fn a_sleeper_wakes_by_itself_at_least_as_often_as_the_gateway_was_told() {
+    for (every, seconds) in [(7, 7), (600, 60)] {
+        let mut t = asleep(Options { wake_every: Some(Duration::from_secs(every)), ..options() });
+        for _ in 0..3 {
+            t.deadline(seconds).sends([PING_C1]);
+            t.hears("02 17").tells([Event::Drained { messages: 0 }]);
+        }
+    }
+}
+
+#[test]
+fn a_pingreq_is_repeated_and_what_comes_gives_it_time() {
+    let mut t = asleep(Options { retry_limit: 1, ..options() });
+    t.node.wake(t.now);
+    t.sends([PING_C1]);
+    t.deadline(10).sends([PING_C1]);
+    for id in 1..5 {
+        t.now += Duration::from_secs(9);
+        t.tick()
+            .hears(&format!("08 0C 22 61 62 00 {id:02X} 78"))
+            .sends([format!("07 0D 61 62 00 {id:02X} 00")]);
+    }
+    t.messages();
+    t.deadline(10).sends([PING_C1]);
+    t.deadline(10).sends(NOTHING).tells([Event::ConnectionLost(Loss::NoAnswer)]);
+}
+
+#[test]
+fn a_sleeper_whom_nobody_answers_or_knows_connects_anew() {
+    let reconnect = Some(Backoff::default());
+    let mut t = Talk::connected(Options { reconnect, retry_limit: 0, ..options() });
+    t.node.sleep(t.now, Duration::from_secs(60));
+    t.sends([SLEEP_60]);
+    t.deadline(10).tells([Event::ConnectionLost(Loss::NoAnswer)]);
+    t.wait(1).sends([CONNECT]);
+    t.hears(CONNACK).tells([Event::Connected]);
+    t.node.sleep(t.now, Duration::from_secs(60));
+    t.sends([SLEEP_60]);
+    t.hears("02 18").tells([Event::Asleep]);
+    t.node.wake(t.now);
+    t.sends([PING_C1]);
+    t.hears("02 18").tells([Event::ConnectionLost(Loss::Disconnected)]);
+    t.wait(1).sends([CONNECT]);
+    t.hears(CONNACK).tells([Event::Connected]);
+}
+
+#[test]
+fn the_duration_is_whole_seconds_and_may_change_in_sleep() {
+    let mut t = asleep(options());
+    for (duration, frame) in [(Duration::ZERO, "04 18 00 01"), (Duration::from_secs(100_000), "04 18 FF FF")]
+    {
+        t.node.sleep(t.now, duration);
+        t.sends([frame]);
+        t.hears("02 18").tells([Event::Asleep]);
+    }
+    t.node.disconnect(t.now);
+    t.sends(["02 18"]);
+    t.hears("02 18").tells([Event::Disconnected]);
+    t.node.sleep(t.now, Duration::from_secs(60));
+    t.node.wake(t.now);
+    t.sends(NOTHING);
+}
+
 // Messages to the gateway
 
 #[test]
@@ -674,7 +816,8 @@ proptest! {
     #[test]
     fn whatever_comes_the_node_neither_panics_nor_grows(frames in prop::collection::vec(frame(), 1..200), seed: u64) {
         let reconnect = Some(Backoff::default());
-        let mut t = Talk::new(Options { reconnect, seed, will: Some(will()), ..options() });
+        let wake_every = Some(Duration::ZERO);
+        let mut t = Talk::new(Options { reconnect, wake_every, seed, will: Some(will()), ..options() });
         t.node.connect(t.now);
         for (i, frame) in frames.iter().enumerate() {
             t.now += Duration::from_secs(1);
@@ -682,6 +825,12 @@ proptest! {
             let qos = [Qos::AtMostOnce, Qos::AtLeastOnce, Qos::ExactlyOnce][i / 3 % 3];
             let _ = t.node.publish(t.now, topic, Bytes::new(), qos, false);
             t.node.subscribe(t.now, Filter::Predefined(i as u16), qos).unwrap();
+            match seed.rotate_right(i as u32) % 16 {
+                0 => t.node.sleep(t.now, Duration::ZERO),
+                1 => t.node.wake(t.now),
+                2 => t.node.connect(t.now),
+                _ => {}
+            }
             t.node.handle_frame(t.now, frame);
             t.tick();
             prop_assert!(t.node.poll_timeout().is_none_or(|at| at > t.now), "a deadline that fired has moved");
@@ -835,6 +984,16 @@ impl Talk {
             })
             .collect()
     }
+}
+
+/// A node that fell asleep for a minute.
+#[track_caller]
+fn asleep(options: Options) -> Talk {
+    let mut t = Talk::connected(options);
+    t.node.sleep(t.now, Duration::from_secs(60));
+    t.sends([SLEEP_60]);
+    t.hears("02 18").sends(NOTHING).tells([Event::Asleep]);
+    t
 }
 
 fn options() -> Options {

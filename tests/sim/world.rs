@@ -1121,6 +1121,9 @@ impl World<'_> {
             NodeEvent::ConnectRefused(_)
             | NodeEvent::ConnectionLost(_)
             | NodeEvent::Disconnected
+            | NodeEvent::Asleep
+            | NodeEvent::Drained { .. }
+            | NodeEvent::Refused(_)
             | NodeEvent::GatewayFound { .. } => {}
         }
         Ok(())
