@@ -36,6 +36,15 @@ const BUTTON: (u16, &str) = (1, "home/button");
 /// What the application tells the lamp.
 const LAMP: &str = "home/lamp/set";
 
+/// What the application leaves for the letterbox, which sleeps.
+const LETTERBOX: &str = "home/letterbox/light";
+
+/// How long the letterbox sleeps between two looks at what waits for it.
+const NAP: Duration = Duration::from_secs(2);
+
+/// What it tells the gateway: longer than a nap, so that a PINGREQ may be repeated.
+const NAP_AT_MOST: Duration = Duration::from_secs(30);
+
 /// A simulated sensor.
 #[derive(Debug, Clone, Copy)]
 struct Sensor {
@@ -48,9 +57,11 @@ struct Sensor {
     readings: &'static [&'static str],
     /// What it listens to.
     subscribes: Option<&'static str>,
+    /// Whether it sleeps once it listens (§6.14).
+    sleeps: bool,
 }
 
-const SENSORS: [Sensor; 6] = [
+const SENSORS: [Sensor; 7] = [
     Sensor {
         name: "thermometer",
         qos: Qos::AtLeastOnce,
@@ -58,6 +69,7 @@ const SENSORS: [Sensor; 6] = [
         every: Duration::from_millis(1100),
         readings: &["21.4 °C", "21.5 °C", "21.7 °C", "21.6 °C"],
         subscribes: None,
+        sleeps: false,
     },
     Sensor {
         name: "door",
@@ -66,6 +78,7 @@ const SENSORS: [Sensor; 6] = [
         every: Duration::from_millis(1700),
         readings: &["open", "closed"],
         subscribes: None,
+        sleeps: false,
     },
     Sensor {
         name: "meter",
@@ -74,6 +87,7 @@ const SENSORS: [Sensor; 6] = [
         every: Duration::from_millis(1300),
         readings: &["310 W", "295 W", "1240 W"],
         subscribes: None,
+        sleeps: false,
     },
     Sensor {
         name: "button",
@@ -82,6 +96,7 @@ const SENSORS: [Sensor; 6] = [
         every: Duration::from_millis(2300),
         readings: &["pressed"],
         subscribes: None,
+        sleeps: false,
     },
     Sensor {
         name: "display",
@@ -90,6 +105,7 @@ const SENSORS: [Sensor; 6] = [
         every: Duration::from_secs(3600),
         readings: &[],
         subscribes: Some("home/+/temperature"),
+        sleeps: false,
     },
     Sensor {
         name: "lamp",
@@ -98,6 +114,16 @@ const SENSORS: [Sensor; 6] = [
         every: Duration::from_secs(3600),
         readings: &[],
         subscribes: Some("home/lamp/#"),
+        sleeps: false,
+    },
+    Sensor {
+        name: "letterbox",
+        qos: Qos::AtMostOnce,
+        topic: None,
+        every: Duration::from_secs(3600),
+        readings: &[],
+        subscribes: Some("home/letterbox/#"),
+        sleeps: true,
     },
 ];
 
@@ -286,13 +312,16 @@ async fn simulate(sensor: Sensor, gateway: SocketAddr, lines: mpsc::Sender<Line>
     let mut next_reading = Instant::now() + sensor.every / 4;
     let mut buffer = vec![0; 65_535];
     loop {
-        while let Some(frame) = node.poll_transmit() {
-            let _ = socket.send(&frame).await; // as on the air: what is lost is repeated
-        }
         while let Some(event) = node.poll_event() {
+            if sensor.sleeps && matches!(event, node::Event::Subscribed { .. }) {
+                node.sleep(Instant::now(), NAP_AT_MOST);
+            }
             if let Some(line) = line_of(&sensor, event) {
                 let _ = lines.send(line).await;
             }
+        }
+        while let Some(frame) = node.poll_transmit() {
+            let _ = socket.send(&frame).await; // as on the air: what is lost is repeated
         }
         let wake = node.poll_timeout().map_or(next_reading, |at| at.min(next_reading));
         tokio::select! {
@@ -319,6 +348,7 @@ fn new_node(sensor: &Sensor) -> Node {
     let mut options = node::Options::new(id);
     options.retry_interval = Duration::from_secs(2);
     options.reconnect = Some(node::Backoff::default());
+    options.wake_every = Some(NAP);
     let mut node = Node::new(options);
     if sensor.qos != Qos::MinusOne {
         node.connect(now);
@@ -351,6 +381,12 @@ fn line_of(sensor: &Sensor, event: node::Event) -> Option<Line> {
         node::Event::Subscribed { filter, result: Err(code) } => {
             state(format!("may not listen to {filter}: {code}"))
         }
+        node::Event::Asleep => state(format!("sleeps for {} s", NAP.as_secs())),
+        node::Event::Drained { messages: 0 } => None,
+        node::Event::Drained { messages } => {
+            let s = if messages == 1 { "" } else { "s" };
+            state(format!("woke, {messages} message{s} waited; sleeps for {} s", NAP.as_secs()))
+        }
         node::Event::Published(_, Outcome::Refused(code)) => state(format!("had a message refused: {code}")),
         node::Event::Message(node::Message { topic, payload, qos, .. }) => {
             Some(Line::Down { sensor: sensor.name, topic: topic.to_string(), text: text(&payload), qos })
@@ -359,7 +395,7 @@ fn line_of(sensor: &Sensor, event: node::Event) -> Option<Line> {
     }
 }
 
-/// An MQTT client of the broker: it sees everything the sensors say, and switches the lamp.
+/// An MQTT client of the broker: it sees everything the sensors say, switches the lamp, and writes to the letterbox.
 async fn application(broker: SocketAddr, lines: mpsc::Sender<Line>) -> Result<(), DemoError> {
     let failed = |error| DemoError::Socket("the application", error);
     let mut socket = TcpStream::connect(broker).await.map_err(failed)?;
@@ -374,7 +410,9 @@ async fn application(broker: SocketAddr, lines: mpsc::Sender<Line>) -> Result<()
     // Not before the lamp listens.
     let first = tokio::time::Instant::now() + Duration::from_millis(700);
     let mut switch = tokio::time::interval_at(first, Duration::from_millis(1900));
-    let mut on = [true, false].into_iter().cycle();
+    let mut switched = ["on", "off"].into_iter().cycle();
+    let mut write = tokio::time::interval_at(first + NAP / 2, Duration::from_secs(3));
+    let mut blink = ["green", "red"].into_iter().cycle();
     let mut buffer = vec![0; 16 * 1024];
     loop {
         while let Some(event) = connection.poll_event() {
@@ -396,15 +434,16 @@ async fn application(broker: SocketAddr, lines: mpsc::Sender<Line>) -> Result<()
                 0 => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
                 len => connection.handle_bytes(Instant::now(), &buffer[..len]).map_err(broken)?,
             },
-            _ = switch.tick() => switch_lamp(&mut connection, on.next() == Some(true)),
+            _ = switch.tick() => tell_sensor(&mut connection, LAMP, switched.next().unwrap_or_default()),
+            _ = write.tick() => tell_sensor(&mut connection, LETTERBOX, blink.next().unwrap_or_default()),
             () = sleep_until(wake.into()) => connection.handle_timeout(Instant::now()).map_err(broken)?,
         }
     }
 }
 
-fn switch_lamp(connection: &mut Connection, on: bool) {
-    if let Ok(topic) = TopicName::new(LAMP) {
-        let payload = Bytes::from_static(if on { b"on" } else { b"off" });
+fn tell_sensor(connection: &mut Connection, topic: &str, what: &'static str) {
+    if let Ok(topic) = TopicName::new(topic) {
+        let payload = Bytes::from_static(what.as_bytes());
         let _ = connection.publish(Message { topic, payload, qos: QoS::AtLeastOnce, retain: false });
     }
 }

@@ -255,6 +255,8 @@ fn a_sleeper_wakes_by_itself_at_least_as_often_as_the_gateway_was_told() {
             t.hears("02 17").tells([Event::Drained { messages: 0 }]);
         }
     }
+    let t = asleep(Options { wake_every: Some(Duration::ZERO), ..options() });
+    assert!(t.node.poll_timeout() > Some(t.now));
 }
 
 #[test]

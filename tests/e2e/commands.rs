@@ -22,8 +22,18 @@ fn the_demo_tells_its_story_and_leaves_nothing_behind() {
     let status = demo.wait_for_end();
     let printed = demo.printed();
     assert!(status.success(), "{status}");
-    for part in ["QoS -1", "QoS 0", "QoS 1", "QoS 2", "→ display", "→ lamp", "listens to home/+/temperature"]
-    {
+    for part in [
+        "QoS -1",
+        "QoS 0",
+        "QoS 1",
+        "QoS 2",
+        "→ display",
+        "→ lamp",
+        "listens to home/+/temperature",
+        "letterbox sleeps for 2 s",
+        "→ letterbox",
+        "woke, 1 message waited",
+    ] {
         assert!(printed.contains(part), "{part:?} is missing in\n{printed}");
     }
     let (_, advice) = printed.split_once("Try next:").unwrap();
