@@ -313,12 +313,12 @@ async fn simulate(sensor: Sensor, gateway: SocketAddr, lines: mpsc::Sender<Line>
     let mut buffer = vec![0; 65_535];
     loop {
         while let Some(event) = node.poll_event() {
-            if sensor.sleeps && matches!(event, node::Event::Subscribed { .. }) {
-                node.sleep(Instant::now(), NAP_AT_MOST);
-            }
             if let Some(line) = line_of(&sensor, event) {
                 let _ = lines.send(line).await;
             }
+        }
+        if sensor.sleeps && node.is_idle() {
+            node.sleep(Instant::now(), NAP_AT_MOST);
         }
         while let Some(frame) = node.poll_transmit() {
             let _ = socket.send(&frame).await; // as on the air: what is lost is repeated

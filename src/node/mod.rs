@@ -291,6 +291,12 @@ impl Node {
         matches!(self.connection, Connection::Connected { .. })
     }
 
+    /// Whether there is a connection, and nothing that was asked of the node waits or is under way, subscriptions made again
+    /// included: the time to fall asleep.
+    pub fn is_idle(&self) -> bool {
+        self.is_connected() && self.uplink.len() == 0 && self.requests.is_empty()
+    }
+
     /// Messages given to [`Node::publish`] that are not settled.
     pub fn pending(&self) -> usize {
         self.uplink.len()

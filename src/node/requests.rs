@@ -73,6 +73,11 @@ impl Requests {
         Ok(())
     }
 
+    /// Whether nothing waits or is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     /// Whether messages may come on predefined topic `id`.
     pub(super) fn expects_predefined(&self, id: u16) -> bool {
         let filter = Filter::Predefined(id);

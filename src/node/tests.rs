@@ -575,9 +575,13 @@ fn subscriptions_are_made_again_before_what_waits() {
     t.hears("02 18").tells([Event::ConnectionLost(Loss::Disconnected)]);
     t.wait(1).sends([CONNECT]);
     t.hears(CONNACK).sends(["08 12 20 00 03 73 2F 23"]).tells([Event::Connected]);
+    assert!(!t.node.is_idle());
     t.hears("08 13 20 00 07 00 02 00").sends(NOTHING).tells(QUIET); // of the session before
     t.hears("08 13 20 00 00 00 03 00").sends(["06 12 20 00 04 74"]).tells(QUIET);
     t.hears("08 13 20 00 08 00 04 00").tells([subscribed("t", Ok(Qos::AtLeastOnce))]);
+    assert!(t.node.is_idle());
+    t.publish(Topic::Predefined(7), Qos::AtLeastOnce);
+    assert!(!t.node.is_idle());
 }
 
 #[test]

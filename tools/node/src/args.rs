@@ -265,6 +265,9 @@ pub(crate) struct SubArgs {
     /// End after this time; that is a failure if -C was given and fewer messages have come.
     #[arg(short = 'W', long, value_name = "SECONDS", value_parser = value::interval)]
     timeout: Option<Duration>,
+    /// Sleep once subscribed, and wake this often for what has come.
+    #[arg(long, value_name = "DURATION", value_parser = value::interval)]
+    sleep: Option<Duration>,
     /// Print the topic before each message.
     #[arg(short, long)]
     verbose: bool,
@@ -282,6 +285,8 @@ pub(crate) struct Subscribe {
     pub(crate) qos: Qos,
     pub(crate) count: Option<u64>,
     pub(crate) timeout: Option<Duration>,
+    /// What the gateway is told when it shall keep what comes.
+    pub(crate) sleep: Option<Duration>,
     pub(crate) verbose: bool,
     pub(crate) hex: bool,
 }
@@ -290,6 +295,14 @@ impl SubArgs {
     pub(crate) fn meant(self) -> Result<Subscribe, Failure> {
         let mut node = self.node.meant()?;
         node.options.reconnect = Some(Backoff::default());
+        node.options.wake_every = self.sleep;
+        let retries = node.options.retry_interval.saturating_mul(node.options.retry_limit);
+        // The gateway shall not count a sleeper as lost whose PINGREQ has to be repeated.
+        let sleep = self.sleep.map(|every| every.saturating_add(retries) + Duration::from_secs(1));
+        if sleep.is_some_and(|sleep| sleep > Duration::from_secs(u16::MAX.into())) {
+            let text = "--sleep with all repetitions (--retry, --retry-limit) must be less than 65535 s";
+            return Err(Failure::Usage(text.into()));
+        }
         let names = self.predefined.iter().filter_map(|(id, name)| Some((*id, name.clone()?))).collect();
         let filters = self
             .topic
@@ -300,7 +313,7 @@ impl SubArgs {
             .collect();
         let (qos, count, timeout, verbose, hex) =
             (self.qos, self.count, self.timeout, self.verbose, self.hex);
-        Ok(Subscribe { node, filters, names, qos, count, timeout, verbose, hex })
+        Ok(Subscribe { node, filters, names, qos, count, timeout, sleep, verbose, hex })
     }
 }
 

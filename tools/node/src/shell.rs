@@ -65,6 +65,8 @@ pub(crate) fn print_frame(arrow: &str, frame: &[u8]) {
 #[derive(Debug)]
 pub(crate) struct Shell {
     pub(crate) node: Node,
+    /// The node falls asleep whenever it has nothing to do, and tells the gateway this.
+    pub(crate) sleep: Option<Duration>,
     attempts: u32,
     interval: Duration,
     socket: UdpSocket,
@@ -97,6 +99,7 @@ impl Shell {
             attempts: options.retry_limit + 1,
             interval: options.retry_interval,
             node: Node::new(options),
+            sleep: None,
             socket: open(to).await?,
             to,
             others,
@@ -154,6 +157,11 @@ impl Shell {
     /// What happens next. May be dropped and called again.
     pub(crate) async fn event(&mut self) -> Result<Event, Failure> {
         loop {
+            if let Some(sleep) = self.sleep
+                && self.node.is_idle()
+            {
+                self.node.sleep(Instant::now(), sleep);
+            }
             self.flush().await?;
             if let Some(event) = self.node.poll_event() {
                 return Ok(event);

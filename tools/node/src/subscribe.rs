@@ -33,7 +33,7 @@ pub(crate) async fn run(subscribe: Subscribe) -> Result<(), Failure> {
         _ = tokio::signal::ctrl_c() => Ok(()),
         _ = terminate.recv() => Ok(()),
     };
-    if shell.node.is_connected() {
+    if shell.node.is_connected() || shell.node.is_asleep() {
         // An answer to this matters to nobody who waits at a terminal.
         let _ = timeout(Duration::from_secs(1), shell.disconnect(drop)).await;
     }
@@ -46,6 +46,7 @@ async fn receive(shell: &mut Shell, subscribe: &Subscribe, came: &mut u64) -> Re
     for filter in &subscribe.filters {
         shell.node.subscribe(Instant::now(), filter.clone(), subscribe.qos).map_err(Failure::Subscribe)?;
     }
+    shell.sleep = subscribe.sleep;
     while subscribe.count.is_none_or(|count| *came < count) {
         match shell.event().await? {
             Event::Message(message) => {

@@ -123,6 +123,31 @@ fn a_lost_connection_is_made_again_with_its_subscriptions() {
 }
 
 #[test]
+fn a_sleeper_fetches_its_messages_and_sleeps_again_after_a_reconnection() {
+    let mut naps = 0;
+    let gateway = Gateway::start(move |_, frame| match frame.packet {
+        Packet::PingReq(_) => {
+            naps += 1;
+            match naps {
+                2 => vec![encode(frame, Packet::Disconnect(Disconnect { duration: None }))],
+                _ => vec![
+                    message(frame, TopicRef::Normal(7), Qos::AtLeastOnce, naps, b"kept"),
+                    encode(frame, Packet::PingResp),
+                ],
+            }
+        }
+        _ => good(frame),
+    });
+    let ran = run(&format!("sub {} -i c1 -t a -q 1 --sleep 200ms -C 2 -W 20", gateway.args()));
+    ran.ends_with(0).says("trying again").prints("kept\nkept\n");
+    let day = ["CONNECT", "SUBSCRIBE", "DISCONNECT", "PINGREQ", "PUBACK"];
+    assert_eq!(gateway.names(), [&day[..], &["PINGREQ"], &day, &["DISCONNECT"]].concat());
+    let log = gateway.log();
+    assert!(log[2].contains("16"), "three repetitions fit into what the gateway is told: {log:?}");
+    assert!(log[3].contains("c1"), "{log:?}");
+}
+
+#[test]
 fn a_signal_ends_it_in_order() {
     let gateway = Gateway::good();
     let mut child = command(&format!("sub {} -t a", gateway.args())).spawn().unwrap();

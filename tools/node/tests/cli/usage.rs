@@ -48,6 +48,8 @@ fn each_bad_value_is_named() {
         ("sub -t a -q -1", "-1"),
         ("sub -t a -C 0", "'0'"),
         ("sub --predefined 7=a/#", "wildcard"),
+        ("sub -t a --sleep 0s", "more than 0"),
+        ("sub -t a --sleep 20h", "--sleep with all repetitions"),
         ("search -W never", "duration"),
         ("search --interface eth0", "interface"),
         ("fleet --nodes 0", "'0'"),
