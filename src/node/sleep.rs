@@ -55,7 +55,8 @@ impl Node {
     /// Falls asleep (§6.14): later [`Event::Asleep`], or [`Event::ConnectionLost`] if nobody answers. No effect without a
     /// connection; asleep already, the gateway is told the new duration.
     ///
-    /// `duration` is how long the gateway waits for a sign of life: 1 to 65,535 whole seconds, others become the nearest.
+    /// `duration` is how long the gateway waits for a sign of life: 1 to 65,535 whole seconds; others become the next
+    /// longer one, or the longest.
     /// It should leave room beyond the time between two wakings, or one lost PINGREQ makes the node count as lost.
     ///
     /// Asleep, the node sends nothing and takes nothing. It wakes by [`Node::wake`], or by itself with
@@ -69,7 +70,8 @@ impl Node {
             _ => return,
         };
         self.suspend(now);
-        let seconds = u16::try_from(duration.as_secs()).unwrap_or(u16::MAX).max(1);
+        let begun = u64::from(duration.subsec_nanos() > 0);
+        let seconds = u16::try_from(duration.as_secs().saturating_add(begun)).unwrap_or(u16::MAX).max(1);
         let phase = Phase::Falling(self.retry(now));
         let sleep = Sleep { seconds, phase, answers_due: answers_due.saturating_add(1) };
         self.air.send(sleep.disconnect());

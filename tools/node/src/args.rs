@@ -385,6 +385,9 @@ pub(crate) struct FleetArgs {
     /// How long unfinished messages are waited for at the end [default: 6 times --retry and 10s].
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
     settle: Option<Duration>,
+    /// Sensors that sleep between two messages, and wake as often as --keepalive says.
+    #[arg(long, value_name = "PERCENT", default_value = "0%", value_parser = value::percent)]
+    sleepers: f64,
     /// What the radio does depends on this and nothing else.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -442,6 +445,7 @@ impl FleetArgs {
             duration: self.duration,
             spread,
             settle: self.settle.unwrap_or(self.retry.saturating_mul(6) + Duration::from_secs(10)),
+            sleepers: self.sleepers,
             seed: self.seed,
             payload_size: self.payload_size,
             template,

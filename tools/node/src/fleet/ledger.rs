@@ -56,6 +56,7 @@ pub(super) struct Tally {
     pub(super) unanswered_qos0: u64,
     pub(super) shed: u64,
     pub(super) connections: u64,
+    pub(super) naps: u64,
     pub(super) connects_refused: u64,
     pub(super) connections_lost: u64,
     pub(super) restarts: u64,
@@ -130,6 +131,8 @@ impl Ledger {
             }
             Note::Settled { node, sequence, outcome, at } => self.settled(node, sequence, outcome, at),
             Note::Shed => self.tally.shed += 1,
+            Note::Refused => self.tally.refused += 1,
+            Note::Asleep => self.tally.naps += 1,
             Note::Connected => self.tally.connections += 1,
             Note::ConnectRefused => self.tally.connects_refused += 1,
             Note::ConnectionLost => self.tally.connections_lost += 1,

@@ -61,6 +61,8 @@ pub(crate) struct Plan {
     pub(crate) duration: Duration,
     pub(crate) spread: Duration,
     pub(crate) settle: Duration,
+    /// The share of the sensors that sleep between two messages.
+    pub(crate) sleepers: f64,
     pub(crate) seed: u64,
     pub(crate) payload_size: usize,
     pub(crate) template: Template,

@@ -19,6 +19,7 @@ pub(super) struct Report {
     seed: u64,
     weather: Weather,
     pub(super) connections: u64,
+    naps: u64,
     connects_refused: u64,
     connections_lost: u64,
     session_restarts: u64,
@@ -105,6 +106,7 @@ impl Report {
             seed: plan.seed,
             weather: plan.weather,
             connections: tally.connections,
+            naps: tally.naps,
             connects_refused: tally.connects_refused,
             connections_lost: tally.connections_lost,
             session_restarts: tally.restarts,
@@ -162,6 +164,9 @@ impl fmt::Display for Report {
         row("uncertain", &self.uncertain)?;
         row("not sent (queue full)", &self.not_sent_queue_full)?;
         row("connections", &self.connections)?;
+        if self.naps > 0 {
+            row("times fallen asleep", &self.naps)?;
+        }
         row("connections lost", &self.connections_lost)?;
         row("connections refused", &self.connects_refused)?;
         row("session restarts", &self.session_restarts)?;

@@ -24,6 +24,10 @@ pub(super) enum Note {
     Shed,
     /// A message is settled.
     Settled { node: u32, sequence: u32, outcome: Outcome, at: Instant },
+    /// The gateway refused a message at QoS 0, and nobody knows which.
+    Refused,
+    /// The sensor fell asleep.
+    Asleep,
     /// CONNACK accepted the sensor.
     Connected,
     /// CONNACK refused it.
@@ -43,6 +47,8 @@ pub(super) struct Sensor {
     run: u32,
     topic: TopicName,
     node: Node,
+    /// What it tells the gateway when it falls asleep, if it is one that sleeps.
+    sleep: Option<Duration>,
     up: Air,
     down: Air,
     stage: Stage,
@@ -70,8 +76,10 @@ impl Sensor {
         let seed = plan.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(u64::from(number));
         let mut random = fastrand::Rng::with_seed(seed);
         let on = start + plan.spread.mul_f64(f64::from(number) / f64::from(plan.nodes));
+        let sleeps = (f64::from(number) + 0.5) / f64::from(plan.nodes) < plan.sleepers;
         let options = Options {
             keep_alive: plan.keep_alive,
+            wake_every: (!plan.keep_alive.is_zero()).then_some(plan.keep_alive),
             clean_session: plan.clean_session,
             retry_interval: plan.retry,
             retry_limit: plan.retry_limit,
@@ -83,6 +91,10 @@ impl Sensor {
         Ok(Self {
             topic: plan.template.topic(number)?,
             node: Node::new(options),
+            // A PINGREQ may have to be repeated.
+            sleep: sleeps.then(|| {
+                plan.keep_alive.saturating_add(plan.retry.saturating_mul(plan.retry_limit.saturating_add(1)))
+            }),
             up: Air::new(plan.weather, random.u64(..)),
             down: Air::new(plan.weather, random.u64(..)),
             stage: Stage::Off(on),
@@ -122,6 +134,7 @@ impl Sensor {
         self.node.handle_timeout(now);
         self.listen(now);
         self.leave(now);
+        self.nap(now);
         while let Some(frame) = self.node.poll_transmit() {
             self.up.offer(now, frame);
         }
@@ -189,6 +202,8 @@ impl Sensor {
                         self.notes.push_back(Note::Settled { node: self.number, sequence, outcome, at: now });
                     }
                 }
+                Event::Refused(_) => self.notes.push_back(Note::Refused),
+                Event::Asleep => self.notes.push_back(Note::Asleep),
                 Event::Connected => self.notes.push_back(Note::Connected),
                 Event::ConnectRefused(_) => self.notes.push_back(Note::ConnectRefused),
                 Event::ConnectionLost(_) => self.notes.push_back(Note::ConnectionLost),
@@ -196,6 +211,16 @@ impl Sensor {
                 Event::Disconnected => self.stage = Stage::Done,
                 _ => {}
             }
+        }
+    }
+
+    /// Sleeps while there is nothing to do, and connects when there is.
+    fn nap(&mut self, now: Instant) {
+        let Some(sleep) = self.sleep else { return };
+        if self.stage == Stage::On && self.node.is_idle() {
+            self.node.sleep(now, sleep);
+        } else if self.node.is_asleep() && self.node.pending() > 0 {
+            self.node.connect(now);
         }
     }
 

@@ -45,6 +45,27 @@ fn a_good_gateway_passes_on_a_bad_radio() {
 }
 
 #[test]
+fn sleepers_connect_for_their_messages_and_sleep_again() {
+    let (gateway, broker) = bridge(Fault::None);
+    let ran = run(&format!(
+        "fleet {} --nodes 4 --sleepers 50% --rate 2/s --keepalive 1 --retry 100ms --duration 2s --settle 5s -q 1 \
+         --verify mqtt://127.0.0.1:{broker}",
+        gateway.args()
+    ))
+    .ends_with(0);
+    assert!(ran.out.contains("every promise kept") && ran.out.contains("times fallen asleep"), "{}", ran.out);
+    let log = gateway.log();
+    let asleep = log.iter().filter(|line| line.starts_with("DISCONNECT duration=1s")).count();
+    assert!(asleep >= 4, "{log:?}");
+    let connects = |n: u32| {
+        let end = format!("-{n}\"");
+        log.iter().filter(|l| l.starts_with("CONNECT") && l.contains(&end)).count()
+    };
+    assert!(connects(0) > 1 && connects(1) > 1, "{log:?}");
+    assert_eq!([connects(2), connects(3)], [1, 1], "{log:?}");
+}
+
+#[test]
 fn a_message_acknowledged_and_not_delivered_is_named() {
     let (gateway, broker) = bridge(Fault::Lose);
     let ran = fleet(&gateway, broker, 1).ends_with(1);
