@@ -1,4 +1,5 @@
-//! One MQTT connection to a broker as a value: octets in, octets out, packet ids, windows, QoS 1 and 2 both ways.
+//! One MQTT connection to a broker as a value: octets in, octets out, packet ids, windows, QoS 1 and 2 both ways; in
+//! MQTT 3.1.1 or MQTT 5, as [`Options::protocol`] says.
 //!
 //! [`Connection`] does no IO and reads no clock. Its owner connects a socket, hands in what it reads and what time it
 //! is, writes what [`Connection::take_output`] gives, takes every [`Event`] and calls back at
@@ -40,24 +41,28 @@
 //! - QoS 1 and 2 publishes leave in the order they were given, also when they are repeated (MQTT 3.1.1 §4.6).
 //! - A QoS 1 or 2 message from the broker is acknowledged by [`Connection::settle`] and not before; what the broker
 //!   repeats meanwhile is not handed on again.
+//! - What the broker of MQTT 5 has said that it does not take is not sent to it but refused by name.
 //! - Nothing that the broker sends makes it panic or grow without bound.
 //!
-//! What is deliberately absent: a socket, a clock, backoff, topic matching, and the owner's subscriptions, which it
+//! What is deliberately absent: a socket, a clock, backoff, topic matching, topic aliases, authentication beyond user name
+//! and password, and the owner's subscriptions, which it
 //! issues again when [`Event::Connected`] says that the broker has none of them.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 pub use rumqttc::QoS;
 
 use crate::topic::{TopicFilter, TopicName};
 
+use self::codec::Codec;
 use self::inbound::{Ack, Arrival, Inbound, Stale};
-use self::outbound::{Outbound, Sending, SubAck};
-use self::packet::Packet;
-use self::v4::Codec;
+use self::outbound::{Abandoned, Outbound, Sending, SubAck};
+use self::packet::{Extras, Packet, Terms};
 
+mod codec;
 mod failure;
 mod inbound;
 mod options;
@@ -66,11 +71,12 @@ mod packet;
 #[cfg(test)]
 mod tests;
 mod v4;
+mod v5;
 
 pub use self::failure::{ConnectRefusal, Failure, Full, Malformed, PacketType, Refused};
 pub use self::options::{
-    BUFFER, Credentials, Options, PACKET_LEN_MAX, PING_TIMEOUT_MIN, QUEUE, QUEUE_OCTETS, REQUESTS_MAX,
-    Session, WINDOW, WINDOW_EXACTLY_ONCE, WINDOW_MAX,
+    BUFFER, Credentials, Options, PACKET_LEN_MAX, PING_TIMEOUT_MIN, Protocol, QUEUE, QUEUE_OCTETS,
+    REQUESTS_MAX, Session, WINDOW, WINDOW_EXACTLY_ONCE, WINDOW_MAX,
 };
 
 /// One MQTT connection to a broker.
@@ -83,6 +89,8 @@ pub struct Connection {
     options: Options,
     codec: Codec,
     state: State,
+    /// What the broker takes on this connection.
+    terms: Terms,
     session: AtBroker,
     purge: Option<Purge>,
     outbound: Outbound,
@@ -109,8 +117,8 @@ pub struct Connection {
 enum State {
     /// There is no socket.
     Down,
-    /// CONNECT is out.
-    Asked { deadline: Option<Instant> },
+    /// CONNECT is out; with `clean` the broker was told to forget the session.
+    Asked { deadline: Option<Instant>, clean: bool },
     /// The broker has accepted us.
     Up { sent: Instant, received: Instant, ping_deadline: Option<Instant> },
     /// Nothing more is read; the owner is about to close.
@@ -118,6 +126,9 @@ enum State {
 }
 
 /// What is known of the session under our client id at the broker. Only [`Session::Resume`] looks at it.
+///
+/// MQTT 5 can begin a session and remove a foreign one with the same CONNECT, and end ours with DISCONNECT; MQTT 3.1.1
+/// needs connections of their own for both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AtBroker {
     /// There may be one that is not ours.
@@ -150,10 +161,12 @@ const SPARE_MAX: usize = 64 * 1024;
 impl Connection {
     /// A connection that has never been up. Options beyond their bounds are brought inside.
     pub fn new(options: Options) -> Self {
+        let options = options.bounded();
         Self {
-            options: options.bounded(),
-            codec: Codec::new(),
+            codec: Codec::new(options.protocol),
+            options,
             state: State::Down,
+            terms: Terms::default(),
             session: AtBroker::Unknown,
             purge: None,
             outbound: Outbound::default(),
@@ -172,10 +185,11 @@ impl Connection {
     /// [`Failure::Options`] if the options do not fit into a CONNECT.
     pub fn handle_connected(&mut self, now: Instant) -> Result<(), Failure> {
         self.handle_closed();
-        let clean = self.purge.is_some() || self.options.session == Session::Clean;
+        let begins = self.options.protocol == Protocol::V5 && self.session == AtBroker::Unknown;
+        let clean = self.purge.is_some() || self.options.session == Session::Clean || begins;
         self.state = State::Over;
         self.codec.connect(&self.options, self.purge.is_some(), clean, &mut self.output)?;
-        self.state = State::Asked { deadline: now.checked_add(self.options.connect_timeout) };
+        self.state = State::Asked { deadline: now.checked_add(self.options.connect_timeout), clean };
         Ok(())
     }
 
@@ -214,6 +228,7 @@ impl Connection {
     pub fn handle_closed(&mut self) {
         self.leave(State::Down);
         self.inbound.closed();
+        self.terms = Terms::default();
         self.input = Vec::new();
         self.skip = 0;
         self.output = BytesMut::new();
@@ -228,9 +243,12 @@ impl Connection {
         if self.poll_timeout().is_none_or(|deadline| now < deadline) {
             return Ok(());
         }
+        let keep_alive = self.keep_alive();
         let failure = match &mut self.state {
             State::Up { ping_deadline: ping_deadline @ None, .. } => {
-                *ping_deadline = now.checked_add(self.options.ping_timeout());
+                let patience =
+                    keep_alive.map_or(PING_TIMEOUT_MIN, |silence| PING_TIMEOUT_MIN.max(silence / 2));
+                *ping_deadline = now.checked_add(patience);
                 self.counters.pings += 1;
                 Codec::pingreq(&mut self.output);
                 return Ok(());
@@ -249,10 +267,9 @@ impl Connection {
     /// received for as long: who only sends would not notice otherwise that nobody is there.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
-            State::Asked { deadline } => deadline,
+            State::Asked { deadline, .. } => deadline,
             State::Up { ping_deadline: Some(deadline), .. } => Some(deadline),
-            State::Up { .. } if self.options.keep_alive.is_zero() => None,
-            State::Up { sent, received, .. } => sent.min(received).checked_add(self.options.keep_alive),
+            State::Up { sent, received, .. } => sent.min(received).checked_add(self.keep_alive()?),
             State::Down | State::Over => None,
         }
     }
@@ -283,6 +300,21 @@ impl Connection {
     pub fn is_connected(&self) -> bool {
         matches!(self.state, State::Up { .. })
     }
+
+    /// Whether CONNECT has not been answered.
+    pub fn is_connecting(&self) -> bool {
+        matches!(self.state, State::Asked { .. })
+    }
+
+    /// Speaks this version from the next [`handle_connected`](Self::handle_connected) on: for a broker that does not know
+    /// the other. What is unfinished goes over.
+    pub fn set_protocol(&mut self, protocol: Protocol) {
+        if self.options.protocol != protocol {
+            self.disconnect();
+            self.options.protocol = protocol;
+            self.codec = Codec::new(protocol);
+        }
+    }
 }
 
 /// Commands; legal at any time, connected or not.
@@ -291,10 +323,15 @@ impl Connection {
     /// the token of an [`Event::Completed`].
     ///
     /// # Errors
-    /// [`Full`]: nothing was taken, nothing is kept. While not connected QoS 0 is refused; QoS 1 and 2 are queued.
+    /// [`Full`]: nothing was taken, nothing is kept. While not connected QoS 0 is refused; QoS 1 and 2 are queued, and
+    /// complete as refused if the broker turns out not to take them.
     pub fn publish(&mut self, message: Message) -> Result<Option<Token>, Full> {
-        if Codec::publish_len(&message) > self.options.packet_len_max {
+        let len = self.codec.publish_len(&message);
+        if len > self.options.packet_len_max {
             return Err(self.full(Full::TooLarge));
+        }
+        if let Err(refused) = self.terms.check_publish(&message, len) {
+            return Err(self.full(Full::Unsupported(refused)));
         }
         if message.qos != QoS::AtMostOnce {
             if !self.outbound.has_room(&message, &self.options) {
@@ -318,15 +355,29 @@ impl Connection {
     /// An empty list ends at once.
     ///
     /// # Errors
-    /// [`Full::Requests`], [`Full::TooLarge`].
+    /// [`Full::Requests`], [`Full::TooLarge`], [`Full::Unsupported`].
     pub fn subscribe(&mut self, filters: &[(TopicFilter, QoS)]) -> Result<Token, Full> {
-        self.check_request(Codec::subscribe_len(filters))?;
+        self.subscribe_as(filters, None)
+    }
+
+    /// Subscribes as [`subscribe`](Self::subscribe) does, under an identifier that comes with every message that one of the
+    /// filters matches (MQTT 5 §3.8.2.1.2). Where [`has_subscription_ids`](Self::has_subscription_ids) says no when the
+    /// SUBSCRIBE leaves, it leaves without.
+    ///
+    /// # Errors
+    /// As [`subscribe`](Self::subscribe).
+    pub fn subscribe_as(
+        &mut self,
+        filters: &[(TopicFilter, QoS)],
+        subscription: Option<SubscriptionId>,
+    ) -> Result<Token, Full> {
+        self.check_request(self.codec.subscribe_len(filters, subscription))?;
         if filters.is_empty() {
             let token = self.outbound.token();
             self.events.push_back(Event::Subscribed(token, Vec::new()));
             return Ok(token);
         }
-        let token = self.outbound.subscribe(filters);
+        let token = self.outbound.subscribe(filters, subscription);
         self.pump();
         Ok(token)
     }
@@ -334,9 +385,9 @@ impl Connection {
     /// Unsubscribes; ends with [`Event::Unsubscribed`]. Otherwise as [`subscribe`](Self::subscribe).
     ///
     /// # Errors
-    /// [`Full::Requests`], [`Full::TooLarge`].
+    /// [`Full::Requests`], [`Full::TooLarge`], [`Full::Unsupported`].
     pub fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Result<Token, Full> {
-        self.check_request(Codec::unsubscribe_len(filters))?;
+        self.check_request(self.codec.unsubscribe_len(filters))?;
         if filters.is_empty() {
             let token = self.outbound.token();
             self.events.push_back(Event::Unsubscribed(token));
@@ -370,8 +421,17 @@ impl Connection {
     }
 
     /// Removes the session from the broker: DISCONNECT, [`Event::Reconnect`], CONNECT with CleanSession 1,
-    /// DISCONNECT, [`Event::Purged`]. For an orderly stop of an owner whose client id will not come back.
+    /// DISCONNECT, [`Event::Purged`]; on a connection of MQTT 5 only DISCONNECT and [`Event::Purged`]. For an orderly stop of
+    /// an owner whose client id will not come back.
     pub fn purge(&mut self) {
+        let resumes = self.options.session == Session::Resume;
+        if self.is_connected() && resumes && self.codec.disconnect_for_good(&mut self.output) {
+            self.leave(State::Over);
+            self.session = AtBroker::None;
+            self.counters.purges += 1;
+            self.events.push_back(Event::Purged);
+            return;
+        }
         self.disconnect();
         if self.options.session == Session::Clean {
             self.events.push_back(Event::Purged);
@@ -398,6 +458,12 @@ impl Connection {
     pub fn options(&self) -> &Options {
         &self.options
     }
+
+    /// Whether messages of the broker will come with the identifiers of their subscriptions: MQTT 5, where the broker has
+    /// them. False while not connected.
+    pub fn has_subscription_ids(&self) -> bool {
+        self.is_connected() && self.terms.subscription_ids
+    }
 }
 
 impl Connection {
@@ -411,7 +477,7 @@ impl Connection {
             let skipped = self.skip.min(input.len() - used);
             self.skip -= skipped;
             used += skipped;
-            let Some(frame) = Codec::decode(&input[used..], self.options.packet_len_max)? else {
+            let Some(frame) = self.codec.decode(&input[used..], self.options.packet_len_max)? else {
                 return Ok(used);
             };
             let whole = frame.len.min(input.len() - used);
@@ -425,12 +491,14 @@ impl Connection {
     }
 
     fn handle_packet(&mut self, now: Instant, packet: Packet) -> Result<(), Failure> {
-        if matches!(self.state, State::Asked { .. }) != matches!(packet, Packet::ConnAck { .. }) {
+        let answers = matches!(packet, Packet::ConnAck { .. } | Packet::Disconnect(_));
+        let in_turn = if self.is_connecting() { answers } else { !matches!(packet, Packet::ConnAck { .. }) };
+        if !in_turn {
             return Err(Failure::Unexpected(packet.kind()));
         }
         match packet {
             Packet::ConnAck { session_present, result } => self.handle_connack(now, session_present, result),
-            Packet::Publish { id, dup, message } => self.handle_publish(id, dup, message),
+            Packet::Publish { id, dup, message, extras } => self.handle_publish(id, dup, message, extras),
             Packet::Oversized { id, dup, qos } => self.handle_oversized(id, dup, qos),
             Packet::PubAck(id, result) => {
                 let token = self.outbound.acknowledged(id);
@@ -471,16 +539,20 @@ impl Connection {
                 let State::Up { ping_deadline, .. } = &mut self.state else { return Ok(()) };
                 self.counters.strays += u64::from(ping_deadline.take().is_none());
             }
+            Packet::Disconnect(code) => return Err(Failure::Disconnected(code)),
         }
         Ok(())
     }
 
-    fn handle_connack(&mut self, now: Instant, session_present: bool, result: Result<(), ConnectRefusal>) {
-        if let Err(refusal) = result {
-            self.state = State::Over;
-            self.events.push_back(Event::Refused(refusal));
-            return;
-        }
+    fn handle_connack(&mut self, now: Instant, session_present: bool, result: Result<Terms, ConnectRefusal>) {
+        let terms = match result {
+            Ok(terms) => terms,
+            Err(refusal) => {
+                self.state = State::Over;
+                self.events.push_back(Event::Refused(refusal));
+                return;
+            }
+        };
         if let Some(purge) = self.purge.take() {
             self.counters.purges += 1;
             self.session = AtBroker::None;
@@ -489,7 +561,7 @@ impl Connection {
             self.events.push_back(if purge == Purge::Ours { Event::Purged } else { Event::Reconnect });
             return;
         }
-        let present = session_present && self.options.session == Session::Resume;
+        let present = session_present && !matches!(self.state, State::Asked { clean: true, .. });
         if present && self.session == AtBroker::Unknown {
             self.purge = Some(Purge::Foreign);
             self.state = State::Over;
@@ -498,6 +570,7 @@ impl Connection {
             return;
         }
         self.state = State::Up { sent: now, received: now, ping_deadline: None };
+        self.terms = terms;
         self.begin(present);
     }
 
@@ -519,14 +592,16 @@ impl Connection {
         self.pump();
     }
 
-    fn handle_publish(&mut self, id: u16, dup: bool, message: Message) {
-        if message.qos == QoS::AtMostOnce {
-            self.events.push_back(Event::Message { message, dup, delivery: None });
-            return;
-        }
-        if let Some(delivery) = self.arrive(id, message.qos, dup) {
-            self.events.push_back(Event::Message { message, dup, delivery: Some(delivery) });
-        }
+    fn handle_publish(&mut self, id: u16, dup: bool, message: Message, extras: Extras) {
+        let Extras { expiry, subscriptions } = extras;
+        let delivery = match message.qos {
+            QoS::AtMostOnce => None,
+            qos => match self.arrive(id, qos, dup) {
+                None => return,
+                delivery => delivery,
+            },
+        };
+        self.events.push_back(Event::Message { message, dup, delivery, expiry, subscriptions });
     }
 
     /// A message that we cannot keep is acknowledged all the same: the broker would repeat it on every connection.
@@ -576,7 +651,11 @@ impl Connection {
             return;
         }
         while self.output.len() < self.options.buffer {
-            let Some(sending) = self.outbound.next(&self.options) else { return };
+            let Some(sending) = self.outbound.next(&self.options, self.terms.receive_max) else { return };
+            if let Err((id, refused)) = check(&self.terms, &self.codec, &sending) {
+                self.abandon(id, refused);
+                continue;
+            }
             match sending {
                 Sending::Publish { id, dup, message } => {
                     self.counters.resent += u64::from(dup);
@@ -586,15 +665,41 @@ impl Connection {
                     self.counters.resent += 1;
                     Codec::pubrel(id, &mut self.output);
                 }
-                Sending::Subscribe(id, filters) => Codec::subscribe(id, filters, &mut self.output),
-                Sending::Unsubscribe(id, filters) => Codec::unsubscribe(id, filters, &mut self.output),
+                Sending::Subscribe(id, filters, subscription) => {
+                    let subscription = subscription.filter(|_| self.terms.subscription_ids);
+                    self.codec.subscribe(id, filters, subscription, &mut self.output);
+                }
+                Sending::Unsubscribe(id, filters) => {
+                    self.codec.unsubscribe(id, filters, &mut self.output);
+                }
             }
         }
+    }
+
+    /// Ends what was asked for before the broker said that it does not take it.
+    fn abandon(&mut self, id: u16, refused: Refused) {
+        let event = match self.outbound.abandon(id) {
+            Some(Abandoned::Publish(token)) => Event::Completed(token, Err(refused)),
+            Some(Abandoned::Subscribe(token, filters)) => {
+                Event::Subscribed(token, vec![Err(refused); filters])
+            }
+            Some(Abandoned::Unsubscribe(token)) => Event::Unsubscribed(token),
+            None => return,
+        };
+        self.events.push_back(event);
+    }
+
+    /// The longest silence before a PINGREQ, if there is to be one.
+    fn keep_alive(&self) -> Option<Duration> {
+        self.options.keep_alive_within(self.terms.keep_alive)
     }
 
     fn check_request(&mut self, len: usize) -> Result<(), Full> {
         if len > self.options.packet_len_max {
             return Err(self.full(Full::TooLarge));
+        }
+        if let Err(refused) = self.terms.check_len(len) {
+            return Err(self.full(Full::Unsupported(refused)));
         }
         if self.outbound.requests() >= REQUESTS_MAX {
             return Err(self.full(Full::Requests));
@@ -614,6 +719,21 @@ impl Connection {
         }
         self.state = state;
     }
+}
+
+/// Whether the broker takes a packet; else its id, and why not.
+fn check(terms: &Terms, codec: &Codec, sending: &Sending<'_>) -> Result<(), (u16, Refused)> {
+    let (id, result) = match sending {
+        Sending::Publish { id, message, .. } => {
+            (*id, terms.check_publish(message, codec.publish_len(message)))
+        }
+        Sending::Subscribe(id, filters, subscription) => {
+            (*id, terms.check_len(codec.subscribe_len(filters, *subscription)))
+        }
+        Sending::Unsubscribe(id, filters) => (*id, terms.check_len(codec.unsubscribe_len(filters))),
+        Sending::PubRel(id) => (*id, Ok(())),
+    };
+    result.map_err(|refused| (id, refused))
 }
 
 /// An application message.
@@ -637,6 +757,22 @@ pub struct Token(u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveryId(u64);
 
+/// Names a SUBSCRIBE in the messages that it brings (MQTT 5 §3.8.2.1.2): 1 to 268,435,455.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SubscriptionId(NonZeroU32);
+
+impl SubscriptionId {
+    /// `None` beyond the bounds.
+    pub fn new(id: u32) -> Option<Self> {
+        NonZeroU32::new(id).filter(|id| id.get() <= 268_435_455).map(Self)
+    }
+
+    /// The number.
+    pub fn get(self) -> u32 {
+        self.0.get()
+    }
+}
+
 /// What a [`Connection`] has to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -653,7 +789,8 @@ pub enum Event {
     Purged,
     /// The broker has taken over a QoS 2 publish (PUBREC). Comes again if the broker lost its session after that.
     Received(Token),
-    /// The broker is done with a publish (PUBACK, PUBCOMP). MQTT 3.1.1 knows no refusal.
+    /// The broker is done with a publish (PUBACK, PUBCOMP), or refuses it (also PUBREC), or does not take it, see
+    /// [`Connection::publish`]. MQTT 3.1.1 knows no refusal.
     Completed(Token, Result<(), Refused>),
     /// The broker's answer to each filter, in their order (SUBACK).
     Subscribed(Token, Vec<Result<QoS, Refused>>),
@@ -667,6 +804,10 @@ pub enum Event {
         dup: bool,
         /// To be settled; `None` for QoS 0.
         delivery: Option<DeliveryId>,
+        /// How long it is still worth to be delivered, from now on (MQTT 5 §3.3.2.3.3); whole seconds.
+        expiry: Option<Duration>,
+        /// The subscriptions that it matches, of those that have an identifier (MQTT 5 §3.3.2.3.8).
+        subscriptions: Vec<SubscriptionId>,
     },
 }
 

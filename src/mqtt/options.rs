@@ -4,13 +4,15 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Message;
-use super::v4::REMAINING_LEN_MAX;
+use super::codec::REMAINING_LEN_MAX;
 
 /// How to connect, and the bounds.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The client id; up to 65,535 octets, brokers may take fewer. Empty is for [`Session::Clean`] only.
     pub client_id: String,
+    /// The version of MQTT to speak. Default [`Protocol::V4`].
+    pub protocol: Protocol,
     /// User name and password, if the broker wants them.
     pub credentials: Option<Credentials>,
     /// The longest silence in either direction before a PINGREQ; zero: none, and the broker is told so. Rounded up to
@@ -18,6 +20,9 @@ pub struct Options {
     pub keep_alive: Duration,
     /// What the broker keeps between connections. Default [`Session::Resume`].
     pub session: Session,
+    /// How long the broker keeps the session of [`Session::Resume`] after a connection; rounded up to seconds, more than
+    /// 4,294,967,294 of them are for ever. Only MQTT 5 can say so. Default for ever, as in MQTT 3.1.1.
+    pub session_expiry: Duration,
     /// QoS 1 and 2 publishes in flight: sent and not completed; 1 to [`WINDOW_MAX`]. Default [`WINDOW`].
     pub window: u16,
     /// Of those, QoS 2 publishes; at least 1. Default [`WINDOW_EXACTLY_ONCE`].
@@ -41,7 +46,7 @@ pub struct Options {
 pub const WINDOW: u16 = 1024;
 
 /// Default of [`Options::window_exactly_once`]: Mosquitto (`max_inflight_messages 20`) acknowledges what comes while
-/// 20 publishes of QoS 2 are open and drops it; only MQTT 5 lets it say so.
+/// 20 publishes of QoS 2 are open and drops it; only in MQTT 5 can it say so, and does.
 pub const WINDOW_EXACTLY_ONCE: u16 = 16;
 
 /// Bound of [`Options::window`]: leaves packet ids for [`REQUESTS_MAX`] subscribes.
@@ -70,9 +75,11 @@ impl Options {
     pub fn new(client_id: impl Into<String>) -> Self {
         Self {
             client_id: client_id.into(),
+            protocol: Protocol::V4,
             credentials: None,
             keep_alive: Duration::from_secs(60),
             session: Session::Resume,
+            session_expiry: Duration::MAX,
             window: WINDOW,
             window_exactly_once: WINDOW_EXACTLY_ONCE,
             queue: QUEUE,
@@ -101,9 +108,27 @@ impl Options {
         u16::try_from(seconds).unwrap_or(u16::MAX)
     }
 
-    /// How long a PINGRESP may take.
-    pub(super) fn ping_timeout(&self) -> Duration {
-        (self.keep_alive / 2).max(PING_TIMEOUT_MIN)
+    /// The longest silence, where the broker may want a shorter one than we do.
+    pub(super) fn keep_alive_within(&self, broker: Option<Duration>) -> Option<Duration> {
+        [Some(self.keep_alive), broker].into_iter().flatten().filter(|silence| !silence.is_zero()).min()
+    }
+}
+
+/// A version of MQTT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// MQTT 3.1.1, protocol level 4.
+    V4,
+    /// MQTT 5.
+    V5,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "MQTT 3.1.1",
+            Self::V5 => "MQTT 5",
+        })
     }
 }
 
@@ -128,7 +153,7 @@ impl fmt::Debug for Credentials {
 pub enum Session {
     /// CleanSession 1: nothing.
     Clean,
-    /// CleanSession 0: subscriptions, messages of QoS 1 and 2, and their state. A session that this value did not
+    /// CleanSession 0, or a session that does not expire: subscriptions, messages of QoS 1 and 2, and their state. A session that this value did not
     /// begin is removed before the first [`Event::Connected`](super::Event::Connected): what it holds is somebody else's.
     Resume,
 }

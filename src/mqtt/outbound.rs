@@ -2,8 +2,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rumqttc::QoS;
 
-use super::v4::Codec;
-use super::{Message, Options, Token};
+use super::{Message, Options, SubscriptionId, Token};
 use crate::topic::TopicFilter;
 
 /// What we have asked the broker for and it has not finished: publishes of QoS 1 and 2, subscribes, unsubscribes.
@@ -27,6 +26,8 @@ pub(super) struct Outbound {
     due: VecDeque<(Token, u16)>,
     /// Publishes in `open`, QoS 1 and 2; the rest of them are requests.
     in_flight: [usize; 2],
+    /// Of those, the ones that were sent on this connection.
+    here: usize,
     /// Topics and payloads of all publishes, open and waiting.
     octets: usize,
     id: u16,
@@ -35,9 +36,22 @@ pub(super) struct Outbound {
 
 #[derive(Debug)]
 enum Open {
-    Publish { token: Token, message: Message, phase: Phase },
-    Subscribe { token: Token, filters: Box<[(TopicFilter, QoS)]> },
-    Unsubscribe { token: Token, filters: Box<[TopicFilter]> },
+    /// `here`: it was sent on this connection.
+    Publish {
+        token: Token,
+        message: Message,
+        phase: Phase,
+        here: bool,
+    },
+    Subscribe {
+        token: Token,
+        filters: Box<[(TopicFilter, QoS)]>,
+        subscription: Option<SubscriptionId>,
+    },
+    Unsubscribe {
+        token: Token,
+        filters: Box<[TopicFilter]>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +65,17 @@ enum Phase {
 pub(super) enum Sending<'a> {
     Publish { id: u16, dup: bool, message: &'a Message },
     PubRel(u16),
-    Subscribe(u16, &'a [(TopicFilter, QoS)]),
+    Subscribe(u16, &'a [(TopicFilter, QoS)], Option<SubscriptionId>),
     Unsubscribe(u16, &'a [TopicFilter]),
+}
+
+/// What ends without having been sent.
+#[derive(Debug)]
+pub(super) enum Abandoned {
+    Publish(Token),
+    /// So many filters.
+    Subscribe(Token, usize),
+    Unsubscribe(Token),
 }
 
 /// What a SUBACK ends.
@@ -91,9 +114,13 @@ impl Outbound {
         token
     }
 
-    pub(super) fn subscribe(&mut self, filters: &[(TopicFilter, QoS)]) -> Token {
+    pub(super) fn subscribe(
+        &mut self,
+        filters: &[(TopicFilter, QoS)],
+        subscription: Option<SubscriptionId>,
+    ) -> Token {
         let token = self.token();
-        self.request(Open::Subscribe { token, filters: filters.into() });
+        self.request(Open::Subscribe { token, filters: filters.into(), subscription });
         token
     }
 
@@ -103,14 +130,22 @@ impl Outbound {
         token
     }
 
-    /// The next packet to send: first what is due, in its order, then what waits, while the windows have room.
-    pub(super) fn next(&mut self, options: &Options) -> Option<Sending<'_>> {
-        while let Some((token, id)) = self.due.pop_front() {
-            if self.open.get(&id).is_some_and(|open| open.token() == token) {
-                return self.sending(id, true);
-            }
+    /// The next packet to send: first what is due, in its order, then what waits, while the windows have room, and the
+    /// broker, which takes so many publishes at a time (MQTT 5 §4.9).
+    pub(super) fn next(&mut self, options: &Options, receive_max: u16) -> Option<Sending<'_>> {
+        while let Some((token, id)) = self.due.front().copied() {
+            match self.open.get(&id).filter(|open| open.token() == token) {
+                Some(Open::Publish { phase: Phase::Sent, .. }) if self.here >= usize::from(receive_max) => {
+                    return None;
+                }
+                Some(_) => {
+                    self.due.pop_front();
+                    return self.sending(id, true);
+                }
+                None => self.due.pop_front(),
+            };
         }
-        if self.publishes() >= usize::from(options.window) {
+        if self.publishes() >= usize::from(options.window.min(receive_max)) {
             return None;
         }
         let twos = self.in_flight[1] < usize::from(options.window_exactly_once);
@@ -120,8 +155,29 @@ impl Outbound {
         };
         let (token, message) = self.waiting[lane].pop_front()?;
         self.in_flight[lane] += 1;
-        let id = self.open(Open::Publish { token, message, phase: Phase::Sent });
+        let id = self.open(Open::Publish { token, message, phase: Phase::Sent, here: false });
         self.sending(id, false)
+    }
+
+    /// Ends what [`Outbound::next`] gave and cannot be sent.
+    pub(super) fn abandon(&mut self, id: u16) -> Option<Abandoned> {
+        Some(match self.open.get(&id)? {
+            Open::Publish { token, message, phase, .. } => {
+                let (token, qos, phase) = (*token, message.qos, *phase);
+                self.complete(id, qos, phase);
+                return Some(Abandoned::Publish(token));
+            }
+            Open::Subscribe { token, filters, .. } => {
+                let abandoned = Abandoned::Subscribe(*token, filters.len());
+                self.open.remove(&id);
+                abandoned
+            }
+            Open::Unsubscribe { token, .. } => {
+                let abandoned = Abandoned::Unsubscribe(*token);
+                self.open.remove(&id);
+                abandoned
+            }
+        })
     }
 
     /// A PUBACK.
@@ -132,7 +188,7 @@ impl Outbound {
     /// A PUBREC that takes the message over. `None` if nothing waits for it.
     pub(super) fn received(&mut self, id: u16) -> Option<Token> {
         match self.open.get_mut(&id) {
-            Some(Open::Publish { token, message, phase })
+            Some(Open::Publish { token, message, phase, .. })
                 if message.qos == QoS::ExactlyOnce && *phase == Phase::Sent =>
             {
                 *phase = Phase::Released;
@@ -175,6 +231,12 @@ impl Outbound {
 
     /// A connection to the same session: everything open is due again, in the original order (MQTT 3.1.1 §4.4, §4.6).
     pub(super) fn resumed(&mut self) {
+        for open in self.open.values_mut() {
+            if let Open::Publish { here, .. } = open {
+                *here = false;
+            }
+        }
+        self.here = 0;
         let mut due: Vec<(Token, u16)> = self.open.iter().map(|(id, open)| (open.token(), *id)).collect();
         due.sort_unstable();
         self.due = due.into();
@@ -228,21 +290,29 @@ impl Outbound {
         }
     }
 
-    fn sending(&self, id: u16, dup: bool) -> Option<Sending<'_>> {
-        Some(match self.open.get(&id)? {
-            Open::Publish { phase: Phase::Released, .. } => Sending::PubRel(id),
-            Open::Publish { message, .. } => Sending::Publish { id, dup, message },
-            Open::Subscribe { filters, .. } => Sending::Subscribe(id, filters),
+    fn sending(&mut self, id: u16, dup: bool) -> Option<Sending<'_>> {
+        Some(match self.open.get_mut(&id)? {
+            Open::Publish { message, phase, here, .. } => {
+                self.here += usize::from(!std::mem::replace(here, true));
+                match phase {
+                    Phase::Released => Sending::PubRel(id),
+                    Phase::Sent => Sending::Publish { id, dup, message },
+                }
+            }
+            Open::Subscribe { filters, subscription, .. } => Sending::Subscribe(id, filters, *subscription),
             Open::Unsubscribe { filters, .. } => Sending::Unsubscribe(id, filters),
         })
     }
 
     fn complete(&mut self, id: u16, qos: QoS, expected: Phase) -> Option<Token> {
         match self.open.get(&id) {
-            Some(Open::Publish { token, message, phase }) if message.qos == qos && *phase == expected => {
+            Some(Open::Publish { token, message, phase, here })
+                if message.qos == qos && *phase == expected =>
+            {
                 let token = *token;
                 self.octets -= octets(message);
                 self.in_flight[lane(qos)] -= 1;
+                self.here -= usize::from(*here);
                 self.open.remove(&id);
                 Some(token)
             }
@@ -266,6 +336,7 @@ fn lane(qos: QoS) -> usize {
     usize::from(qos == QoS::ExactlyOnce)
 }
 
+/// What a publish counts for in the queue: topic, payload, and what MQTT 3.1.1 puts around them.
 fn octets(message: &Message) -> usize {
-    Codec::publish_len(message)
+    2 + message.topic.as_str().len() + 2 + message.payload.len()
 }

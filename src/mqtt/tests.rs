@@ -12,6 +12,8 @@ use rumqttc::{
 use super::*;
 use crate::topic::{TopicFilter, TopicName};
 
+mod v5;
+
 #[test]
 fn connect_goes_out_when_the_socket_is_connected_and_nothing_before_connack() {
     let mut talk = Talk::new(Options::new("c"));
@@ -142,7 +144,7 @@ fn a_refused_publish_gives_its_place_in_the_window_back() {
     talk.connection.handle_packet(talk.now, packet::Packet::PubAck(2, refused)).unwrap();
     talk.says([Event::Completed(tokens[0], refused), Event::Completed(tokens[1], refused)]);
     talk.sends(["publish 3 q2 next", "publish 4 q2 last"]);
-    assert_eq!(refusal.to_string(), "refused by the broker with reason 0x87");
+    assert_eq!(refusal.to_string(), "refused by the broker: not authorized (0x87)");
 }
 
 #[test]
