@@ -300,7 +300,7 @@ pub enum Mode {
 /// The version of MQTT to speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum Protocol {
-    /// The best both sides know; 3.1.1 in this version.
+    /// The best both sides know.
     #[serde(rename = "auto")]
     Auto,
     /// MQTT 3.1.1.
@@ -924,7 +924,6 @@ log: { level: trace, format: plain }
             "broker.client_id_template: not in this version",
             "broker.urls[1]: \"mqtts://b:2\" is not in this version",
             "broker.mode: \"transparent\" is not in this version",
-            "broker.protocol: 5 is not in this version",
             "broker.wills: \"broker\" is not in this version",
             "transports[1].type: \"serial\" is not in this version",
             "transports[2].type: \"xbee\" is not in this version",

@@ -11,8 +11,8 @@ use bytes::Bytes;
 
 use crate::config::{self, Broker, BrokerUrl, Config, QueueFull, Sessions, Transport, TransportKind};
 use crate::gateway::io::{
-    BrokerSettings, Endpoint, PortSettings, QueueFull as Full, QueueSettings, Rebind, SessionSettings,
-    Settings,
+    BrokerSettings, Endpoint, PortSettings, Protocol, QueueFull as Full, QueueSettings, Rebind,
+    SessionSettings, Settings,
 };
 use crate::runtime::Setup;
 use crate::transport;
@@ -106,6 +106,11 @@ fn broker(broker: Broker) -> Result<BrokerSettings, SetupError> {
     let password = broker.password_file.map(password).transpose()?.unwrap_or_default();
     Ok(BrokerSettings {
         endpoints: broker.urls.into_iter().map(endpoint).collect::<Result<_, _>>()?,
+        protocol: match broker.protocol {
+            config::Protocol::Auto => Protocol::Auto,
+            config::Protocol::V311 => Protocol::V311,
+            config::Protocol::V5 => Protocol::V5,
+        },
         client_id,
         client_id_is_random,
         credentials: broker.username.map(|username| (username, password)),

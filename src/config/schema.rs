@@ -16,7 +16,7 @@ use super::value::{
 };
 use super::{
     Broker, BrokerUrl, Config, Control, Credentials, Dtls, Gateway, Http, Log, Mode, OutageQueue, Place,
-    Protocol, Queue, Serial, Sessions, Store, Tls, Topics, Transport, TransportKind, Udp, Wills, Xbee,
+    Queue, Serial, Sessions, Store, Tls, Topics, Transport, TransportKind, Udp, Wills, Xbee,
 };
 
 /// Transports in a file: far more than a computer has ports for.
@@ -74,7 +74,7 @@ fn broker(keys: &mut Keys<'_>) -> Broker {
     Broker {
         urls: urls(keys).unwrap_or(default.urls),
         mode: keys.or("mode", mode(), default.mode),
-        protocol: keys.or("protocol", built(choice(), |it| *it != Protocol::V5), default.protocol),
+        protocol: keys.or("protocol", choice(), default.protocol),
         client_id: keys.or("client_id", client_id().or("auto"), default.client_id),
         username: keys.get("username", text("a user name")),
         password_file: keys.get("password_file", file()),

@@ -95,6 +95,8 @@ counters! {
     downlink_unanswered,
     /// Messages dropped: no topic id left for the client.
     downlink_no_topic_id,
+    /// Messages dropped: they were worth nothing any more (MQTT 5 §3.3.2.3.3).
+    downlink_expired,
     /// Messages dropped: the session ended or the subscription did.
     downlink_ended,
     /// REGISTERs refused: as many topic ids as allowed.
@@ -107,6 +109,8 @@ counters! {
     link_connects,
     /// Connections to the broker that were lost or did not come about.
     link_failures,
+    /// Second tries in MQTT 3.1.1, because the broker seemed not to know MQTT 5.
+    link_fallbacks,
     /// Events of connections that are no more.
     link_stale,
 }

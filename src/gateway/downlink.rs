@@ -11,7 +11,7 @@
 //! answers.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::debug;
 
@@ -89,9 +89,10 @@ impl Session {
         message: Arc<Message>,
         qos: QoS,
         delivery: Option<Delivery>,
+        expires: Option<Instant>,
         cx: &mut Cx<'_>,
     ) {
-        let mut item = Item { message, qos, delivery, sent_as: None };
+        let mut item = Item { message, qos, delivery, sent_as: None, expires };
         if !self.broker_waits() {
             cx.settle(&item);
             item.delivery = None;
@@ -102,8 +103,14 @@ impl Session {
             cx.settle(&item);
             return;
         }
-        let Joined { shed } =
-            self.downlink.outbox.push(item, at_once, &cx.settings.sessions, cx.queued_octets, cx.counters);
+        let Joined { shed } = self.downlink.outbox.push(
+            item,
+            at_once,
+            cx.now,
+            &cx.settings.sessions,
+            cx.queued_octets,
+            cx.counters,
+        );
         for item in shed {
             cx.settle(&item);
         }
@@ -149,13 +156,18 @@ impl Session {
     /// Sends what can be sent: until an exchange is open, or nothing is left.
     pub(super) fn advance(&mut self, cx: &mut Cx<'_>) {
         while !self.waits() {
-            if self.state == State::Awake {
-                if self.downlink.drain == 0 {
-                    break;
-                }
-                self.downlink.drain -= 1;
+            if self.state == State::Awake && self.downlink.drain == 0 {
+                break;
             }
             let Some(item) = self.next_item(cx) else { break };
+            if item.has_expired(cx.now) {
+                cx.counters.downlink_expired += 1;
+                cx.settle(&item);
+                continue;
+            }
+            if self.state == State::Awake {
+                self.downlink.drain -= 1;
+            }
             let naming = self.name(&item.message.topic, cx);
             self.send_named(item, naming, Repair::Possible, cx);
         }

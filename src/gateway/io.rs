@@ -223,6 +223,8 @@ pub struct PortSettings {
 pub struct BrokerSettings {
     /// Where it is; several are tried in turn. Never empty.
     pub endpoints: Vec<Endpoint>,
+    /// The version of MQTT to speak.
+    pub protocol: Protocol,
     /// The gateway's own client id there.
     pub client_id: String,
     /// Whether that id was made up for this process, so that its session at the broker is of no use to the next one.
@@ -235,6 +237,17 @@ pub struct BrokerSettings {
     pub ack_timeout: Duration,
     /// How long TCP may take to connect.
     pub connect_timeout: Duration,
+}
+
+/// Which version of MQTT to speak with a broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// MQTT 5, and MQTT 3.1.1 with a broker that does not know it.
+    Auto,
+    /// MQTT 3.1.1.
+    V311,
+    /// MQTT 5.
+    V5,
 }
 
 /// Limits and times of sessions.

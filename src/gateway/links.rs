@@ -24,6 +24,7 @@ use super::io::{BrokerSettings, LinkEvent, LinkId};
 use crate::mqtt::{DeliveryId, Event, Full, Message, QoS, Refused, Token};
 use crate::topic::TopicFilter;
 use crate::topic::tree::FilterTree;
+use crate::wire::ReturnCode;
 
 /// Wills that wait for the broker to come back. One per client of a small network; more are shed and counted.
 const WILLS_MAX: usize = 1024;
@@ -55,8 +56,18 @@ pub(super) enum Update {
     Completed(ClientKey, UplinkId, Result<(), Refused>),
     /// The broker answered a SUBSCRIBE.
     Subscribed(ClientKey, RequestId, Result<QoS, Refused>),
-    /// A message for these clients, each at its QoS.
-    Message(Arc<Message>, Option<Delivery>, Vec<(ClientKey, QoS)>),
+    /// A message for these clients, each at its QoS, and until when it is worth to be delivered.
+    Message(Arc<Message>, Option<Delivery>, Option<Instant>, Vec<(ClientKey, QoS)>),
+}
+
+/// What a client is told of the broker's refusal of a PUBLISH or SUBSCRIBE (Interpretation: R-170).
+pub(super) fn code_of(refused: Refused) -> ReturnCode {
+    if refused == Refused::QUOTA_EXCEEDED { ReturnCode::Congestion } else { ReturnCode::NotSupported }
+}
+
+/// What a client is told of a message or filter that the link did not take: `congestion` if it may try again.
+pub(super) fn code_of_full(full: Full) -> ReturnCode {
+    if full.is_final() { ReturnCode::NotSupported } else { ReturnCode::Congestion }
 }
 
 /// What came of a SUBSCRIBE.
@@ -256,8 +267,8 @@ impl Links {
     /// Lets everything that is ready for the broker leave in one write.
     pub(super) fn flush(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
         if self.is_up() {
-            self.settle_filters();
-            self.publish_wills();
+            self.settle_filters(cx);
+            cx.counters.wills_shed += self.publish_wills();
         }
         self.link.flush(now, settings, cx);
     }
@@ -303,8 +314,9 @@ impl Links {
                 }
             }
             Event::Subscribed(token, results) => self.handle_subscribed(now, token, results, cx),
-            Event::Message { message, delivery, .. } => {
-                self.handle_message(message, delivery.map(Delivery), cx);
+            Event::Message { message, delivery, expiry, .. } => {
+                let expires = expiry.and_then(|expiry| now.checked_add(expiry));
+                self.handle_message(message, delivery.map(Delivery), expires, cx);
             }
             // What unsubscribes has no purpose that outlives it; the rest is the link's own.
             Event::Unsubscribed(_) | Event::Reconnect | Event::Refused(_) | Event::Purged => {}
@@ -320,7 +332,7 @@ impl Links {
     }
 
     /// Brings the broker's filters in line with ours, as far as it can be asked; the rest waits for its answers.
-    fn settle_filters(&mut self) {
+    fn settle_filters(&mut self, cx: &mut LinkCx<'_>) {
         loop {
             let (mut wanted, mut unwanted) = (Vec::new(), Vec::new());
             while wanted.len() < FILTERS_PER_REQUEST && unwanted.len() < FILTERS_PER_REQUEST {
@@ -334,21 +346,33 @@ impl Links {
             if wanted.is_empty() && unwanted.is_empty() {
                 return;
             }
-            if !self.issue(&wanted) || !self.give_up(&unwanted) {
+            if !self.issue(&wanted, cx) || !self.give_up(&unwanted) {
                 return;
             }
         }
     }
 
     /// Subscribes to filters in the name of all who want them. Whether the connection took that.
-    fn issue(&mut self, wanted: &[(TopicFilter, QoS)]) -> bool {
+    fn issue(&mut self, wanted: &[(TopicFilter, QoS)], cx: &mut LinkCx<'_>) -> bool {
         if wanted.is_empty() {
             return true;
         }
         let names = wanted.iter().map(|(filter, _)| filter.clone());
-        let Ok(token) = self.link.connection.subscribe(wanted) else {
-            self.unsettled.extend(names);
-            return false;
+        let token = match (self.link.connection.subscribe(wanted), wanted) {
+            (Ok(token), _) => token,
+            (Err(full), [_]) if full.is_final() => {
+                cx.counters.subscriptions_refused += 1;
+                warn!(reason = %full, "a subscription is lost");
+                return true;
+            }
+            (Err(full), _) if full.is_final() => {
+                let issue = |taken, one| self.issue(std::slice::from_ref(one), cx) && taken;
+                return wanted.iter().fold(true, issue);
+            }
+            (Err(_), _) => {
+                self.unsettled.extend(names);
+                return false;
+            }
         };
         for (filter, _) in wanted {
             let subscribers = self.filters.get_or_default(filter);
@@ -367,9 +391,18 @@ impl Links {
         if unwanted.is_empty() {
             return true;
         }
-        if self.link.connection.unsubscribe(unwanted).is_err() {
-            self.unsettled.extend(unwanted.iter().cloned());
-            return false;
+        match (self.link.connection.unsubscribe(unwanted), unwanted) {
+            (Ok(_), _) => {}
+            // It was never taken either.
+            (Err(full), [_]) if full.is_final() => {}
+            (Err(full), _) if full.is_final() => {
+                let give_up = |taken, one| self.give_up(std::slice::from_ref(one)) && taken;
+                return unwanted.iter().fold(true, give_up);
+            }
+            (Err(_), _) => {
+                self.unsettled.extend(unwanted.iter().cloned());
+                return false;
+            }
         }
         for filter in unwanted {
             self.filters.remove(filter);
@@ -449,7 +482,13 @@ impl Links {
         }
     }
 
-    fn handle_message(&mut self, message: Message, delivery: Option<Delivery>, cx: &mut LinkCx<'_>) {
+    fn handle_message(
+        &mut self,
+        message: Message,
+        delivery: Option<Delivery>,
+        expires: Option<Instant>,
+        cx: &mut LinkCx<'_>,
+    ) {
         cx.counters.downlink_messages += 1;
         let handed_out = self.hand_outs.take(&message.topic);
         let recipients = if message.retain {
@@ -472,7 +511,7 @@ impl Links {
             self.owed.insert(delivery, recipients.len());
         }
         let recipients = recipients.into_iter().collect();
-        self.updates.push_back(Update::Message(Arc::new(message), delivery, recipients));
+        self.updates.push_back(Update::Message(Arc::new(message), delivery, expires, recipients));
     }
 
     /// Everybody who subscribed to a filter that matches, once, at the highest QoS granted to it.
@@ -486,14 +525,21 @@ impl Links {
         recipients
     }
 
-    /// Passes on the Wills that wait, as far as there is room.
-    fn publish_wills(&mut self) {
+    /// Passes on the Wills that wait, as far as there is room. How many of them the broker does not take.
+    fn publish_wills(&mut self) -> u64 {
+        let mut shed = 0;
         while let Some(will) = self.wills.front() {
-            if self.link.connection.publish(will.clone()).is_err() {
-                return;
+            match self.link.connection.publish(will.clone()) {
+                Ok(_) => {}
+                Err(full) if full.is_final() => {
+                    warn!(reason = %full, "a will is lost");
+                    shed += 1;
+                }
+                Err(_) => break,
             }
             self.wills.pop_front();
         }
+        shed
     }
 
     fn next_id(&mut self) -> u64 {

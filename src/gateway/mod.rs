@@ -511,8 +511,8 @@ impl Gateway {
                         session.handle_subscribed(id, result, &mut cx);
                     }
                 }
-                Update::Message(message, delivery, recipients) => {
-                    self.hand_out(&message, delivery, recipients);
+                Update::Message(message, delivery, expires, recipients) => {
+                    self.hand_out(&message, delivery, expires, recipients);
                 }
             }
         }
@@ -522,12 +522,13 @@ impl Gateway {
         &mut self,
         message: &Arc<Message>,
         delivery: Option<Delivery>,
+        expires: Option<Instant>,
         recipients: Vec<(ClientKey, QoS)>,
     ) {
         for (key, qos) in recipients {
             self.counters.downlink_recipients += 1;
             match self.session_cx(key) {
-                Some((session, mut cx)) => session.deliver(message.clone(), qos, delivery, &mut cx),
+                Some((session, mut cx)) => session.deliver(message.clone(), qos, delivery, expires, &mut cx),
                 None => {
                     self.counters.downlink_ended += 1;
                     if let Some(delivery) = delivery {

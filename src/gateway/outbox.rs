@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::counters::Counters;
 use super::io::{QueueFull, SessionSettings};
@@ -19,9 +20,16 @@ pub(super) struct Item {
     pub(super) delivery: Option<Delivery>,
     /// The MsgId under which it was sent before: it keeps it, and says DUP (§6.13).
     pub(super) sent_as: Option<u16>,
+    /// Until when it is worth to be sent (MQTT 5 §3.3.2.3.3).
+    pub(super) expires: Option<Instant>,
 }
 
 impl Item {
+    /// Whether it is worth nothing any more. What has been sent is finished.
+    pub(super) fn has_expired(&self, now: Instant) -> bool {
+        self.sent_as.is_none() && self.expires.is_some_and(|expires| expires < now)
+    }
+
     fn len(&self) -> usize {
         self.message.topic.as_str().len() + self.message.payload.len()
     }
@@ -47,19 +55,29 @@ impl Outbox {
         &mut self,
         item: Item,
         at_once: bool,
+        now: Instant,
         settings: &SessionSettings,
         total: &mut usize,
         counters: &mut Counters,
     ) -> Joined {
         let mut shed = Vec::new();
         let limits = &settings.queue;
-        while !at_once && (self.items.len() >= limits.messages || self.octets + item.len() > limits.bytes) {
+        let is_full =
+            |queue: &Self| queue.items.len() >= limits.messages || queue.octets + item.len() > limits.bytes;
+        if !at_once && (is_full(self) || *total + item.len() > settings.queue_total) {
+            shed = self.remove_unless(total, |item| !item.has_expired(now));
+            counters.downlink_expired += shed.len() as u64;
+        }
+        while !at_once && is_full(self) {
             counters.downlink_queue_full += 1;
             let oldest = match limits.full {
                 QueueFull::DropOldest if item.len() <= limits.bytes => self.pop(total),
                 _ => None,
             };
-            let Some(oldest) = oldest else { return Joined { shed: vec![item] } };
+            let Some(oldest) = oldest else {
+                shed.push(item);
+                return Joined { shed };
+            };
             shed.push(oldest);
         }
         if !at_once && *total + item.len() > settings.queue_total {

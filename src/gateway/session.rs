@@ -11,7 +11,7 @@ use super::air::Air;
 use super::counters::Counters;
 use super::downlink::Downlink;
 use super::io::{Peer, PortSettings, Route, Settings};
-use super::links::{Links, RequestId, Subscribing};
+use super::links::{Links, RequestId, Subscribing, code_of, code_of_full};
 use super::outbox::Item;
 use super::registry::{Predefined, Registry, Scope};
 use super::timer::{ClientTimer, Timer, Timers};
@@ -265,9 +265,12 @@ impl Session {
             return Err(ReturnCode::Congestion);
         }
         let topic = self.topic_of(subscribe.topic, &filter, cx)?;
-        let Ok(outcome) = cx.links.subscribe(self.key, &filter, asked) else {
-            self.withdraw(topic);
-            return Err(ReturnCode::Congestion);
+        let outcome = match cx.links.subscribe(self.key, &filter, asked) {
+            Ok(outcome) => outcome,
+            Err(full) => {
+                self.withdraw(topic);
+                return Err(code_of_full(full));
+            }
         };
         let granted = self.subscriptions.get(&filter).is_some_and(|subscription| subscription.granted);
         self.subscriptions.insert(filter.clone(), Subscription { topic, granted });
@@ -327,7 +330,7 @@ impl Session {
             Err(refused) => {
                 debug!(filter = %request.filter, %refused, "subscription refused");
                 cx.counters.subscriptions_refused += 1;
-                self.undo_subscribe(request, ReturnCode::NotSupported, cx);
+                self.undo_subscribe(request, code_of(refused), cx);
             }
         }
         self.advance(cx);

@@ -16,8 +16,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tracing::debug;
 
-use super::links::UplinkId;
+use super::links::{UplinkId, code_of, code_of_full};
 use super::session::{Cx, Session};
 use super::timer::ClientTimer;
 use crate::mqtt::{Full, Message, QoS, Refused};
@@ -134,6 +135,11 @@ impl Session {
                 self.uplink.open.insert(publish.msg_id, open);
                 self.await_broker(cx);
             }
+            Err(full) if full.is_final() => {
+                debug!(client = %self.id, reason = %full, "message refused");
+                cx.counters.uplink_refused += 1;
+                self.refuse(publish, code_of_full(full), cx);
+            }
             Err(_) => self.refuse_for_now(publish, cx),
         }
     }
@@ -239,9 +245,10 @@ impl Session {
         let Some((msg_id, open)) = self.uplink.find(id) else { return };
         let code = match result {
             Ok(()) => ReturnCode::Accepted,
-            Err(_) => {
+            Err(refused) => {
+                debug!(%refused, "message refused");
                 cx.counters.uplink_refused += 1;
-                ReturnCode::NotSupported
+                code_of(refused)
             }
         };
         let was_silent = open.broker == Broker::Silent;

@@ -221,7 +221,7 @@ fn publish(flags: u8, mut reader: Reader<'_>) -> Result<Packet, Failure> {
     Ok(Packet::Publish { id, dup, message, extras })
 }
 
-/// PUBACK, PUBREC, PUBREL, PUBCOMP (MQTT 5 §3.4, and the three after it): packet id; reason code and properties may be missing.
+/// PUBACK, PUBREC, PUBREL, PUBCOMP (MQTT 5 §3.4 and the three after it): reason code and properties may be missing.
 fn acknowledgement(mut reader: Reader<'_>) -> Result<(u16, Result<(), Refused>), Failure> {
     let id = reader.u16()?;
     let code = if reader.rest.is_empty() { 0 } else { reader.u8()? };

@@ -276,7 +276,7 @@ const TABLE: &[(&str, &str)] = &[
         "3:5: topics.clients.\"\": \"\" is empty, expected a client id of 1 to 128 octets",
     ),
     ("broker:\n  mode: transparent\n", "2:9: broker.mode: \"transparent\" is not in this version"),
-    ("broker:\n  protocol: 5\n", "2:13: broker.protocol: 5 is not in this version"),
+    ("broker:\n  protocol: 4\n", "2:13: broker.protocol: found 4, expected auto, 3.1.1 or 5"),
     ("broker:\n  url: mqtts://a\n", "2:8: broker.url: \"mqtts://a\" is not in this version"),
     ("broker:\n  tls: { ca: /ca }\n", "2:3: broker.tls: not in this version"),
     ("broker:\n  clients: { pump-7: { username: a } }\n", "2:3: broker.clients: not in this version"),

@@ -8,6 +8,7 @@ mod corners;
 mod downlink;
 mod limits;
 mod link;
+mod mqtt5;
 mod sleep;
 mod uplink;
 mod world;

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use mqtt_sn_gateway::gateway::Gateway;
 use mqtt_sn_gateway::gateway::io::{
     Address, BrokerSettings, Endpoint, Input, LinkCommand, LinkEvent, LinkId, Output, Peer, PortId,
-    PortSettings, QueueFull, QueueSettings, Rebind, Route, SessionSettings, Settings, Target,
+    PortSettings, Protocol, QueueFull, QueueSettings, Rebind, Route, SessionSettings, Settings, Target,
 };
 use mqtt_sn_gateway::topic::TopicName;
 use mqtt_sn_gateway::wire::{
@@ -54,6 +54,7 @@ pub fn settings() -> Settings {
         }],
         broker: BrokerSettings {
             endpoints: vec![Endpoint { host: "broker".into(), port: 1883 }],
+            protocol: Protocol::V311,
             client_id: "gw".into(),
             client_id_is_random: false,
             credentials: None,
@@ -267,6 +268,18 @@ impl World {
     pub fn broker_octets(&mut self, octets: Bytes) {
         let id = self.link.unwrap();
         self.input(Input::Link(id, LinkEvent::Bytes(octets)));
+    }
+
+    /// All octets at the broker, of which there are some.
+    #[track_caller]
+    pub fn broker_takes_octets(&mut self) -> BytesMut {
+        assert!(!self.to_broker.is_empty(), "nothing at the broker");
+        self.to_broker.split()
+    }
+
+    #[track_caller]
+    pub fn broker_takes_nothing(&self) {
+        assert!(self.to_broker.is_empty(), "{:02x?}", &self.to_broker[..]);
     }
 
     #[track_caller]

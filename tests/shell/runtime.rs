@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use mqtt_sn_gateway::broker;
 use mqtt_sn_gateway::gateway::io::{
-    BrokerSettings, Endpoint, PortId, PortSettings, QueueFull, QueueSettings, Rebind, SessionSettings,
-    Settings,
+    BrokerSettings, Endpoint, PortId, PortSettings, Protocol, QueueFull, QueueSettings, Rebind,
+    SessionSettings, Settings,
 };
 use mqtt_sn_gateway::runtime::{Handle, Runtime, RuntimeError, Setup, block_on, run};
 use mqtt_sn_gateway::transport::{self, udp};
@@ -304,6 +304,7 @@ fn setup(broker: SocketAddr) -> Setup {
     };
     let broker = BrokerSettings {
         endpoints: vec![Endpoint { host: broker.ip().to_string(), port: broker.port() }],
+        protocol: Protocol::V311,
         client_id: "gateway".into(),
         client_id_is_random: false,
         credentials: None,

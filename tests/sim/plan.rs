@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use mqtt_sn_gateway::gateway::io::{
-    BrokerSettings, Endpoint, PortSettings, QueueFull, QueueSettings, Rebind, SessionSettings, Settings,
+    BrokerSettings, Endpoint, PortSettings, Protocol, QueueFull, QueueSettings, Rebind, SessionSettings,
+    Settings,
 };
 use mqtt_sn_gateway::node::{Filter, Topic};
 use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
@@ -162,6 +163,7 @@ fn settings(rng: &mut Rng, limits: bool) -> Settings {
         ports: vec![port],
         broker: BrokerSettings {
             endpoints: vec![Endpoint { host: "broker".into(), port: 1883 }],
+            protocol: Protocol::V311,
             client_id: GATEWAY.into(),
             client_id_is_random: false,
             credentials: None,

@@ -481,6 +481,7 @@ impl World<'_> {
         let gone = counters.downlink_delivered
             + counters.downlink_unanswered
             + counters.downlink_offline
+            + counters.downlink_expired
             + counters.downlink_ended
             + sheds(counters);
         let waiting = self.gateway.waiting_messages() as u64;

@@ -1,13 +1,13 @@
 //! One connection to a broker with its reconnects: a [`Connection`] and the socket that the shell holds for it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
 use crate::gateway::counters::Counters;
-use crate::gateway::io::{BrokerSettings, LinkCommand, LinkEvent, LinkId, Output};
-use crate::mqtt::{Connection, Credentials, Event, Options};
+use crate::gateway::io::{self, BrokerSettings, LinkCommand, LinkEvent, LinkId, Output};
+use crate::mqtt::{ConnectRefusal, Connection, Credentials, Event, Options, Protocol};
 
 /// Bounds of the pause before a reconnect. It doubles with every failure; the pause itself is anywhere between the
 /// lower bound and what it has grown to, so that gateways that lost one broker do not come back all at once.
@@ -15,6 +15,10 @@ const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Dur
 
 /// How long the broker has to take leave at shutdown.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How long a broker that can be told (MQTT 5) keeps a session whose client id will not come back if this process dies:
+/// longer than any outage that it is meant to outlive.
+const SESSION_OF_RANDOM_ID: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A link: the connection as MQTT sees it, and whether there is a socket for it.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub(super) struct Link {
     endpoint: usize,
     /// The failure that was told last: a broker that stays away is no news.
     told: String,
+    /// In which version endpoints have accepted us, if we may choose.
+    spoken: BTreeMap<usize, Protocol>,
     /// What follows once everything is written.
     parting: Option<Parting>,
     /// When the broker has had its time to take leave.
@@ -59,6 +65,9 @@ impl Link {
     pub(super) fn new(settings: &BrokerSettings, now: Instant) -> Self {
         let mut options = Options::new(settings.client_id.clone());
         options.keep_alive = settings.keep_alive;
+        if settings.client_id_is_random {
+            options.session_expiry = SESSION_OF_RANDOM_ID;
+        }
         options.connect_timeout = settings.connect_timeout;
         options.credentials = settings.credentials.as_ref().map(|(username, password)| Credentials {
             username: username.clone(),
@@ -72,6 +81,7 @@ impl Link {
             failures: 0,
             endpoint: 0,
             told: String::new(),
+            spoken: BTreeMap::new(),
             parting: None,
             farewell: None,
         }
@@ -100,6 +110,15 @@ impl Link {
                 self.writing = false;
                 Ok(())
             }
+            // Some brokers close where they should refuse; one that spoke MQTT 5 before does it for another reason.
+            LinkEvent::Closed(failure)
+                if self.connection.is_connecting()
+                    && !self.spoken.contains_key(&self.endpoint(settings))
+                    && self.may_fall_back(settings) =>
+            {
+                self.fall_back(&failure, settings, cx);
+                return;
+            }
             LinkEvent::Closed(failure) => {
                 self.tell("no connection to the broker", &failure, settings);
                 self.handle_closed(now, settings, cx);
@@ -116,7 +135,14 @@ impl Link {
             self.leave(cx);
         } else if let Socket::Waiting(Some(at)) = self.socket {
             if at <= now {
-                self.connect(settings, cx);
+                let protocol = match settings.protocol {
+                    io::Protocol::V311 => Protocol::V4,
+                    io::Protocol::V5 => Protocol::V5,
+                    io::Protocol::Auto => {
+                        self.spoken.get(&self.endpoint(settings)).copied().unwrap_or(Protocol::V5)
+                    }
+                };
+                self.connect(protocol, settings, cx);
             }
         } else if let Err(failure) = self.connection.handle_timeout(now) {
             self.give_up(now, &failure, settings, cx);
@@ -141,14 +167,16 @@ impl Link {
         loop {
             match self.connection.poll_event()? {
                 Event::Reconnect => self.parting = Some(Parting::Reconnect),
-                Event::Refused(refusal) => self.give_up(now, &refusal, settings, cx),
+                Event::Refused(refusal) => self.handle_refused(now, refusal, settings, cx),
                 Event::Purged => self.parting = Some(Parting::Leave),
                 event => {
                     if let Event::Connected { session_present } = event {
                         let broker = self.broker(settings);
-                        info!(%broker, session_present, "connected to the broker");
+                        let protocol = self.connection.options().protocol;
+                        info!(%broker, %protocol, session_present, "connected to the broker");
                         self.failures = 0;
                         self.told.clear();
+                        self.spoken.insert(self.endpoint(settings), protocol);
                         cx.counters.link_connects += 1;
                     }
                     return Some(event);
@@ -169,7 +197,7 @@ impl Link {
         match self.parting.take() {
             Some(Parting::Reconnect) => {
                 self.close(cx);
-                self.connect(settings, cx);
+                self.connect(self.connection.options().protocol, settings, cx);
             }
             Some(Parting::Leave) => self.leave(cx),
             None => {}
@@ -196,8 +224,9 @@ impl Link {
         self.socket == Socket::Waiting(None)
     }
 
-    fn connect(&mut self, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
-        let endpoint = settings.endpoints[self.endpoint % settings.endpoints.len()].clone();
+    fn connect(&mut self, protocol: Protocol, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+        let endpoint = settings.endpoints[self.endpoint(settings)].clone();
+        self.connection.set_protocol(protocol);
         self.id = LinkId(self.id.0 + 1);
         self.socket = Socket::Connecting;
         self.writing = false;
@@ -209,7 +238,7 @@ impl Link {
         match self.parting.take() {
             Some(Parting::Reconnect) => {
                 self.connection.handle_closed();
-                self.connect(settings, cx);
+                self.connect(self.connection.options().protocol, settings, cx);
             }
             Some(Parting::Leave) => {
                 self.connection.handle_closed();
@@ -217,6 +246,50 @@ impl Link {
             }
             None => self.retry_later(now, settings, cx),
         }
+    }
+
+    /// CONNACK with a refusal.
+    fn handle_refused(
+        &mut self,
+        now: Instant,
+        refusal: ConnectRefusal,
+        settings: &BrokerSettings,
+        cx: &mut LinkCx<'_>,
+    ) {
+        if matches!(self.socket, Socket::Waiting(_)) {
+            // It was quicker to close.
+            return self.tell("refused by the broker", &refusal, settings);
+        }
+        if refusal.is_of_version() {
+            // It may be another broker than the one that accepted us.
+            self.spoken.remove(&self.endpoint(settings));
+            if self.may_fall_back(settings) {
+                self.close(cx);
+                return self.fall_back(&refusal, settings, cx);
+            }
+        }
+        self.give_up(now, &refusal, settings, cx);
+    }
+
+    fn may_fall_back(&self, settings: &BrokerSettings) -> bool {
+        settings.protocol == io::Protocol::Auto
+            && self.connection.options().protocol == Protocol::V5
+            && self.farewell.is_none()
+    }
+
+    /// The socket is gone because the broker seems not to know MQTT 5: the second try comes at once. What it accepts is
+    /// remembered, not what it refuses: a broker that is only out of order is tried in MQTT 5 again.
+    fn fall_back(&mut self, reason: &dyn std::fmt::Display, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+        let broker = self.broker(settings);
+        if self.told.is_empty() {
+            info!(%broker, %reason, "no answer in MQTT 5, trying MQTT 3.1.1");
+        } else {
+            debug!(%broker, %reason, "no answer in MQTT 5, trying MQTT 3.1.1");
+        }
+        cx.counters.link_fallbacks += 1;
+        self.connection.handle_closed();
+        self.parting = None;
+        self.connect(Protocol::V4, settings, cx);
     }
 
     /// The connection cannot go on for a reason of MQTT's.
@@ -272,8 +345,13 @@ impl Link {
         }
     }
 
+    /// The index of the endpoint whose turn it is.
+    fn endpoint(&self, settings: &BrokerSettings) -> usize {
+        self.endpoint % settings.endpoints.len()
+    }
+
     fn broker(&self, settings: &BrokerSettings) -> String {
-        let endpoint = &settings.endpoints[self.endpoint % settings.endpoints.len()];
+        let endpoint = &settings.endpoints[self.endpoint(settings)];
         format!("{}:{}", endpoint.host, endpoint.port)
     }
 }

@@ -1,0 +1,249 @@
+//! MQTT 5 with the broker: which version is spoken, what its reason codes become, and messages that expire.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mqtt_sn_gateway::gateway::io::{Endpoint, Input, LinkCommand, LinkEvent, Protocol};
+use mqtt_sn_gateway::wire::{
+    Disconnect, MsgIdOnly, Packet, PingReq, Qos, ReturnCode, SubAck, TopicAck, TopicRef, decode,
+};
+
+use crate::world::*;
+
+const A: At = 1;
+
+/// CONNACK of a broker that knows only MQTT 3.1.1 and does not know what it was asked.
+const UNKNOWN_VERSION: [u8; 4] = [0x20, 2, 0, 1];
+
+/// CONNACK of MQTT 5: accepted.
+const ACCEPTED_5: [u8; 5] = [0x20, 3, 0, 0, 0];
+
+fn auto_world() -> World {
+    offline_world(|settings| settings.broker.protocol = Protocol::Auto)
+}
+
+/// The broker hears CONNECT in this protocol level.
+#[track_caller]
+fn hears_connect(w: &mut World, level: u8) {
+    let (id, command) = w.commands.pop_back().expect("a command");
+    assert!(matches!(command, LinkCommand::Connect(_)), "{command:?}");
+    w.input(Input::Link(id, LinkEvent::Connected));
+    let octets = w.broker_takes_octets();
+    assert_eq!((octets[0], octets[8]), (0x10, level));
+}
+
+#[test]
+fn a_broker_that_refuses_mqtt_5_is_asked_in_3_1_1_at_once_and_from_then_on() {
+    for closes in [false, true] {
+        let mut w = auto_world();
+        hears_connect(&mut w, 5);
+        w.commands.clear();
+        if closes {
+            w.broker_down();
+        } else {
+            w.broker_octets(Bytes::from_static(&UNKNOWN_VERSION));
+        }
+        hears_connect(&mut w, 4);
+        w.broker_octets(Bytes::from_static(&[0x20, 2, 0, 0]));
+        assert!(w.gw.is_connected());
+        assert_eq!((w.gw.counters().link_fallbacks, w.gw.counters().link_failures), (1, 0));
+        // Remembered.
+        for _ in 0..2 {
+            w.broker_down();
+            w.pass(Duration::from_secs(2));
+            hears_connect(&mut w, 4);
+            w.broker_octets(Bytes::from_static(&[0x20, 2, 1, 0]));
+        }
+        // A broker that does not know 3.1.1 any more is asked in MQTT 5 again.
+        w.broker_down();
+        w.pass(Duration::from_secs(2));
+        hears_connect(&mut w, 4);
+        w.broker_octets(Bytes::from_static(&UNKNOWN_VERSION));
+        w.pass(Duration::from_secs(4));
+        hears_connect(&mut w, 5);
+        assert_eq!(w.gw.counters().link_fallbacks, 1);
+    }
+}
+
+#[test]
+fn a_broker_that_is_only_out_of_order_is_asked_in_mqtt_5_again_after_a_pause() {
+    let mut w = auto_world();
+    for _ in 0..3 {
+        hears_connect(&mut w, 5);
+        w.broker_down();
+        hears_connect(&mut w, 4);
+        w.broker_down();
+        assert!(w.gw.poll_timeout().unwrap() >= w.now + Duration::from_secs(1));
+        w.pass(Duration::from_secs(40));
+    }
+    hears_connect(&mut w, 5);
+    w.broker_octets(Bytes::from_static(&ACCEPTED_5));
+    assert!(w.gw.is_connected());
+    // It speaks MQTT 5: when it closes at CONNECT it means something else.
+    w.broker_down();
+    w.pass(Duration::from_secs(2));
+    hears_connect(&mut w, 5);
+    w.commands.clear();
+    w.broker_down();
+    assert!(w.commands.is_empty(), "{:?}", w.commands);
+    w.pass(Duration::from_secs(5));
+    hears_connect(&mut w, 5);
+}
+
+#[test]
+fn a_refusal_for_another_reason_is_no_reason_to_fall_back() {
+    let mut w = auto_world();
+    hears_connect(&mut w, 5);
+    w.commands.clear();
+    w.broker_octets(Bytes::from_static(&[0x20, 3, 0, 0x87, 0]));
+    assert!(w.commands.iter().all(|(_, command)| *command == LinkCommand::Close));
+    w.pass(Duration::from_secs(2));
+    hears_connect(&mut w, 5);
+}
+
+#[test]
+fn a_version_that_was_asked_for_is_the_only_one() {
+    for (protocol, level) in [(Protocol::V5, 5), (Protocol::V311, 4)] {
+        let mut w = offline_world(|settings| settings.broker.protocol = protocol);
+        hears_connect(&mut w, level);
+        w.broker_octets(Bytes::from_static(&UNKNOWN_VERSION));
+        w.pass(Duration::from_secs(2));
+        hears_connect(&mut w, level);
+        w.broker_down();
+        w.pass(Duration::from_secs(4));
+        hears_connect(&mut w, level);
+        assert_eq!(w.gw.counters().link_fallbacks, 0);
+    }
+}
+
+#[test]
+fn each_broker_is_spoken_to_in_the_version_that_it_accepted() {
+    let mut w = offline_world(|settings| {
+        settings.broker.protocol = Protocol::Auto;
+        settings.broker.endpoints.push(Endpoint { host: "other".into(), port: 1883 });
+    });
+    hears_connect(&mut w, 5);
+    w.broker_octets(Bytes::from_static(&UNKNOWN_VERSION));
+    hears_connect(&mut w, 4);
+    w.broker_octets(Bytes::from_static(&[0x20, 2, 0, 0]));
+    w.broker_down();
+    w.pass(Duration::from_secs(2));
+    hears_connect(&mut w, 5);
+    w.broker_octets(Bytes::from_static(&ACCEPTED_5));
+    w.broker_down();
+    w.pass(Duration::from_secs(2));
+    hears_connect(&mut w, 4);
+}
+
+/// A world whose broker speaks MQTT 5, on these terms (the properties of its CONNACK).
+fn world_5(terms: &[u8]) -> World {
+    let mut w = offline_world(|settings| settings.broker.protocol = Protocol::V5);
+    hears_connect(&mut w, 5);
+    let len = u8::try_from(terms.len()).unwrap();
+    w.broker_octets([&[0x20, 3 + len, 0, 0, len][..], terms].concat().into());
+    assert!(w.gw.is_connected());
+    w
+}
+
+#[test]
+fn a_refused_message_is_congestion_where_a_quota_is_exceeded_and_else_not_supported() {
+    for (reason, code) in [
+        (0x97, ReturnCode::Congestion),
+        (0x80, ReturnCode::NotSupported),
+        (0x83, ReturnCode::NotSupported),
+        (0x87, ReturnCode::NotSupported),
+        (0x90, ReturnCode::NotSupported),
+        (0x99, ReturnCode::NotSupported),
+        (0x10, ReturnCode::Accepted),
+    ] {
+        let mut w = world_5(&[]);
+        w.active(A, "n1");
+        for (qos, ack) in [(Qos::AtLeastOnce, 0x40), (Qos::ExactlyOnce, 0x50)] {
+            w.send(A, publish(TopicRef::Predefined(1), qos, 7, "on"));
+            let octets = w.broker_takes_octets();
+            let id = [octets[2 + 2 + 7], octets[2 + 2 + 7 + 1]];
+            w.broker_octets(vec![ack, 3, id[0], id[1], reason].into());
+            if code == ReturnCode::Accepted && qos == Qos::ExactlyOnce {
+                w.expect(A, Packet::PubRec(MsgIdOnly { msg_id: 7 }));
+            } else {
+                w.expect(A, Packet::PubAck(TopicAck { topic_id: 1, msg_id: 7, code }));
+            }
+            w.quiet();
+        }
+    }
+}
+
+#[test]
+fn what_the_broker_has_said_that_it_does_not_take_is_not_supported() {
+    let code = ReturnCode::NotSupported;
+    let mut w = world_5(&[0x24, 1, 0x25, 0]); // maximum QoS 1, no retain
+    w.active(A, "n1");
+    w.send(A, publish(TopicRef::Predefined(1), Qos::ExactlyOnce, 7, "on"));
+    w.expect(A, Packet::PubAck(TopicAck { topic_id: 1, msg_id: 7, code }));
+    w.broker_takes_nothing();
+    assert_eq!(w.gw.counters().uplink_refused, 1);
+}
+
+#[test]
+fn a_refused_subscription_is_congestion_where_a_quota_is_exceeded() {
+    for (reason, code) in
+        [(0x97, ReturnCode::Congestion), (0x87, ReturnCode::NotSupported), (0xA2, ReturnCode::NotSupported)]
+    {
+        let mut w = world_5(&[]);
+        w.active(A, "n1");
+        w.send(A, subscribe(2, "s/1", Qos::AtMostOnce));
+        let octets = w.broker_takes_octets();
+        w.broker_octets(vec![0x90, 4, octets[2], octets[3], 0, reason].into());
+        w.expect(A, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id: 2, code }));
+        w.quiet();
+    }
+}
+
+/// A message on `s/1` that is worth something for so many seconds.
+fn message_5(payload: &str, seconds: u8) -> Bytes {
+    let len = u8::try_from(payload.len()).unwrap();
+    let head = [0x30, 2 + 3 + 1 + 5 + len, 0, 3, b's', b'/', b'1', 5, 2, 0, 0, 0, seconds];
+    [&head[..], payload.as_bytes()].concat().into()
+}
+
+#[test]
+fn a_sleeper_gets_no_message_that_is_worth_nothing_any_more() {
+    let mut w = world_5(&[]);
+    w.active(A, "n1");
+    w.send(A, subscribe(2, "s/1", Qos::AtMostOnce));
+    let octets = w.broker_takes_octets();
+    w.broker_octets(vec![0x90, 4, octets[2], octets[3], 0, 0].into());
+    let Packet::SubAck(SubAck { topic_id, .. }) = decode(&w.next(A)).unwrap().packet else { panic!() };
+    w.send(A, Packet::Disconnect(Disconnect { duration: Some(600) }));
+    w.expect(A, disconnect());
+    for (payload, seconds) in [("short", 5), ("long", 100), ("brief", 5)] {
+        w.broker_octets(message_5(payload, seconds));
+    }
+    w.pass(Duration::from_secs(6));
+    w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
+    let topic = TopicRef::Normal(topic_id);
+    w.expect(A, publish(topic, Qos::AtMostOnce, 0, "long"));
+    w.expect(A, Packet::PingResp);
+    assert_eq!((w.gw.counters().downlink_expired, w.gw.waiting_messages()), (2, 0));
+}
+
+#[test]
+fn what_has_expired_makes_room_before_anything_is_shed() {
+    let mut w = world_5(&[]);
+    w.active(A, "n1");
+    w.send(A, subscribe(2, "s/1", Qos::AtMostOnce));
+    let octets = w.broker_takes_octets();
+    w.broker_octets(vec![0x90, 4, octets[2], octets[3], 0, 0].into());
+    w.next(A);
+    w.send(A, Packet::Disconnect(Disconnect { duration: Some(600) }));
+    w.expect(A, disconnect());
+    w.broker_octets(message_5("first", 100));
+    for _ in 0..9 {
+        w.broker_octets(message_5("short", 5));
+    }
+    w.pass(Duration::from_secs(6));
+    w.broker_octets(message_5("last", 100));
+    let counters = w.gw.counters();
+    assert_eq!((counters.downlink_expired, counters.downlink_queue_full), (9, 0));
+    assert_eq!(w.gw.waiting_messages(), 2);
+}
