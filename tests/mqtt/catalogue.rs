@@ -5,15 +5,39 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use mqtt_sn_gateway::broker::{Fault, Kind, Limits, Memory};
-use mqtt_sn_gateway::mqtt::{Connection, Event, Options, QoS, Session, Token, WINDOW_MAX};
+use mqtt_sn_gateway::mqtt::{Connection, Event, Options, Protocol, QoS, Session, Token, WINDOW_MAX};
 use mqtt_sn_gateway::topic::TopicFilter;
 use rumqttc::{Packet, PubAck, PubComp, PubRec, PubRel, Publish};
 
-use crate::world::{World, id, message};
+use crate::translator::{Meaning, Translator};
+use crate::world::{World, id, message, options};
+
+in_both_versions! {
+    a_missing_acknowledgement_and_a_lost_session_do_not_livelock,
+    the_id_of_an_open_release_is_not_handed_out_again,
+    a_publish_that_a_pubcomp_made_room_for_completes,
+    twenty_unfinished_messages_survive_a_resumption_with_a_small_window,
+    five_hundred_messages_are_repeated_in_one_buffer,
+    a_new_process_is_not_upset_by_the_open_exchanges_of_the_old_one,
+    a_release_of_an_unknown_id_is_answered_and_does_not_end_the_connection,
+    a_repeated_exactly_once_message_is_handed_on_once,
+    stray_acknowledgements_do_not_end_the_connection,
+    a_blocked_socket_loses_nothing,
+    connection_attempts_that_are_cut_do_no_harm,
+    the_id_of_an_unanswered_subscribe_is_not_handed_out_again,
+    a_batch_of_publishes_is_one_write,
+    an_idle_connection_with_the_largest_window_is_small,
+    nothing_vanishes_with_a_lost_session,
+    acknowledgements_that_arrived_count_although_the_connection_ended,
+    a_message_too_large_does_not_come_again_for_ever,
+    a_full_window_does_not_hold_back_settlements,
+    a_silent_broker_is_noticed_and_a_busy_one_is_not_pinged,
+    octets_that_are_no_packet_end_the_connection_and_no_more,
+}
 
 /// A publisher "p" and a broker; the publisher is connected.
-fn world(change: impl FnOnce(&mut Options)) -> World {
-    let mut options = Options::new("p");
+fn world(protocol: Protocol, change: impl FnOnce(&mut Options)) -> World {
+    let mut options = options(protocol, "p");
     change(&mut options);
     let mut world = World::new(Limits::default());
     world.client(options);
@@ -22,9 +46,9 @@ fn world(change: impl FnOnce(&mut Options)) -> World {
 }
 
 /// The same and a subscriber "s" to `t` with QoS 2, connected by a client that settles nothing by itself.
-fn world_with_subscriber(change: impl FnOnce(&mut Options)) -> World {
-    let mut world = world(change);
-    let subscriber = world.client(Options::new("s"));
+fn world_with_subscriber(protocol: Protocol, change: impl FnOnce(&mut Options)) -> World {
+    let mut world = world(protocol, change);
+    let subscriber = world.client(options(protocol, "s"));
     world.subscribe(subscriber, QoS::ExactlyOnce);
     world.run();
     world.clients[subscriber].events.clear();
@@ -37,7 +61,17 @@ fn withhold(client: &str, kind: Kind, skip: usize, count: usize) -> Fault {
 
 /// All packets of the next output.
 fn packets(connection: &mut Connection, now: std::time::Instant) -> Vec<Packet> {
-    let mut stream = BytesMut::from(&connection.take_output(now).unwrap_or_default()[..]);
+    let output = connection.take_output(now).unwrap_or_default();
+    let mut stream = BytesMut::new();
+    match connection.options().protocol {
+        Protocol::V4 => stream.extend_from_slice(&output),
+        Protocol::V5 => {
+            for meaning in Translator::default().up(&output) {
+                let Meaning::Octets(octets) = meaning else { continue };
+                stream.extend_from_slice(&octets);
+            }
+        }
+    }
     std::iter::from_fn(|| (!stream.is_empty()).then(|| Packet::read(&mut stream, usize::MAX).unwrap()))
         .collect()
 }
@@ -52,9 +86,8 @@ fn healthy(world: &World) {
 
 /// Case A (rumqttc #1056, #1014): one acknowledgement is missing while the packet ids come round, then the broker
 /// loses the session. There it livelocks for ever; here the id is not used again and everything completes.
-#[test]
-fn a_missing_acknowledgement_and_a_lost_session_do_not_livelock() {
-    let mut world = world(|options| options.window = 10);
+fn a_missing_acknowledgement_and_a_lost_session_do_not_livelock(protocol: Protocol) {
+    let mut world = world(protocol, |options| options.window = 10);
     world.inject(withhold("p", Kind::PubAck, 0, 1));
     let mut tokens = vec![world.publish(0, QoS::AtLeastOnce, "stuck")];
     world.run();
@@ -72,9 +105,8 @@ fn a_missing_acknowledgement_and_a_lost_session_do_not_livelock() {
 }
 
 /// Case C: the id of a QoS 2 publish is not used again between PUBREC and PUBCOMP.
-#[test]
-fn the_id_of_an_open_release_is_not_handed_out_again() {
-    let mut world = world(|options| options.window = 10);
+fn the_id_of_an_open_release_is_not_handed_out_again(protocol: Protocol) {
+    let mut world = world(protocol, |options| options.window = 10);
     world.inject(withhold("p", Kind::PubComp, 0, 1));
     world.publish(0, QoS::ExactlyOnce, "stuck");
     world.run();
@@ -90,9 +122,8 @@ fn the_id_of_an_open_release_is_not_handed_out_again() {
 }
 
 /// Case B: a publish that could leave only after a PUBCOMP is known when its PUBACK comes.
-#[test]
-fn a_publish_that_a_pubcomp_made_room_for_completes() {
-    let mut world = world(|options| options.window = 1);
+fn a_publish_that_a_pubcomp_made_room_for_completes(protocol: Protocol) {
+    let mut world = world(protocol, |options| options.window = 1);
     world.inject(withhold("p", Kind::PubComp, 0, 1));
     let first = world.publish(0, QoS::ExactlyOnce, 1).unwrap();
     let second = world.publish(0, QoS::AtLeastOnce, 2).unwrap();
@@ -106,10 +137,9 @@ fn a_publish_that_a_pubcomp_made_room_for_completes() {
 }
 
 /// Case D: what is repeated on a resumed session respects the window, and nothing is overwritten.
-#[test]
-fn twenty_unfinished_messages_survive_a_resumption_with_a_small_window() {
+fn twenty_unfinished_messages_survive_a_resumption_with_a_small_window(protocol: Protocol) {
     for memory in [Memory::Kept, Memory::Lost] {
-        let mut world = world_with_subscriber(|options| options.window = 5);
+        let mut world = world_with_subscriber(protocol, |options| options.window = 5);
         world.inject(withhold("p", Kind::PubAck, 0, usize::MAX));
         let tokens: Vec<Token> = (0..20).map(|n| world.publish(0, QoS::AtLeastOnce, n).unwrap()).collect();
         world.run();
@@ -132,9 +162,8 @@ fn twenty_unfinished_messages_survive_a_resumption_with_a_small_window() {
 }
 
 /// Case F: a resumption costs one write, not one timer tick for every message.
-#[test]
-fn five_hundred_messages_are_repeated_in_one_buffer() {
-    let mut world = world(|_| {});
+fn five_hundred_messages_are_repeated_in_one_buffer(protocol: Protocol) {
+    let mut world = world(protocol, |_| {});
     world.inject(withhold("p", Kind::PubAck, 0, usize::MAX));
     for n in 0..500 {
         world.publish(0, QoS::AtLeastOnce, n);
@@ -155,9 +184,8 @@ fn five_hundred_messages_are_repeated_in_one_buffer() {
 
 /// Case L (rumqttc #1053): a new process meets QoS 2 exchanges that the old one left open. There it reconnects some
 /// thousand times a second; here the session is removed, once.
-#[test]
-fn a_new_process_is_not_upset_by_the_open_exchanges_of_the_old_one() {
-    let mut world = world_with_subscriber(|_| {});
+fn a_new_process_is_not_upset_by_the_open_exchanges_of_the_old_one(protocol: Protocol) {
+    let mut world = world_with_subscriber(protocol, |_| {});
     world.inject(withhold("s", Kind::PubRel, 0, usize::MAX));
     for n in 0..5 {
         world.publish(0, QoS::ExactlyOnce, n);
@@ -170,11 +198,15 @@ fn a_new_process_is_not_upset_by_the_open_exchanges_of_the_old_one() {
     world.clients[1].online = false;
 
     world.inject(Fault::Release { client: id("s") });
-    let subscriber = world.client(Options::new("s"));
+    let subscriber = world.client(options(protocol, "s"));
     world.subscribe(subscriber, QoS::ExactlyOnce);
     world.run();
     let client = &world.clients[subscriber];
-    assert_eq!(client.connects, 3, "look, remove, begin");
+    let (connects, how) = match protocol {
+        Protocol::V4 => (3, "look, remove, begin"),
+        Protocol::V5 => (1, "with a clean start"),
+    };
+    assert_eq!(client.connects, connects, "{how}");
     assert_eq!(client.failures, []);
     assert_eq!(client.payloads(), [""; 0]);
     assert!(client.events.contains(&Event::Connected { session_present: false }));
@@ -184,9 +216,8 @@ fn a_new_process_is_not_upset_by_the_open_exchanges_of_the_old_one() {
 }
 
 /// Case L, the other half: a PUBREL for an id that nobody knows is answered.
-#[test]
-fn a_release_of_an_unknown_id_is_answered_and_does_not_end_the_connection() {
-    let mut world = world(|_| {});
+fn a_release_of_an_unknown_id_is_answered_and_does_not_end_the_connection(protocol: Protocol) {
+    let mut world = world(protocol, |_| {});
     world.inject(Fault::Send { client: id("p"), packet: Packet::PubRel(PubRel::new(77)) });
     world.run();
     assert_eq!(world.broker.counters().stray_acks, 1, "the PUBCOMP has come");
@@ -195,9 +226,8 @@ fn a_release_of_an_unknown_id_is_answered_and_does_not_end_the_connection() {
 }
 
 /// Case J: a QoS 2 message that the broker repeats is handed on once, over two restarts of the broker.
-#[test]
-fn a_repeated_exactly_once_message_is_handed_on_once() {
-    let mut world = world_with_subscriber(|_| {});
+fn a_repeated_exactly_once_message_is_handed_on_once(protocol: Protocol) {
+    let mut world = world_with_subscriber(protocol, |_| {});
     let count = 300;
     for n in 0..count {
         world.publish(0, QoS::ExactlyOnce, n);
@@ -224,9 +254,8 @@ fn a_repeated_exactly_once_message_is_handed_on_once() {
 }
 
 /// Case K: stray acknowledgements are counted, no reason to disconnect.
-#[test]
-fn stray_acknowledgements_do_not_end_the_connection() {
-    let mut world = world(|_| {});
+fn stray_acknowledgements_do_not_end_the_connection(protocol: Protocol) {
+    let mut world = world(protocol, |_| {});
     for packet in [
         Packet::PubAck(PubAck::new(9)),
         Packet::PubRec(PubRec::new(9)),
@@ -246,9 +275,8 @@ fn stray_acknowledgements_do_not_end_the_connection() {
 }
 
 /// Case G (rumqttc #601): nothing is lost from the middle when the socket takes no more.
-#[test]
-fn a_blocked_socket_loses_nothing() {
-    let mut world = world_with_subscriber(|options| options.window = 100);
+fn a_blocked_socket_loses_nothing(protocol: Protocol) {
+    let mut world = world_with_subscriber(protocol, |options| options.window = 100);
     let mut sent = 0;
     let mut blocked = 0;
     while sent < 2_000 || world.clients[0].connection.unfinished() > 0 {
@@ -275,10 +303,9 @@ fn a_blocked_socket_loses_nothing() {
 }
 
 /// Case G, in the connect phase: a connection attempt that is cut does no harm.
-#[test]
-fn connection_attempts_that_are_cut_do_no_harm() {
+fn connection_attempts_that_are_cut_do_no_harm(protocol: Protocol) {
     let mut world = World::new(Limits::default());
-    world.client(Options::new("p"));
+    world.client(options(protocol, "p"));
     let token = world.publish(0, QoS::AtLeastOnce, "m").unwrap();
     for octets in 0..20 {
         world.connect(0);
@@ -294,9 +321,8 @@ fn connection_attempts_that_are_cut_do_no_harm() {
 }
 
 /// rumqttc #1057: the ids of SUBSCRIBE and UNSUBSCRIBE are as exclusive as those of PUBLISH.
-#[test]
-fn the_id_of_an_unanswered_subscribe_is_not_handed_out_again() {
-    let mut world = world(|_| {});
+fn the_id_of_an_unanswered_subscribe_is_not_handed_out_again(protocol: Protocol) {
+    let mut world = world(protocol, |_| {});
     world.inject(withhold("p", Kind::SubAck, 0, 1));
     world.inject(withhold("p", Kind::UnsubAck, 0, 1));
     world.subscribe(0, QoS::AtMostOnce);
@@ -313,9 +339,8 @@ fn the_id_of_an_unanswered_subscribe_is_not_handed_out_again() {
 }
 
 /// rumqttc #810: one write for a batch, not one for each publish.
-#[test]
-fn a_batch_of_publishes_is_one_write() {
-    let mut world = world(|_| {});
+fn a_batch_of_publishes_is_one_write(protocol: Protocol) {
+    let mut world = world(protocol, |_| {});
     for n in 0..1_000 {
         world.publish(0, QoS::AtMostOnce, n);
     }
@@ -324,8 +349,7 @@ fn a_batch_of_publishes_is_one_write() {
 }
 
 /// MQTT 5 in rumqttc allocates 14 MB for the window of every connection.
-#[test]
-fn an_idle_connection_with_the_largest_window_is_small() {
+fn an_idle_connection_with_the_largest_window_is_small(protocol: Protocol) {
     let resident = || {
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
         statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
@@ -334,12 +358,16 @@ fn an_idle_connection_with_the_largest_window_is_small() {
     let now = std::time::Instant::now();
     let connections: Vec<Connection> = (0..10_000)
         .map(|n| {
-            let mut options = Options::new(n.to_string());
+            let mut options = options(protocol, &n.to_string());
             (options.window, options.session) = (WINDOW_MAX, Session::Clean);
             let mut connection = Connection::new(options);
             connection.handle_connected(now).unwrap();
             drop(connection.take_output(now));
-            connection.handle_bytes(now, &[0x20, 2, 0, 0]).unwrap();
+            let connack: &[u8] = match protocol {
+                Protocol::V4 => &[0x20, 2, 0, 0],
+                Protocol::V5 => &[0x20, 3, 0, 0, 0],
+            };
+            connection.handle_bytes(now, connack).unwrap();
             connection
         })
         .collect();
@@ -349,10 +377,9 @@ fn an_idle_connection_with_the_largest_window_is_small() {
 }
 
 /// A session that the broker lost costs no message: not those in flight, not those that wait, no subscribe.
-#[test]
-fn nothing_vanishes_with_a_lost_session() {
+fn nothing_vanishes_with_a_lost_session(protocol: Protocol) {
     for session in [Session::Resume, Session::Clean] {
-        let mut world = world(|options| (options.window, options.session) = (3, session));
+        let mut world = world(protocol, |options| (options.window, options.session) = (3, session));
         for kind in [Kind::PubAck, Kind::PubRec, Kind::PubComp, Kind::SubAck] {
             world.inject(withhold("p", kind, 0, usize::MAX));
         }
@@ -373,9 +400,8 @@ fn nothing_vanishes_with_a_lost_session() {
 }
 
 /// Case E, and "acknowledgements already taken in survive the end of the connection": none is lost however it ends.
-#[test]
-fn acknowledgements_that_arrived_count_although_the_connection_ended() {
-    let mut world = world(|_| {});
+fn acknowledgements_that_arrived_count_although_the_connection_ended(protocol: Protocol) {
+    let mut world = world(protocol, |_| {});
     let tokens: Vec<Token> = (0..10).map(|n| world.publish(0, QoS::AtLeastOnce, n).unwrap()).collect();
     world.send(0);
     world.deliver_up(0, usize::MAX);
@@ -389,10 +415,9 @@ fn acknowledgements_that_arrived_count_although_the_connection_ended() {
 }
 
 /// A message larger than the limit ends in a storm of reconnects there; here it is acknowledged, counted and dropped.
-#[test]
-fn a_message_too_large_does_not_come_again_for_ever() {
-    let mut world = world(|_| {});
-    let mut options = Options::new("s");
+fn a_message_too_large_does_not_come_again_for_ever(protocol: Protocol) {
+    let mut world = world(protocol, |_| {});
+    let mut options = options(protocol, "s");
     options.packet_len_max = 10_000;
     let subscriber = world.client(options);
     world.subscribe(subscriber, QoS::AtLeastOnce);
@@ -407,9 +432,8 @@ fn a_message_too_large_does_not_come_again_for_ever() {
 }
 
 /// Held acknowledgements do not stand still behind a full window of our own publishes.
-#[test]
-fn a_full_window_does_not_hold_back_settlements() {
-    let mut world = world_with_subscriber(|_| {});
+fn a_full_window_does_not_hold_back_settlements(protocol: Protocol) {
+    let mut world = world_with_subscriber(protocol, |_| {});
     world.inject(withhold("s", Kind::PubAck, 0, usize::MAX));
     for n in 0..20 {
         world.publish(0, QoS::AtLeastOnce, n);
@@ -426,9 +450,8 @@ fn a_full_window_does_not_hold_back_settlements() {
 }
 
 /// The PINGREQ comes after silence, not at every interval, and a silent broker is noticed.
-#[test]
-fn a_silent_broker_is_noticed_and_a_busy_one_is_not_pinged() {
-    let mut world = world(|_| {});
+fn a_silent_broker_is_noticed_and_a_busy_one_is_not_pinged(protocol: Protocol) {
+    let mut world = world(protocol, |_| {});
     for n in 0..30 {
         world.publish(0, QoS::AtLeastOnce, n);
         world.run_for(Duration::from_secs(20));
@@ -443,9 +466,8 @@ fn a_silent_broker_is_noticed_and_a_busy_one_is_not_pinged() {
 }
 
 /// A PUBLISH from nobody's client: stray octets of a broker end the connection, and the next one works.
-#[test]
-fn octets_that_are_no_packet_end_the_connection_and_no_more() {
-    let mut world = world(|_| {});
+fn octets_that_are_no_packet_end_the_connection_and_no_more(protocol: Protocol) {
+    let mut world = world(protocol, |_| {});
     for bytes in [&[0xF0, 0][..], &[0x30, 3, 0, 1, b'#'], &[0x10, 0], &[0x30, 0xFF, 0xFF, 0xFF, 0xFF]] {
         world.inject(Fault::SendBytes { client: id("p"), bytes: Bytes::copy_from_slice(bytes) });
         world.run();

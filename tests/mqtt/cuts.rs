@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use mqtt_sn_gateway::broker::{Fault, Limits, Memory};
-use mqtt_sn_gateway::mqtt::{Counters, DeliveryId, Event, Options, QoS, Session, Token};
+use mqtt_sn_gateway::mqtt::{Counters, DeliveryId, Event, Protocol, QoS, Session, Token};
 
-use crate::world::{World, counted, id, message};
+use crate::world::{World, counted, id, message, options};
 
 const PUBLISHER: usize = 0;
 const SUBSCRIBER: usize = 1;
@@ -23,6 +23,13 @@ enum Forgets {
     Everything,
 }
 
+in_both_versions! {
+    at_least_once_is_complete_and_in_order_over_cut_connections,
+    exactly_once_is_complete_in_order_and_without_a_duplicate_over_cut_connections,
+    at_least_once_is_complete_although_the_broker_forgets_the_session,
+    a_broker_without_memory_gets_all_that_it_has_not_acknowledged_and_all_subscriptions,
+}
+
 /// Figures of many worlds, to see that they had something to survive.
 #[derive(Debug, Default)]
 struct Figures {
@@ -33,31 +40,27 @@ struct Figures {
     lost: u64,
 }
 
-#[test]
-fn at_least_once_is_complete_and_in_order_over_cut_connections() {
-    let figures = seeds(1_000, |seed| play(seed, QoS::AtLeastOnce, Forgets::Nothing));
+fn at_least_once_is_complete_and_in_order_over_cut_connections(protocol: Protocol) {
+    let figures = seeds(1_000, |seed| play(protocol, seed, QoS::AtLeastOnce, Forgets::Nothing));
     assert!(figures.messages >= 20_000 && figures.cuts > 2_000, "{figures:?}");
     assert!(figures.resent > 1_000 && figures.duplicates > 100 && figures.lost == 0, "{figures:?}");
 }
 
-#[test]
-fn exactly_once_is_complete_in_order_and_without_a_duplicate_over_cut_connections() {
-    let figures = seeds(1_000, |seed| play(seed, QoS::ExactlyOnce, Forgets::Nothing));
+fn exactly_once_is_complete_in_order_and_without_a_duplicate_over_cut_connections(protocol: Protocol) {
+    let figures = seeds(1_000, |seed| play(protocol, seed, QoS::ExactlyOnce, Forgets::Nothing));
     assert!(figures.messages >= 20_000 && figures.cuts > 2_000, "{figures:?}");
     assert!(figures.resent > 1_000 && figures.duplicates > 100 && figures.lost == 0, "{figures:?}");
 }
 
-#[test]
-fn at_least_once_is_complete_although_the_broker_forgets_the_session() {
-    let figures = seeds(1_000, |seed| play(seed, QoS::AtLeastOnce, Forgets::Publisher));
+fn at_least_once_is_complete_although_the_broker_forgets_the_session(protocol: Protocol) {
+    let figures = seeds(1_000, |seed| play(protocol, seed, QoS::AtLeastOnce, Forgets::Publisher));
     assert!(figures.messages >= 20_000 && figures.lost > 200, "{figures:?}");
-    let figures = seeds(300, |seed| play(seed, QoS::ExactlyOnce, Forgets::Publisher));
+    let figures = seeds(300, |seed| play(protocol, seed, QoS::ExactlyOnce, Forgets::Publisher));
     assert!(figures.messages >= 6_000 && figures.lost > 50, "{figures:?}");
 }
 
-#[test]
-fn a_broker_without_memory_gets_all_that_it_has_not_acknowledged_and_all_subscriptions() {
-    let figures = seeds(1_000, |seed| play(seed, QoS::AtLeastOnce, Forgets::Everything));
+fn a_broker_without_memory_gets_all_that_it_has_not_acknowledged_and_all_subscriptions(protocol: Protocol) {
+    let figures = seeds(1_000, |seed| play(protocol, seed, QoS::AtLeastOnce, Forgets::Everything));
     assert!(figures.messages >= 20_000 && figures.lost > 500, "{figures:?}");
 }
 
@@ -91,10 +94,10 @@ impl Drop for Named {
 
 /// One world: a publisher sends some messages to a subscriber through the broker; everything moves in small steps in
 /// random order, and connections are cut. Then the faults stop and everything must come to its end.
-fn play(seed: u64, qos: QoS, forgets: Forgets) -> Figures {
+fn play(protocol: Protocol, seed: u64, qos: QoS, forgets: Forgets) -> Figures {
     let mut rng = Rng::with_seed(seed);
     let mut world = World::new(Limits { window: rng.u16(1..10), ..Limits::default() });
-    let mut publisher = Options::new("p");
+    let mut publisher = options(protocol, "p");
     publisher.window = rng.u16(1..10);
     publisher.window_exactly_once = rng.u16(1..10);
     publisher.buffer = rng.usize(1..300);
@@ -102,7 +105,7 @@ fn play(seed: u64, qos: QoS, forgets: Forgets) -> Figures {
         publisher.session = Session::Clean;
     }
     world.client(publisher);
-    world.client(Options::new("s"));
+    world.client(options(protocol, "s"));
     world.subscribe(SUBSCRIBER, qos);
     world.run();
 

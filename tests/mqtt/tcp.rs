@@ -13,11 +13,11 @@ use bytes::{Buf, Bytes};
 use fastrand::Rng;
 use mqtt_sn_gateway::broker::tcp::Server;
 use mqtt_sn_gateway::broker::{Broker, Limits};
-use mqtt_sn_gateway::mqtt::{Connection, Event, Options, QoS};
+use mqtt_sn_gateway::mqtt::{Connection, Event, Options, Protocol, QoS, Refused};
 use mqtt_sn_gateway::topic::TopicFilter;
 use tokio::sync::oneshot;
 
-use crate::world::message;
+use crate::world::{message, options};
 
 const MESSAGES: usize = 20_000;
 
@@ -34,36 +34,41 @@ const CUT_WITHIN: usize = 20_000;
 /// No run takes a tenth of it, on a machine that is busy with other tests.
 const GIVE_UP: Duration = Duration::from_secs(120);
 
-#[test]
-fn twenty_thousand_messages_reach_mosquitto_at_least_once_through_cuts() {
-    let mosquitto = Mosquitto::start(&format!("max_queued_messages {BROKER_QUEUE}\n"));
-    through_cuts(mosquitto.address, QoS::AtLeastOnce);
+in_both_versions! {
+    twenty_thousand_messages_reach_mosquitto_at_least_once_through_cuts,
+    twenty_thousand_messages_reach_mosquitto_exactly_once_through_cuts,
+    the_default_windows_are_not_too_large_for_mosquitto_as_it_comes,
+    mosquitto_may_be_killed_and_started_again_without_memory,
+    a_session_that_an_earlier_process_left_at_mosquitto_is_removed,
 }
 
-#[test]
-fn twenty_thousand_messages_reach_mosquitto_exactly_once_through_cuts() {
+fn twenty_thousand_messages_reach_mosquitto_at_least_once_through_cuts(protocol: Protocol) {
     let mosquitto = Mosquitto::start(&format!("max_queued_messages {BROKER_QUEUE}\n"));
-    through_cuts(mosquitto.address, QoS::ExactlyOnce);
+    through_cuts(protocol, mosquitto.address, QoS::AtLeastOnce);
+}
+
+fn twenty_thousand_messages_reach_mosquitto_exactly_once_through_cuts(protocol: Protocol) {
+    let mosquitto = Mosquitto::start(&format!("max_queued_messages {BROKER_QUEUE}\n"));
+    through_cuts(protocol, mosquitto.address, QoS::ExactlyOnce);
 }
 
 #[test]
 fn twenty_thousand_messages_reach_the_embedded_broker_at_least_once_through_cuts() {
     let embedded = Embedded::start();
-    through_cuts(embedded.address, QoS::AtLeastOnce);
+    through_cuts(Protocol::V4, embedded.address, QoS::AtLeastOnce);
 }
 
 #[test]
 fn twenty_thousand_messages_reach_the_embedded_broker_exactly_once_through_cuts() {
     let embedded = Embedded::start();
-    through_cuts(embedded.address, QoS::ExactlyOnce);
+    through_cuts(Protocol::V4, embedded.address, QoS::ExactlyOnce);
 }
 
 /// Mosquitto acknowledges what comes while 20 publishes of QoS 2 are open, and drops it.
-#[test]
-fn the_default_windows_are_not_too_large_for_mosquitto_as_it_comes() {
+fn the_default_windows_are_not_too_large_for_mosquitto_as_it_comes(protocol: Protocol) {
     let mosquitto = Mosquitto::start("");
-    let mut subscriber = subscriber(mosquitto.address, QoS::AtMostOnce);
-    let mut publisher = Owner::new(Options::new("p"), mosquitto.address);
+    let mut subscriber = subscriber(protocol, mosquitto.address, QoS::AtMostOnce);
+    let mut publisher = Owner::new(options(protocol, "p"), mosquitto.address);
     let mut sent = 0;
     let deadline = Instant::now() + GIVE_UP;
     while publisher.completed < MESSAGES || subscriber.seen.len() < MESSAGES {
@@ -87,10 +92,9 @@ fn the_default_windows_are_not_too_large_for_mosquitto_as_it_comes() {
     assert!(subscriber.seen.values().all(|count| *count == 1));
 }
 
-#[test]
-fn mosquitto_may_be_killed_and_started_again_without_memory() {
+fn mosquitto_may_be_killed_and_started_again_without_memory(protocol: Protocol) {
     let mut mosquitto = Mosquitto::start("");
-    let mut publisher = Owner::new(Options::new("p"), mosquitto.address);
+    let mut publisher = Owner::new(options(protocol, "p"), mosquitto.address);
     let (mut sent, mut kills) = (0, 0);
     let deadline = Instant::now() + GIVE_UP;
     while publisher.completed < MESSAGES {
@@ -108,12 +112,11 @@ fn mosquitto_may_be_killed_and_started_again_without_memory() {
     assert_eq!(publisher.connection.counters().sessions_lost, 3);
 }
 
-#[test]
-fn a_session_that_an_earlier_process_left_at_mosquitto_is_removed() {
+fn a_session_that_an_earlier_process_left_at_mosquitto_is_removed(protocol: Protocol) {
     let mosquitto = Mosquitto::start("");
-    let mut earlier = subscriber(mosquitto.address, QoS::ExactlyOnce);
+    let mut earlier = subscriber(protocol, mosquitto.address, QoS::ExactlyOnce);
     earlier.settles = false;
-    let mut publisher = Owner::new(Options::new("p"), mosquitto.address);
+    let mut publisher = Owner::new(options(protocol, "p"), mosquitto.address);
     for n in 0..100 {
         publisher.connection.publish(message(QoS::ExactlyOnce, n)).unwrap();
     }
@@ -124,8 +127,12 @@ fn a_session_that_an_earlier_process_left_at_mosquitto_is_removed() {
     });
     drop(earlier);
 
-    let mut later = subscriber(mosquitto.address, QoS::ExactlyOnce);
-    assert_eq!((later.connects, later.connection.counters().purges), (3, 1));
+    let mut later = subscriber(protocol, mosquitto.address, QoS::ExactlyOnce);
+    let expected = match protocol {
+        Protocol::V4 => (3, 1),
+        Protocol::V5 => (1, 0), // with a clean start
+    };
+    assert_eq!((later.connects, later.connection.counters().purges), expected);
     publisher.connection.publish(message(QoS::ExactlyOnce, "new")).unwrap();
     until(|| {
         publisher.turn();
@@ -135,12 +142,39 @@ fn a_session_that_an_earlier_process_left_at_mosquitto_is_removed() {
     assert_eq!(later.seen.keys().collect::<Vec<_>>(), ["new"]);
 }
 
+/// A broker of MQTT 5 that forbids a topic says so and goes on; 3.1.1 has no word for it.
+#[test]
+fn mosquitto_refuses_by_reason_code_and_the_window_stays_open() {
+    let mut mosquitto = Mosquitto::start("");
+    std::fs::write(mosquitto.directory.path().join("acl"), "topic write ok\n").unwrap();
+    let config = mosquitto.directory.path().join("mosquitto.conf");
+    let acl = format!("acl_file {}\n", mosquitto.directory.path().join("acl").display());
+    std::fs::write(&config, std::fs::read_to_string(&config).unwrap() + &acl).unwrap();
+    mosquitto.restart();
+
+    let mut publisher = Owner::new(options(Protocol::V5, "p"), mosquitto.address);
+    for n in 0..200 {
+        let qos = if n % 2 == 0 { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
+        let mut message = message(qos, n);
+        if n % 4 > 1 {
+            message.topic = mqtt_sn_gateway::topic::TopicName::new("ok").unwrap();
+        }
+        publisher.connection.publish(message).unwrap();
+    }
+    until(|| {
+        publisher.turn();
+        publisher.connection.unfinished() == 0
+    });
+    assert_eq!((publisher.completed, publisher.connects), (100, 1));
+    assert_eq!(publisher.refused, [Refused(0x87); 100]);
+}
+
 /// All messages from a publisher to a subscriber, both behind a proxy that cuts.
-fn through_cuts(broker: SocketAddr, qos: QoS) {
+fn through_cuts(protocol: Protocol, broker: SocketAddr, qos: QoS) {
     let up = Proxy::start(broker, 1);
     let down = Proxy::start(broker, 2);
-    let mut subscriber = subscriber(down.address, qos);
-    let mut publisher = Owner::new(Options::new("p"), up.address);
+    let mut subscriber = subscriber(protocol, down.address, qos);
+    let mut publisher = Owner::new(options(protocol, "p"), up.address);
     let mut sent = 0;
     let deadline = Instant::now() + GIVE_UP;
     while publisher.completed < MESSAGES || subscriber.seen.len() < MESSAGES {
@@ -177,8 +211,8 @@ fn through_cuts(broker: SocketAddr, qos: QoS) {
 }
 
 /// An owner of the connection "s" that has subscribed to `t`.
-fn subscriber(address: SocketAddr, qos: QoS) -> Owner {
-    let mut subscriber = Owner::new(Options::new("s"), address);
+fn subscriber(protocol: Protocol, address: SocketAddr, qos: QoS) -> Owner {
+    let mut subscriber = Owner::new(options(protocol, "s"), address);
     subscriber.subscribes = Some(qos);
     until(|| {
         subscriber.turn();
@@ -203,6 +237,8 @@ struct Owner {
     connects: usize,
     /// Publishes that completed.
     completed: usize,
+    /// Publishes that were refused.
+    refused: Vec<Refused>,
     /// How often each payload came.
     seen: BTreeMap<String, usize>,
     subscribes: Option<QoS>,
@@ -219,6 +255,7 @@ impl Owner {
             unwritten: Bytes::new(),
             connects: 0,
             completed: 0,
+            refused: Vec::new(),
             seen: BTreeMap::new(),
             subscribes: None,
             subscribed: false,
@@ -285,10 +322,8 @@ impl Owner {
     fn events(&mut self) {
         while let Some(event) = self.connection.poll_event() {
             match event {
-                Event::Completed(_, result) => {
-                    result.unwrap();
-                    self.completed += 1;
-                }
+                Event::Completed(_, Ok(())) => self.completed += 1,
+                Event::Completed(_, Err(refused)) => self.refused.push(refused),
                 Event::Connected { session_present: false } => {
                     if let Some(qos) = self.subscribes {
                         self.connection.subscribe(&[(TopicFilter::new("t").unwrap(), qos)]).unwrap();

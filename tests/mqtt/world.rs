@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mqtt_sn_gateway::broker::{Broker, ConnectionId, Fault, Input, Limits, Output};
-use mqtt_sn_gateway::mqtt::{Connection, DeliveryId, Event, Failure, Message, Options, QoS, Token};
+use mqtt_sn_gateway::mqtt::{Connection, DeliveryId, Event, Failure, Message, Options, Protocol, QoS, Token};
 use mqtt_sn_gateway::topic::{ClientId, TopicFilter, TopicName};
+
+use crate::translator::{Meaning, Translator};
 
 /// Rounds of [`World::run`] in which something still moves: more is a livelock.
 const ROUNDS_MAX: usize = 2_000;
@@ -36,6 +38,8 @@ struct Link {
     id: ConnectionId,
     up: Vec<u8>,
     down: Vec<u8>,
+    /// For MQTT 5.
+    translator: Option<Translator>,
     /// The broker waits to hear that `down` has been read.
     drain: bool,
     /// The broker has closed it; what is in `down` still arrives.
@@ -126,7 +130,12 @@ impl World {
         self.opened += 1;
         client.connects += 1;
         let id = ConnectionId(self.opened);
-        client.link = Some(Link { id, up: Vec::new(), down: Vec::new(), drain: false, closed: false });
+        let translator = match client.connection.options().protocol {
+            Protocol::V4 => None,
+            Protocol::V5 => Some(Translator::default()),
+        };
+        client.link =
+            Some(Link { id, up: Vec::new(), down: Vec::new(), translator, drain: false, closed: false });
         client.connection.handle_connected(self.now).unwrap();
         self.broker.handle(self.now, Input::Opened(id));
         true
@@ -150,7 +159,16 @@ impl World {
         }
         let bytes: Bytes = link.up.drain(..octets).collect();
         let id = link.id;
-        self.broker.handle(self.now, Input::Bytes(id, bytes));
+        let meanings = match &mut link.translator {
+            None => vec![Meaning::Octets(bytes)],
+            Some(translator) => translator.up(&bytes),
+        };
+        for meaning in meanings {
+            match meaning {
+                Meaning::Octets(octets) => self.broker.handle(self.now, Input::Bytes(id, octets)),
+                Meaning::Forget(client) => self.broker.inject(self.now, Fault::ForgetSession { client }),
+            }
+        }
         true
     }
 
@@ -164,7 +182,10 @@ impl World {
                 self.clients.iter_mut().filter_map(|client| client.link.as_mut()).find(|link| link.id == *id);
             match (link, output) {
                 (Some(link), Output::Write(_, bytes)) => {
-                    link.down.extend_from_slice(&bytes);
+                    match &mut link.translator {
+                        None => link.down.extend_from_slice(&bytes),
+                        Some(translator) => link.down.extend_from_slice(&translator.down(&bytes)),
+                    }
                     link.drain = true;
                 }
                 (Some(link), Output::Close(_)) => link.closed = true,
@@ -277,6 +298,10 @@ impl Client {
             delivery.into_iter().for_each(|delivery| self.connection.settle(delivery));
         }
     }
+}
+
+pub(crate) fn options(protocol: Protocol, client: &str) -> Options {
+    Options { protocol, ..Options::new(client) }
 }
 
 pub(crate) fn message(qos: QoS, payload: impl ToString) -> Message {
