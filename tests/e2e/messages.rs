@@ -1,4 +1,4 @@
-//! Messages of every kind in both directions, beside both brokers.
+//! Messages of every kind in both directions, beside both brokers and in both versions of MQTT.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::process::{Beside, Gateway, Process};
 use crate::sensor::{Sensor, name, options};
 
 fn beside_both(test: impl Fn(Gateway)) {
-    for broker in [Beside::Embedded, Beside::Mosquitto] {
+    for broker in [Beside::Embedded, Beside::Mosquitto, Beside::MosquittoIn311] {
         eprintln!("beside {broker:?}");
         test(Gateway::beside(broker));
     }

@@ -141,8 +141,12 @@ impl Mosquitto {
 /// Which broker a gateway is tested with.
 #[derive(Debug, Clone, Copy)]
 pub enum Beside {
+    /// In MQTT 3.1.1, since it knows no other.
     Embedded,
+    /// In MQTT 5.
     Mosquitto,
+    /// In MQTT 3.1.1, because the gateway was told so.
+    MosquittoIn311,
 }
 
 /// A gateway with its broker.
@@ -165,13 +169,22 @@ impl Gateway {
                 let port = free_tcp();
                 Self::start("embedded", port, &format!("  listen: 127.0.0.1:{port}\n"), None)
             }
-            Beside::Mosquitto => {
+            Beside::Mosquitto | Beside::MosquittoIn311 => {
                 let mosquitto = Mosquitto::start();
                 let port = mosquitto.port;
-                Self::start(&format!("mqtt://127.0.0.1:{port}"), port, "", Some(mosquitto))
+                let more = if let Beside::MosquittoIn311 = broker { "  protocol: 3.1.1\n" } else { "" };
+                Self::start(&format!("mqtt://127.0.0.1:{port}"), port, more, Some(mosquitto))
             }
         };
         gateway.process.wait_for_line("connected to the broker");
+        let (version, retried) = match broker {
+            Beside::Embedded => ("protocol=MQTT 3.1.1", true),
+            Beside::Mosquitto => ("protocol=MQTT 5", false),
+            Beside::MosquittoIn311 => ("protocol=MQTT 3.1.1", false),
+        };
+        let printed = gateway.process.printed();
+        assert!(printed.contains(version), "{printed}");
+        assert_eq!(printed.contains("trying MQTT 3.1.1"), retried, "{printed}");
         gateway
     }
 

@@ -13,7 +13,7 @@ use bytes::{Buf, Bytes};
 use fastrand::Rng;
 use mqtt_sn_gateway::broker::tcp::Server;
 use mqtt_sn_gateway::broker::{Broker, Limits};
-use mqtt_sn_gateway::mqtt::{Connection, Event, Options, Protocol, QoS, Refused};
+use mqtt_sn_gateway::mqtt::{Connection, Event, Options, Protocol, QoS, Refused, SubscriptionId};
 use mqtt_sn_gateway::topic::TopicFilter;
 use tokio::sync::oneshot;
 
@@ -169,6 +169,45 @@ fn mosquitto_refuses_by_reason_code_and_the_window_stays_open() {
     assert_eq!(publisher.refused, [Refused(0x87); 100]);
 }
 
+/// What only MQTT 5 says comes through: how long a message is worth anything, which subscriptions it is for, and why the
+/// broker takes leave.
+#[test]
+fn mosquitto_says_expiry_subscription_and_reason() {
+    let mosquitto = Mosquitto::start("");
+    let mut subscriber = Owner::new(options(Protocol::V5, "s"), mosquitto.address);
+    until(|| {
+        subscriber.turn();
+        subscriber.connection.is_connected()
+    });
+    let id = SubscriptionId::new(7).unwrap();
+    let filters = [(TopicFilter::new("t/#").unwrap(), QoS::AtMostOnce)];
+    subscriber.connection.subscribe_as(&filters, Some(id)).unwrap();
+    until(|| {
+        subscriber.turn();
+        subscriber.subscribed
+    });
+
+    let mut app = TcpStream::connect(mosquitto.address).unwrap();
+    app.write_all(&[0x10, 14, 0, 4, b'M', b'Q', b'T', b'T', 5, 2, 0, 60, 0, 0, 1, b'a']).unwrap();
+    app.write_all(&[0x30, 12, 0, 3, b't', b'/', b'1', 5, 2, 0, 0, 0, 100, b'm']).unwrap();
+    until(|| {
+        subscriber.turn();
+        subscriber.expiries.len() == 1
+    });
+    let (expiry, subscriptions) = subscriber.expiries.remove(0);
+    assert!(expiry.is_some_and(|left| (90..=100).contains(&left.as_secs())), "{expiry:?}");
+    assert_eq!(subscriptions, [id]);
+
+    // A topic alias that there is not.
+    let socket = subscriber.socket.as_mut().unwrap();
+    socket.write_all(&[0x30, 7, 0, 1, b't', 3, 0x23, 0, 0]).unwrap();
+    socket.set_nonblocking(false).unwrap();
+    let mut buffer = [0; 100];
+    let len = socket.read(&mut buffer).unwrap();
+    let failure = subscriber.connection.handle_bytes(Instant::now(), &buffer[..len]).unwrap_err();
+    assert_eq!(failure.to_string(), "disconnected by the broker: malformed packet (0x81)");
+}
+
 /// All messages from a publisher to a subscriber, both behind a proxy that cuts.
 fn through_cuts(protocol: Protocol, broker: SocketAddr, qos: QoS) {
     let up = Proxy::start(broker, 1);
@@ -241,6 +280,8 @@ struct Owner {
     refused: Vec<Refused>,
     /// How often each payload came.
     seen: BTreeMap<String, usize>,
+    /// Of the messages that expire: when, and what they are for.
+    expiries: Vec<(Option<Duration>, Vec<SubscriptionId>)>,
     subscribes: Option<QoS>,
     subscribed: bool,
     settles: bool,
@@ -257,6 +298,7 @@ impl Owner {
             completed: 0,
             refused: Vec::new(),
             seen: BTreeMap::new(),
+            expiries: Vec::new(),
             subscribes: None,
             subscribed: false,
             settles: true,
@@ -334,7 +376,10 @@ impl Owner {
                     self.write();
                     self.close();
                 }
-                Event::Message { message, delivery, .. } => {
+                Event::Message { message, delivery, expiry, subscriptions, .. } => {
+                    if expiry.is_some() {
+                        self.expiries.push((expiry, subscriptions));
+                    }
                     *self.seen.entry(String::from_utf8_lossy(&message.payload).into_owned()).or_default() +=
                         1;
                     delivery.filter(|_| self.settles).into_iter().for_each(|id| self.connection.settle(id));
