@@ -298,8 +298,12 @@ fn a_sleeper_whom_nobody_answers_or_knows_connects_anew() {
 #[test]
 fn the_duration_is_whole_seconds_and_may_change_in_sleep() {
     let mut t = asleep(options());
-    for (duration, frame) in [(Duration::ZERO, "04 18 00 01"), (Duration::from_secs(100_000), "04 18 FF FF")]
-    {
+    for (duration, frame) in [
+        (Duration::ZERO, "04 18 00 01"),
+        (Duration::from_millis(1001), "04 18 00 02"),
+        (Duration::from_secs(100_000), "04 18 FF FF"),
+        (Duration::MAX, "04 18 FF FF"),
+    ] {
         t.node.sleep(t.now, duration);
         t.sends([frame]);
         t.hears("02 18").tells([Event::Asleep]);

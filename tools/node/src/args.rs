@@ -298,7 +298,7 @@ impl SubArgs {
         node.options.wake_every = self.sleep;
         let retries = node.options.retry_interval.saturating_mul(node.options.retry_limit);
         // The gateway shall not count a sleeper as lost whose PINGREQ has to be repeated.
-        let sleep = self.sleep.map(|every| every.saturating_add(retries) + Duration::from_secs(1));
+        let sleep = self.sleep.map(|every| every.saturating_add(retries));
         if sleep.is_some_and(|sleep| sleep > Duration::from_secs(u16::MAX.into())) {
             let text = "--sleep with all repetitions (--retry, --retry-limit) must be less than 65535 s";
             return Err(Failure::Usage(text.into()));

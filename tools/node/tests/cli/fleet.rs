@@ -55,7 +55,7 @@ fn sleepers_connect_for_their_messages_and_sleep_again() {
     .ends_with(0);
     assert!(ran.out.contains("every promise kept") && ran.out.contains("times fallen asleep"), "{}", ran.out);
     let log = gateway.log();
-    let asleep = log.iter().filter(|line| line.starts_with("DISCONNECT duration=1s")).count();
+    let asleep = log.iter().filter(|line| line.starts_with("DISCONNECT duration=2s")).count();
     assert!(asleep >= 4, "{log:?}");
     let connects = |n: u32| {
         let end = format!("-{n}\"");
