@@ -247,3 +247,49 @@ fn what_has_expired_makes_room_before_anything_is_shed() {
     assert_eq!((counters.downlink_expired, counters.downlink_queue_full), (9, 0));
     assert_eq!(w.gw.waiting_messages(), 2);
 }
+
+/// The SUBSCRIBE packets in these octets, each by its length.
+fn lengths(mut octets: &[u8]) -> Vec<usize> {
+    let mut lengths = Vec::new();
+    while let [first, len, rest @ ..] = octets {
+        assert_eq!(*first, 0x82);
+        lengths.push(2 + usize::from(*len));
+        octets = &rest[usize::from(*len)..];
+    }
+    lengths
+}
+
+#[test]
+fn filters_are_issued_again_in_packets_that_the_broker_takes() {
+    let mut w = offline_world(|settings| settings.broker.protocol = Protocol::V5);
+    w.active(A, "n1");
+    let long = "x".repeat(100);
+    for filter in ["first/filter/of/20/oc", "other/filter/of/20/oc", &long, "third/filter/of/20/oc"] {
+        w.send(A, subscribe(2, filter, Qos::AtMostOnce));
+        w.next(A);
+    }
+    hears_connect(&mut w, 5);
+    w.broker_octets(Bytes::from_static(&[0x20, 8, 0, 0, 5, 0x27, 0, 0, 0, 40])); // maximum packet size 40
+    assert_eq!(lengths(&w.broker_takes_octets()), [2 + 2 + 1 + 24; 3]);
+    assert_eq!(w.gw.counters().subscriptions_refused, 1);
+    // And there is an end to it.
+    w.pass(Duration::from_secs(1));
+    w.broker_takes_nothing();
+}
+
+#[test]
+fn a_will_that_the_broker_does_not_take_is_counted_and_holds_up_nothing() {
+    let mut w = world_5(&[0x25, 0]); // no retain
+    for (at, retain) in [(1, true), (2, false)] {
+        let flags = if retain { 0x10 } else { 0 };
+        w.send_octets(at, Bytes::from(vec![8, 4, 0x0C, 1, 0, 10, b'n', b'0' + at as u8]));
+        w.next(at);
+        w.send_octets(at, Bytes::from(vec![4, 7, flags, b'w']));
+        w.next(at);
+        w.send_octets(at, Bytes::from_static(&[6, 9, b'g', b'o', b'n', b'e']));
+        w.next(at);
+    }
+    w.pass(Duration::from_secs(16));
+    assert_eq!(w.broker_takes_octets()[..], [0x30, 8, 0, 1, b'w', 0, b'g', b'o', b'n', b'e']);
+    assert_eq!((w.gw.counters().wills_shed, w.gw.counters().clients_lost), (1, 2));
+}
