@@ -335,7 +335,18 @@ impl Air {
                     }
                     return Ok(());
                 };
-                self.handshakes.remove(&from);
+                let answers = matches!(
+                    packet,
+                    Packet::RegAck(_)
+                        | Packet::PubAck(_)
+                        | Packet::PubComp(_)
+                        | Packet::PubRec(_)
+                        | Packet::PubRel(_)
+                        | Packet::PingResp
+                );
+                if !answers {
+                    self.handshakes.remove(&from);
+                }
                 self.heard(&from);
                 if let Some(session) = self.sessions.get_mut(&who) {
                     (session.connect, session.prompted) = (None, false);
