@@ -21,7 +21,7 @@ pub(super) use self::link::LinkCx;
 use self::retained::HandOuts;
 use super::ClientKey;
 use super::io::{BrokerSettings, LinkEvent, LinkId};
-use crate::mqtt::{DeliveryId, Event, Full, Message, QoS, Refused, Token};
+use crate::mqtt::{DeliveryId, Event, Full, Message, QoS, Refused, SubscriptionId, Token};
 use crate::topic::TopicFilter;
 use crate::topic::tree::FilterTree;
 use crate::wire::ReturnCode;
@@ -93,6 +93,7 @@ pub(super) struct Links {
     wills: VecDeque<Message>,
     updates: VecDeque<Update>,
     last_id: u64,
+    last_subscription: u32,
 }
 
 /// Who subscribed to a filter.
@@ -101,6 +102,9 @@ struct Subscribers {
     clients: BTreeMap<ClientKey, Claim>,
     /// The broker has the filter, or is about to.
     at_broker: bool,
+    /// Under which the broker sends what the filter matches, where it knows such a thing (MQTT 5 §3.8.2.1.2): how copies
+    /// for overlapping filters are told apart.
+    id: Option<SubscriptionId>,
     /// The broker said that it has the filter.
     granted: bool,
     /// SUBSCRIBEs for it that the broker has not answered. The connection repeats them by itself.
@@ -145,6 +149,7 @@ impl Links {
             wills: VecDeque::new(),
             updates: VecDeque::new(),
             last_id: 0,
+            last_subscription: 0,
         }
     }
 
@@ -184,8 +189,9 @@ impl Links {
         let at_broker = others.map_or(qos, |others| higher(others, qos));
         let before = self.filters.get(filter).and_then(|subscribers| subscribers.clients.get(&client));
         let before = before.map(|claim| claim.qos);
+        let subscription = self.subscription(filter);
         let outcome = if self.is_up() {
-            let token = self.link.connection.subscribe(&[(filter.clone(), at_broker)])?;
+            let token = self.link.connection.subscribe_as(&[(filter.clone(), at_broker)], subscription)?;
             let id = RequestId(self.next_id());
             self.purposes.insert(token, Purpose::Subscribe(client, id, filter.clone(), qos, before));
             self.hand_outs.open(client, filter, qos);
@@ -197,6 +203,7 @@ impl Links {
             Subscribing::Granted(qos)
         };
         let subscribers = self.filters.get_or_default(filter);
+        subscribers.id = subscription;
         let asked = match outcome {
             Subscribing::Asked(id) => Some(id),
             Subscribing::Granted(_) => None,
@@ -314,9 +321,9 @@ impl Links {
                 }
             }
             Event::Subscribed(token, results) => self.handle_subscribed(now, token, results, cx),
-            Event::Message { message, delivery, expiry, .. } => {
+            Event::Message { message, delivery, expiry, subscriptions, .. } => {
                 let expires = expiry.and_then(|expiry| now.checked_add(expiry));
-                self.handle_message(message, delivery.map(Delivery), expires, cx);
+                self.handle_message(message, &subscriptions, delivery.map(Delivery), expires, cx);
             }
             // What unsubscribes has no purpose that outlives it; the rest is the link's own.
             Event::Unsubscribed(_) | Event::Reconnect | Event::Refused(_) | Event::Purged => {}
@@ -325,6 +332,7 @@ impl Links {
 
     fn handle_connected(&mut self, session_present: bool) {
         if !session_present {
+            self.filters.for_each_mut(|subscribers| subscribers.granted = false);
             let lost = self.filters.iter().filter(|(_, subscribers)| subscribers.asked == 0);
             self.unsettled.extend(lost.map(|(filter, _)| filter.clone()));
         }
@@ -335,7 +343,9 @@ impl Links {
     fn settle_filters(&mut self, cx: &mut LinkCx<'_>) {
         loop {
             let (mut wanted, mut unwanted) = (Vec::new(), Vec::new());
-            while wanted.len() < FILTERS_PER_REQUEST && unwanted.len() < FILTERS_PER_REQUEST {
+            // One identifier for each filter is one filter in each SUBSCRIBE.
+            let at_most = if self.link.connection.has_subscription_ids() { 1 } else { FILTERS_PER_REQUEST };
+            while wanted.len() < at_most && unwanted.len() < FILTERS_PER_REQUEST {
                 let Some(filter) = self.unsettled.pop_first() else { break };
                 match self.filters.get(&filter).map(Subscribers::highest) {
                     Some(Some(qos)) => wanted.push((filter, qos)),
@@ -346,7 +356,8 @@ impl Links {
             if wanted.is_empty() && unwanted.is_empty() {
                 return;
             }
-            if !self.issue(&wanted, cx) || !self.give_up(&unwanted) {
+            let (issued, given_up) = (self.issue(&wanted, cx), self.give_up(&unwanted));
+            if !issued || !given_up {
                 return;
             }
         }
@@ -358,7 +369,11 @@ impl Links {
             return true;
         }
         let names = wanted.iter().map(|(filter, _)| filter.clone());
-        let token = match (self.link.connection.subscribe(wanted), wanted) {
+        let subscription = match wanted {
+            [(filter, _)] => self.subscription(filter),
+            _ => None,
+        };
+        let token = match (self.link.connection.subscribe_as(wanted, subscription), wanted) {
             (Ok(token), _) => token,
             (Err(full), [_]) if full.is_final() => {
                 cx.counters.subscriptions_refused += 1;
@@ -377,6 +392,7 @@ impl Links {
         for (filter, _) in wanted {
             let subscribers = self.filters.get_or_default(filter);
             subscribers.at_broker = true;
+            subscribers.id = subscription;
             subscribers.asked += 1;
             for (client, claim) in subscribers.clients.iter().filter(|(_, claim)| claim.awaits_retained) {
                 self.hand_outs.keep_open(*client, filter, claim.qos);
@@ -421,10 +437,12 @@ impl Links {
             Some(Purpose::Subscribe(client, id, filter, asked, before)) => {
                 let result = results.into_iter().next().unwrap_or(Err(Refused(0x80)));
                 let result = result.map(|granted| lower(granted, asked));
+                let mut current = true;
                 if let Some(subscribers) = self.filters.get_mut(&filter) {
                     subscribers.asked = subscribers.asked.saturating_sub(1);
                     subscribers.granted |= result.is_ok();
                     let claim = subscribers.clients.get_mut(&client).filter(|claim| claim.asked == Some(id));
+                    current = claim.is_some();
                     match (claim, result) {
                         (Some(claim), Ok(granted)) => {
                             claim.qos = granted;
@@ -441,7 +459,7 @@ impl Links {
                 }
                 if result.is_ok() {
                     self.take_back_unwanted(&filter);
-                } else {
+                } else if current {
                     self.hand_outs.close(client, &filter);
                 }
                 self.updates.push_back(Update::Subscribed(client, id, result));
@@ -485,6 +503,7 @@ impl Links {
     fn handle_message(
         &mut self,
         message: Message,
+        copy_for: &[SubscriptionId],
         delivery: Option<Delivery>,
         expires: Option<Instant>,
         cx: &mut LinkCx<'_>,
@@ -498,7 +517,7 @@ impl Links {
             }
             recipients
         } else {
-            self.recipients(&message)
+            self.recipients(&message, copy_for)
         };
         if recipients.is_empty() {
             cx.counters.downlink_unrouted += 1;
@@ -514,15 +533,33 @@ impl Links {
         self.updates.push_back(Update::Message(Arc::new(message), delivery, expires, recipients));
     }
 
-    /// Everybody who subscribed to a filter that matches, once, at the highest QoS granted to it.
-    fn recipients(&self, message: &Message) -> BTreeMap<ClientKey, QoS> {
-        let mut recipients = BTreeMap::new();
+    /// Everybody who subscribed to a filter that matches, once, at the highest QoS granted to it. Of several copies, which
+    /// the broker may send where filters overlap, a client gets the one for its best filter.
+    fn recipients(&self, message: &Message, copy_for: &[SubscriptionId]) -> BTreeMap<ClientKey, QoS> {
+        let mut best: BTreeMap<ClientKey, (bool, QoS, Option<SubscriptionId>)> = BTreeMap::new();
         self.filters.matches(&message.topic, |_, subscribers| {
             for (client, claim) in &subscribers.clients {
-                add_recipient(&mut recipients, *client, lower(message.qos, claim.qos));
+                // A filter that the broker has not confirmed yet may bring no copy.
+                let this = (subscribers.granted, claim.qos, subscribers.id);
+                let best = best.entry(*client).or_insert(this);
+                if (this.0, this.1) > (best.0, best.1) {
+                    *best = this;
+                }
             }
         });
-        recipients
+        let for_it = |id: Option<SubscriptionId>| id.is_none_or(|id| copy_for.contains(&id));
+        best.retain(|_, (_, _, id)| copy_for.is_empty() || for_it(*id));
+        best.into_iter().map(|(client, (_, qos, _))| (client, lower(message.qos, qos))).collect()
+    }
+
+    /// The identifier of a filter, a new one if it has none. There are enough for one a second for eight years.
+    fn subscription(&mut self, filter: &TopicFilter) -> Option<SubscriptionId> {
+        let known = self.filters.get(filter).and_then(|subscribers| subscribers.id);
+        known.or_else(|| {
+            let id = SubscriptionId::new(self.last_subscription + 1)?;
+            self.last_subscription = id.get();
+            Some(id)
+        })
     }
 
     /// Passes on the Wills that wait, as far as there is room. How many of them the broker does not take.

@@ -89,6 +89,17 @@ impl<V> FilterTree<V> {
         visit_matches(&self.root, topic.as_str(), wild, &mut visit);
     }
 
+    /// Changes every value, in a fixed order.
+    pub fn for_each_mut(&mut self, mut change: impl FnMut(&mut V)) {
+        let mut stack = vec![&mut self.root];
+        while let Some(node) = stack.pop() {
+            stack.extend(node.children.values_mut().rev());
+            if let Some((_, value)) = &mut node.entry {
+                change(value);
+            }
+        }
+    }
+
     /// All filters and their values, in a fixed order.
     pub fn iter(&self) -> impl Iterator<Item = (&TopicFilter, &V)> {
         let mut stack = vec![&self.root];

@@ -270,7 +270,8 @@ fn filters_are_issued_again_in_packets_that_the_broker_takes() {
     }
     hears_connect(&mut w, 5);
     w.broker_octets(Bytes::from_static(&[0x20, 8, 0, 0, 5, 0x27, 0, 0, 0, 40])); // maximum packet size 40
-    assert_eq!(lengths(&w.broker_takes_octets()), [2 + 2 + 1 + 24; 3]);
+    // Each under an identifier of its own.
+    assert_eq!(lengths(&w.broker_takes_octets()), [2 + 2 + 1 + 2 + 24; 3]);
     assert_eq!(w.gw.counters().subscriptions_refused, 1);
     // And there is an end to it.
     w.pass(Duration::from_secs(1));

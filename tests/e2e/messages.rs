@@ -189,3 +189,25 @@ fn a_sensor_unsubscribes_and_hears_no_more() {
         assert_eq!(sensor.message().payload, "heard");
     });
 }
+
+#[test]
+fn overlapping_filters_bring_one_copy_to_each_client() {
+    beside_both(|gateway| {
+        let mut app = App::connected(gateway.broker_port);
+        let mut sensors = ["n1", "n2"].map(|id| Sensor::connected(gateway.port, options(id)));
+        for filter in ["ov/#", "ov/+", "ov/a"] {
+            sensors[0].subscribe(filter, Qos::ExactlyOnce);
+        }
+        sensors[1].subscribe("ov/+", Qos::AtLeastOnce);
+        for payload in ["one", "two"] {
+            app.publish("ov/a", payload, QoS::ExactlyOnce, false);
+        }
+        for sensor in &mut sensors {
+            for payload in ["one", "two"] {
+                assert_eq!(sensor.message().payload, payload);
+            }
+            sensor.live(Duration::from_millis(300));
+            assert_eq!(sensor.waiting_messages(), 0);
+        }
+    });
+}

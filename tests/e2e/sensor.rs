@@ -68,6 +68,11 @@ impl Sensor {
         })
     }
 
+    /// Messages that came and were not looked at.
+    pub fn waiting_messages(&self) -> usize {
+        self.events.iter().filter(|event| matches!(event, Event::Message(_))).count()
+    }
+
     /// Lives on until an event is `wanted`; the others before it are kept.
     #[track_caller]
     pub fn wait_for<T>(&mut self, wanted: impl Fn(&Event) -> Option<T>) -> T {

@@ -1,6 +1,6 @@
 //! Who gets which retained message: hand-outs, one for each SUBSCRIBE whose retained messages are still to come.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::gateway::ClientKey;
@@ -19,8 +19,8 @@ const SEEN_MAX: usize = 1000;
 #[derive(Debug, Default)]
 pub(super) struct HandOuts {
     open: FilterTree<BTreeMap<ClientKey, HandOut>>,
-    /// When they close, in order; an entry whose time is not its hand-out's is out of date.
-    closing: VecDeque<(Instant, ClientKey, TopicFilter)>,
+    /// When those close that the broker has answered, in order.
+    closing: BTreeSet<(Instant, ClientKey, TopicFilter)>,
 }
 
 #[derive(Debug)]
@@ -44,20 +44,27 @@ impl HandOuts {
     pub(super) fn keep_open(&mut self, client: ClientKey, filter: &TopicFilter, qos: QoS) {
         let hand_outs = self.open.get_or_default(filter);
         let new = HandOut { qos, seen: BTreeSet::new(), until: None };
-        hand_outs.entry(client).or_insert(new).until = None;
+        if let Some(until) = hand_outs.entry(client).or_insert(new).until.take() {
+            self.closing.remove(&(until, client, filter.clone()));
+        }
     }
 
     /// The broker answered: from now on what the SUBSCRIBE brings may still take its time.
     pub(super) fn answered(&mut self, now: Instant, client: ClientKey, filter: &TopicFilter, qos: QoS) {
         let found = self.open.get_mut(filter).and_then(|hand_outs| hand_outs.get_mut(&client));
         let Some(hand_out) = found else { return };
-        (hand_out.qos, hand_out.until) = (qos, Some(now + HAND_OUT));
-        self.closing.push_back((now + HAND_OUT, client, filter.clone()));
+        hand_out.qos = qos;
+        if let Some(before) = hand_out.until.replace(now + HAND_OUT) {
+            self.closing.remove(&(before, client, filter.clone()));
+        }
+        self.closing.insert((now + HAND_OUT, client, filter.clone()));
     }
 
     pub(super) fn close(&mut self, client: ClientKey, filter: &TopicFilter) {
         let Some(hand_outs) = self.open.get_mut(filter) else { return };
-        hand_outs.remove(&client);
+        if let Some(HandOut { until: Some(until), .. }) = hand_outs.remove(&client) {
+            self.closing.remove(&(until, client, filter.clone()));
+        }
         if hand_outs.is_empty() {
             self.open.remove(filter);
         }
@@ -65,17 +72,14 @@ impl HandOuts {
 
     /// Closes what has had its time.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
-        while self.closing.front().is_some_and(|(until, ..)| *until <= now) {
-            let Some((until, client, filter)) = self.closing.pop_front() else { return };
-            let found = self.open.get(&filter).and_then(|hand_outs| hand_outs.get(&client));
-            if found.is_some_and(|hand_out| hand_out.until == Some(until)) {
-                self.close(client, &filter);
-            }
+        while self.poll_timeout().is_some_and(|until| until <= now) {
+            let Some((_, client, filter)) = self.closing.pop_first() else { return };
+            self.close(client, &filter);
         }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.closing.front().map(|(until, ..)| *until)
+        self.closing.first().map(|(until, ..)| *until)
     }
 
     /// A message came on this topic: whom it is for if it is a retained one. To each it goes once, and not after a live
@@ -94,9 +98,10 @@ impl HandOuts {
                     clients.push((*client, hand_out.qos));
                 }
             }
-            hand_outs.retain(|_, hand_out| hand_out.seen.len() <= SEEN_MAX);
-            if hand_outs.is_empty() {
-                self.open.remove(&filter);
+            let full: Vec<_> =
+                hand_outs.iter().filter(|(_, open)| open.seen.len() > SEEN_MAX).map(|(c, _)| *c).collect();
+            for client in full {
+                self.close(client, &filter);
             }
         }
         clients
