@@ -64,7 +64,7 @@ impl Links {
     /// Carries out a command; never waits. Needs a tokio runtime. A command for a connection that is gone is ignored and
     /// counted.
     pub fn command(&mut self, id: LinkId, command: LinkCommand) {
-        if let LinkCommand::Connect(endpoint) = command {
+        if let LinkCommand::Connect { endpoint, .. } = command {
             return self.connect(id, endpoint);
         }
         let Some(commands) = self.open.get(&id) else { return self.stale += 1 };
@@ -200,7 +200,7 @@ impl Connection {
                 biased;
                 command = self.outlet.commands.recv() => match command {
                     Some(LinkCommand::Write(octets)) => self.enqueue(octets),
-                    Some(LinkCommand::Connect(_)) => {}
+                    Some(LinkCommand::Connect { .. }) => {}
                     Some(LinkCommand::Close) | None => return Ok(()),
                 },
                 writable = self.stream.writable(), if !self.unsent.is_empty() => {

@@ -1,5 +1,6 @@
 //! A configuration as the parts of the program take it: [`Config`] in the user's terms becomes [`Setup`] in theirs.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -11,10 +12,11 @@ use bytes::Bytes;
 
 use crate::config::{self, Broker, BrokerUrl, Config, QueueFull, Sessions, Transport, TransportKind};
 use crate::gateway::io::{
-    BrokerSettings, Endpoint, PortSettings, Protocol, QueueFull as Full, QueueSettings, Rebind,
-    SessionSettings, Settings,
+    BrokerSettings, Endpoint, Mode, PortSettings, Protocol, QueueFull as Full, QueueSettings, Rebind,
+    SessionSettings, Settings, Wills,
 };
 use crate::runtime::Setup;
+use crate::topic::ClientId;
 use crate::transport;
 use crate::transport::udp;
 
@@ -52,7 +54,9 @@ impl Setup {
     /// # Errors
     /// [`SetupError`].
     pub fn new(config: Config) -> Result<Self, SetupError> {
-        let ports = config.transports.iter().map(|transport| port(transport, &config.sessions)).collect();
+        let mode = config.broker.mode;
+        let ports =
+            config.transports.iter().map(|transport| port(transport, mode, &config.sessions)).collect();
         let options = config.transports.into_iter().map(options).collect::<Result<_, _>>()?;
         let embedded = config.broker.urls.contains(&BrokerUrl::Embedded);
         let embedded_broker = embedded.then_some(config.broker.listen);
@@ -70,9 +74,13 @@ impl Setup {
     }
 }
 
-fn port(transport: &Transport, sessions: &Sessions) -> PortSettings {
+fn port(transport: &Transport, mode: config::Mode, sessions: &Sessions) -> PortSettings {
     PortSettings {
         name: transport.name.clone(),
+        mode: match transport.mode.unwrap_or(mode) {
+            config::Mode::Aggregating => Mode::Aggregating,
+            config::Mode::Transparent => Mode::Transparent,
+        },
         mtu: transport.mtu,
         retry_interval: transport.retry_interval.unwrap_or(sessions.retry_interval),
         retry_limit: transport.retry_limit.unwrap_or(sessions.retry_limit),
@@ -98,7 +106,7 @@ fn options(transport: Transport) -> Result<transport::Options, SetupError> {
 fn broker(broker: Broker) -> Result<BrokerSettings, SetupError> {
     let endpoint = |url| match url {
         BrokerUrl::Embedded => Ok(reachable(broker.listen)),
-        BrokerUrl::Mqtt { host, port } => Ok(Endpoint { host, port }),
+        BrokerUrl::Mqtt { host, port } => Ok(Endpoint { host, port, tls: false }),
         BrokerUrl::Mqtts { .. } => Err(SetupError::NotBuilt("mqtts://")),
     };
     let client_id_is_random = broker.client_id.is_none();
@@ -114,10 +122,29 @@ fn broker(broker: Broker) -> Result<BrokerSettings, SetupError> {
         client_id,
         client_id_is_random,
         credentials: broker.username.map(|username| (username, password)),
+        client_credentials: credentials_of(broker.clients)?,
+        client_id_template: broker.client_id_template,
+        wills: match broker.wills {
+            config::Wills::Gateway => Wills::Gateway,
+            config::Wills::Broker => Wills::Broker,
+        },
         keep_alive: broker.keep_alive,
         ack_timeout: broker.ack_timeout,
+        grace: broker.grace,
         connect_timeout: CONNECT_TIMEOUT,
     })
+}
+
+/// User names and passwords of single clients.
+fn credentials_of(
+    clients: BTreeMap<ClientId, config::Credentials>,
+) -> Result<BTreeMap<ClientId, (String, Bytes)>, SetupError> {
+    let mut credentials = BTreeMap::new();
+    for (id, client) in clients {
+        let password = client.password_file.map(password).transpose()?.unwrap_or_default();
+        credentials.extend(client.username.map(|username| (id, (username, password))));
+    }
+    Ok(credentials)
 }
 
 /// Where a broker that listens on `addr` is reached from this machine.
@@ -127,7 +154,7 @@ fn reachable(addr: SocketAddr) -> Endpoint {
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    Endpoint { host: ip.to_string(), port: addr.port() }
+    Endpoint { host: ip.to_string(), port: addr.port(), tls: false }
 }
 
 /// The password in a file, without the end of its line.
@@ -200,7 +227,10 @@ mod tests {
         let setup = Setup::new(Config::default()).unwrap();
         assert_eq!(setup.embedded_broker, None);
         let settings = setup.settings;
-        assert_eq!(settings.broker.endpoints, [Endpoint { host: "127.0.0.1".into(), port: 1883 }]);
+        assert_eq!(
+            settings.broker.endpoints,
+            [Endpoint { host: "127.0.0.1".into(), port: 1883, tls: false }]
+        );
         assert_eq!(settings.broker.credentials, None);
         assert_eq!((settings.ports.len(), setup.ports.len()), (1, 1));
         let port = &settings.ports[0];
@@ -233,7 +263,10 @@ mod tests {
             ("10.0.0.1:1", "10.0.0.1"),
         ] {
             let setup = made_of(&format!("broker: {{ url: embedded, listen: {listen} }}")).unwrap();
-            assert_eq!(setup.settings.broker.endpoints, [Endpoint { host: host.into(), port: 1 }]);
+            assert_eq!(
+                setup.settings.broker.endpoints,
+                [Endpoint { host: host.into(), port: 1, tls: false }]
+            );
             assert_eq!(setup.embedded_broker.unwrap().port(), 1);
         }
     }

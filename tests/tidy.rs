@@ -18,7 +18,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
     ("link", &["gateway::io"]),
     ("runtime", &["broker", "gateway", "link", "transport"]),
     ("config", &["topic"]),
-    ("setup", &["config", "gateway::io", "runtime", "transport"]),
+    ("setup", &["config", "gateway::io", "runtime", "topic", "transport"]),
     ("demo", &["config", "gateway::io", "mqtt", "node", "runtime", "setup", "topic", "wire"]),
     ("cli", &["config", "demo", "runtime", "setup", "transport", "wire"]),
     ("main", &["cli"]),

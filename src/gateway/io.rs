@@ -105,6 +105,9 @@ pub enum LinkFailure {
     /// Nobody answers there.
     #[error("cannot connect: {0}")]
     Connect(String),
+    /// The broker cannot be trusted, or does not trust us, or does not speak TLS.
+    #[error("TLS: {0}")]
+    Tls(String),
     /// The broker closed the connection.
     #[error("the broker closed the connection")]
     Closed,
@@ -162,7 +165,12 @@ pub enum Target {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkCommand {
     /// Open it, within [`BrokerSettings::connect_timeout`]. Answered by `Connected` or `Closed`.
-    Connect(Endpoint),
+    Connect {
+        /// To where.
+        endpoint: Endpoint,
+        /// Whose link it is: that client's, or the gateway's own. Each may have a certificate to show.
+        client: Option<ClientId>,
+    },
     /// Write these octets, in one go where the operating system takes them.
     Write(Bytes),
     /// Close it once what was written is out. Nothing more is reported of it.
@@ -176,6 +184,8 @@ pub struct Endpoint {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// Whether TLS is spoken there (`mqtts://`).
+    pub tls: bool,
 }
 
 /// What a core is made with.
@@ -204,6 +214,8 @@ pub struct Settings {
 pub struct PortSettings {
     /// Its name in logs.
     pub name: String,
+    /// How clients that begin their session here are served at the broker.
+    pub mode: Mode,
     /// Octets in the largest frame it can send.
     pub mtu: usize,
     /// T_RETRY (§7.2).
@@ -231,12 +243,38 @@ pub struct BrokerSettings {
     pub client_id_is_random: bool,
     /// User name and password.
     pub credentials: Option<(String, Bytes)>,
+    /// User names and passwords of single clients on their own links; the others show those of the gateway.
+    pub client_credentials: BTreeMap<ClientId, (String, Bytes)>,
+    /// The client id at the broker of a client's own link, with `%c` for its own.
+    pub client_id_template: String,
+    /// Who keeps and publishes the Wills of clients with links of their own.
+    pub wills: Wills,
     /// MQTT keep-alive; zero: none.
     pub keep_alive: Duration,
     /// How long the broker may take to acknowledge before a client is told `congestion` (Interpretation: A-34).
     pub ack_timeout: Duration,
-    /// How long TCP may take to connect.
+    /// How long a client whose own link is lost is kept before it is told (§6.12).
+    pub grace: Duration,
+    /// How long TCP, and TLS on it, may take to connect.
     pub connect_timeout: Duration,
+}
+
+/// How clients are served at the broker (§4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// All on the gateway's own link (§4.2).
+    Aggregating,
+    /// Each on a link of its own (§4.1).
+    Transparent,
+}
+
+/// Who keeps and publishes Wills (§6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wills {
+    /// The gateway, which alone can tell a client that is gone from an uplink that is.
+    Gateway,
+    /// The broker, for clients with links of their own: it publishes them also when only the link is lost.
+    Broker,
 }
 
 /// Which version of MQTT to speak with a broker.

@@ -773,7 +773,7 @@ fn a_made_up_session_is_removed_also_from_a_broker_that_is_quick_to_hang_up() {
     w.gw.handle(w.now, Input::Link(id, LinkEvent::Drained));
     w.input(Input::Link(id, LinkEvent::Closed(LinkFailure::Closed)));
     let last = w.commands.pop_back();
-    assert!(matches!(last, Some((_, LinkCommand::Connect(_)))), "{last:?}");
+    assert!(matches!(last, Some((_, LinkCommand::Connect { .. }))), "{last:?}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn reconnects_pause_between_1_and_30_seconds_longer_each_time_and_never_stop() {
     let mut pauses = Vec::new();
     for _ in 0..12 {
         let (id, command) = w.commands.pop_front().expect("a connect");
-        assert!(matches!(command, LinkCommand::Connect(_)));
+        assert!(matches!(command, LinkCommand::Connect { .. }));
         let failure = LinkFailure::Connect("connection refused".into());
         w.input(Input::Link(id, LinkEvent::Closed(failure)));
         let due = w.gw.poll_timeout().unwrap();
@@ -128,11 +128,11 @@ fn a_made_up_client_id_leaves_no_session_behind_at_the_broker() {
 
 #[test]
 fn several_brokers_are_tried_in_turn() {
-    let endpoint = |host: &str| Endpoint { host: host.into(), port: 1883 };
+    let endpoint = |host: &str| Endpoint { host: host.into(), port: 1883, tls: false };
     let mut w = offline_world(|settings| settings.broker.endpoints = vec![endpoint("a"), endpoint("b")]);
     for host in ["a", "b", "a"] {
         let (id, command) = w.commands.pop_front().expect("a connect");
-        assert_eq!(command, LinkCommand::Connect(endpoint(host)));
+        assert_eq!(command, LinkCommand::Connect { endpoint: endpoint(host), client: None });
         w.input(Input::Link(id, LinkEvent::Closed(LinkFailure::Connect("refused".into()))));
         w.pass(Duration::from_secs(30));
     }

@@ -26,7 +26,7 @@ fn auto_world() -> World {
 #[track_caller]
 fn hears_connect(w: &mut World, level: u8) {
     let (id, command) = w.commands.pop_back().expect("a command");
-    assert!(matches!(command, LinkCommand::Connect(_)), "{command:?}");
+    assert!(matches!(command, LinkCommand::Connect { .. }), "{command:?}");
     w.input(Input::Link(id, LinkEvent::Connected));
     let octets = w.broker_takes_octets();
     assert_eq!((octets[0], octets[8]), (0x10, level));
@@ -120,7 +120,7 @@ fn a_version_that_was_asked_for_is_the_only_one() {
 fn each_broker_is_spoken_to_in_the_version_that_it_accepted() {
     let mut w = offline_world(|settings| {
         settings.broker.protocol = Protocol::Auto;
-        settings.broker.endpoints.push(Endpoint { host: "other".into(), port: 1883 });
+        settings.broker.endpoints.push(Endpoint { host: "other".into(), port: 1883, tls: false });
     });
     hears_connect(&mut w, 5);
     w.broker_octets(Bytes::from_static(&UNKNOWN_VERSION));

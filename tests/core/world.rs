@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use mqtt_sn_gateway::gateway::Gateway;
 use mqtt_sn_gateway::gateway::io::{
-    Address, BrokerSettings, Endpoint, Input, LinkCommand, LinkEvent, LinkId, Output, Peer, PortId,
+    Address, BrokerSettings, Endpoint, Input, LinkCommand, LinkEvent, LinkId, Mode, Output, Peer, PortId,
     PortSettings, Protocol, QueueFull, QueueSettings, Rebind, Route, SessionSettings, Settings, Target,
+    Wills,
 };
 use mqtt_sn_gateway::topic::TopicName;
 use mqtt_sn_gateway::wire::{
@@ -45,6 +46,7 @@ pub fn settings() -> Settings {
         advertise_interval: Duration::from_secs(1200),
         ports: vec![PortSettings {
             name: "lan".into(),
+            mode: Mode::Aggregating,
             mtu: 1024,
             retry_interval: RETRY,
             retry_limit: 3,
@@ -53,11 +55,15 @@ pub fn settings() -> Settings {
             advertise: true,
         }],
         broker: BrokerSettings {
-            endpoints: vec![Endpoint { host: "broker".into(), port: 1883 }],
+            endpoints: vec![Endpoint { host: "broker".into(), port: 1883, tls: false }],
             protocol: Protocol::V311,
             client_id: "gw".into(),
             client_id_is_random: false,
             credentials: None,
+            client_credentials: BTreeMap::new(),
+            client_id_template: "%c".into(),
+            wills: Wills::Gateway,
+            grace: Duration::from_secs(60),
             keep_alive: Duration::ZERO,
             ack_timeout: Duration::from_secs(8),
             connect_timeout: Duration::from_secs(10),
@@ -137,7 +143,7 @@ impl World {
                     }
                 }
                 Output::Link(id, command) => {
-                    if matches!(command, LinkCommand::Connect(_)) {
+                    if matches!(command, LinkCommand::Connect { .. }) {
                         self.link = Some(id);
                     }
                     self.commands.push_back((id, command));

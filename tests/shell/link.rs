@@ -54,7 +54,13 @@ async fn a_name_without_an_address_is_told_by_its_name() {
     }
     ip("link set lo up");
     let mut shell = Shell::new(LIMIT);
-    shell.links.command(LINK, LinkCommand::Connect(Endpoint { host: "broker.invalid".into(), port: 1883 }));
+    shell.links.command(
+        LINK,
+        LinkCommand::Connect {
+            endpoint: Endpoint { host: "broker.invalid".into(), port: 1883, tls: false },
+            client: None,
+        },
+    );
     let LinkEvent::Closed(failure) = shell.event().await else { panic!("broker.invalid has an address") };
     assert!(failure.to_string().starts_with("cannot find broker.invalid: "), "{failure}");
     assert!(!failure.to_string().contains("os error"), "{failure}");
@@ -70,8 +76,8 @@ async fn a_name_with_several_addresses_is_found_at_any_of_them() {
     for listen in ["127.0.0.3:1883", "127.0.0.4:1883", "[::1]:1883"] {
         let listener = TcpListener::bind(listen).await.unwrap();
         let mut shell = Shell::new(LIMIT);
-        let endpoint = Endpoint { host: "broker.test".into(), port: 1883 };
-        shell.links.command(LINK, LinkCommand::Connect(endpoint));
+        let endpoint = Endpoint { host: "broker.test".into(), port: 1883, tls: false };
+        shell.links.command(LINK, LinkCommand::Connect { endpoint, client: None });
         assert_eq!(shell.event().await, LinkEvent::Connected, "{listen}");
         soon("the connection", listener.accept()).await.unwrap();
     }
@@ -269,8 +275,8 @@ impl Shell {
     }
 
     fn connect_as(&mut self, id: LinkId, addr: SocketAddr) {
-        let endpoint = Endpoint { host: addr.ip().to_string(), port: addr.port() };
-        self.links.command(id, LinkCommand::Connect(endpoint));
+        let endpoint = Endpoint { host: addr.ip().to_string(), port: addr.port(), tls: false };
+        self.links.command(id, LinkCommand::Connect { endpoint, client: None });
     }
 
     async fn event(&mut self) -> LinkEvent {

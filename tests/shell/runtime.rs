@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use mqtt_sn_gateway::broker;
 use mqtt_sn_gateway::gateway::io::{
-    BrokerSettings, Endpoint, PortId, PortSettings, Protocol, QueueFull, QueueSettings, Rebind,
-    SessionSettings, Settings,
+    BrokerSettings, Endpoint, Mode, PortId, PortSettings, Protocol, QueueFull, QueueSettings, Rebind,
+    SessionSettings, Settings, Wills,
 };
 use mqtt_sn_gateway::runtime::{Handle, Runtime, RuntimeError, Setup, block_on, run};
 use mqtt_sn_gateway::transport::{self, udp};
@@ -295,6 +295,7 @@ fn setup(broker: SocketAddr) -> Setup {
     let second = Duration::from_secs(1);
     let port = PortSettings {
         name: "lan".into(),
+        mode: Mode::Aggregating,
         mtu: 1024,
         retry_interval: 10 * second,
         retry_limit: 3,
@@ -303,11 +304,15 @@ fn setup(broker: SocketAddr) -> Setup {
         advertise: false,
     };
     let broker = BrokerSettings {
-        endpoints: vec![Endpoint { host: broker.ip().to_string(), port: broker.port() }],
+        endpoints: vec![Endpoint { host: broker.ip().to_string(), port: broker.port(), tls: false }],
         protocol: Protocol::V311,
         client_id: "gateway".into(),
         client_id_is_random: false,
         credentials: None,
+        client_credentials: BTreeMap::new(),
+        client_id_template: "%c".into(),
+        wills: Wills::Gateway,
+        grace: Duration::from_secs(60),
         keep_alive: 60 * second,
         ack_timeout: 8 * second,
         connect_timeout: 10 * second,

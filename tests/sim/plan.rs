@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use mqtt_sn_gateway::gateway::io::{
-    BrokerSettings, Endpoint, PortSettings, Protocol, QueueFull, QueueSettings, Rebind, SessionSettings,
-    Settings,
+    BrokerSettings, Endpoint, Mode, PortSettings, Protocol, QueueFull, QueueSettings, Rebind,
+    SessionSettings, Settings, Wills,
 };
 use mqtt_sn_gateway::node::{Filter, Topic};
 use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
@@ -150,6 +150,7 @@ fn settings(rng: &mut Rng, limits: bool) -> Settings {
     };
     let port = PortSettings {
         name: "radio".into(),
+        mode: Mode::Aggregating,
         mtu: if tight && rng.bool() { 40 } else { 1024 },
         retry_interval: Duration::from_millis(rng.u64(1500..2500)),
         retry_limit: rng.u32(2..4),
@@ -162,11 +163,15 @@ fn settings(rng: &mut Rng, limits: bool) -> Settings {
         advertise_interval: Duration::from_secs(30),
         ports: vec![port],
         broker: BrokerSettings {
-            endpoints: vec![Endpoint { host: "broker".into(), port: 1883 }],
+            endpoints: vec![Endpoint { host: "broker".into(), port: 1883, tls: false }],
             protocol: Protocol::V311,
             client_id: GATEWAY.into(),
             client_id_is_random: false,
             credentials: None,
+            client_credentials: BTreeMap::new(),
+            client_id_template: "%c".into(),
+            wills: Wills::Gateway,
+            grace: Duration::from_secs(60),
             keep_alive: Duration::from_secs(5),
             ack_timeout: Duration::from_secs(3),
             connect_timeout: Duration::from_secs(3),

@@ -508,7 +508,7 @@ impl World<'_> {
 impl World<'_> {
     fn link_command(&mut self, link: u64, command: LinkCommand) -> Checked {
         match command {
-            LinkCommand::Connect(_) => {
+            LinkCommand::Connect { .. } => {
                 self.trace.note(self.now, format!("connection {link} is asked for"));
                 self.link.connected();
                 let delay = self.tcp_delay();

@@ -230,7 +230,7 @@ impl Link {
         self.id = LinkId(self.id.0 + 1);
         self.socket = Socket::Connecting;
         self.writing = false;
-        cx.outputs.push_back(Output::Link(self.id, LinkCommand::Connect(endpoint)));
+        cx.outputs.push_back(Output::Link(self.id, LinkCommand::Connect { endpoint, client: None }));
     }
 
     /// The socket is gone. A broker that closes at our DISCONNECT may be quicker than our own close.
