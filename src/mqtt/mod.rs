@@ -125,7 +125,7 @@ enum State {
     Over,
 }
 
-/// What is known of the session under our client id at the broker. Only [`Session::Resume`] looks at it.
+/// What is known of the session under our client id at the broker. [`Session::Clean`] does not look at it.
 ///
 /// MQTT 5 can begin a session and remove a foreign one with the same CONNECT, and end ours with DISCONNECT; MQTT 3.1.1
 /// needs connections of their own for both.
@@ -185,7 +185,9 @@ impl Connection {
     /// [`Failure::Options`] if the options do not fit into a CONNECT.
     pub fn handle_connected(&mut self, now: Instant) -> Result<(), Failure> {
         self.handle_closed();
-        let begins = self.options.protocol == Protocol::V5 && self.session == AtBroker::Unknown;
+        let begins = self.options.protocol == Protocol::V5
+            && self.session == AtBroker::Unknown
+            && self.options.session == Session::Resume;
         let clean = self.purge.is_some() || self.options.session == Session::Clean || begins;
         self.state = State::Over;
         self.codec.connect(&self.options, self.purge.is_some(), clean, &mut self.output)?;
@@ -306,6 +308,12 @@ impl Connection {
         matches!(self.state, State::Asked { .. })
     }
 
+    /// Shows this Will from the next [`handle_connected`](Self::handle_connected) on (MQTT 3.1.1 §3.1.2.5): the broker knows no
+    /// other way to change one.
+    pub fn set_will(&mut self, will: Option<Message>) {
+        self.options.will = will;
+    }
+
     /// Speaks this version from the next [`handle_connected`](Self::handle_connected) on: for a broker that does not know
     /// the other. What is unfinished goes over.
     pub fn set_protocol(&mut self, protocol: Protocol) {
@@ -424,7 +432,7 @@ impl Connection {
     /// DISCONNECT, [`Event::Purged`]; on a connection of MQTT 5 only DISCONNECT and [`Event::Purged`]. For an orderly stop of
     /// an owner whose client id will not come back.
     pub fn purge(&mut self) {
-        let resumes = self.options.session == Session::Resume;
+        let resumes = self.options.session != Session::Clean;
         if self.is_connected() && resumes && self.codec.disconnect_for_good(&mut self.output) {
             self.leave(State::Over);
             self.session = AtBroker::None;
@@ -562,7 +570,7 @@ impl Connection {
             return;
         }
         let present = session_present && !matches!(self.state, State::Asked { clean: true, .. });
-        if present && self.session == AtBroker::Unknown {
+        if present && self.session == AtBroker::Unknown && self.options.session == Session::Resume {
             self.purge = Some(Purge::Foreign);
             self.state = State::Over;
             Codec::disconnect(&mut self.output);
@@ -578,17 +586,21 @@ impl Connection {
     fn begin(&mut self, present: bool) {
         let before = std::mem::replace(&mut self.session, AtBroker::Ours);
         let had = matches!(before, AtBroker::Ours | AtBroker::Doubtful);
-        if present && had {
+        let adopted = present && before == AtBroker::Unknown;
+        if adopted {
+            self.outbound.inherit();
+        } else if present && had {
             self.outbound.resumed();
         } else {
-            self.counters.sessions_lost += u64::from(had && self.options.session == Session::Resume);
+            self.counters.sessions_lost += u64::from(had && self.options.session != Session::Clean);
             self.outbound.lost();
             self.inbound.lost();
         }
         if before == AtBroker::Doubtful {
             self.inbound.doubt();
         }
-        self.events.push_back(Event::Connected { session_present: present && before == AtBroker::Ours });
+        let session_present = adopted || (present && before == AtBroker::Ours);
+        self.events.push_back(Event::Connected { session_present });
         self.pump();
     }
 
@@ -657,8 +669,11 @@ impl Connection {
                 continue;
             }
             match sending {
-                Sending::Publish { id, dup, message } => {
+                Sending::Publish { id, dup, message, release } => {
                     self.counters.resent += u64::from(dup);
+                    if release {
+                        Codec::pubrel(id, &mut self.output);
+                    }
                     self.codec.publish(message, id, dup, &mut self.output);
                 }
                 Sending::PubRel(id) => {

@@ -20,7 +20,7 @@ pub struct Options {
     pub keep_alive: Duration,
     /// What the broker keeps between connections. Default [`Session::Resume`].
     pub session: Session,
-    /// How long the broker keeps the session of [`Session::Resume`] after a connection; rounded up to seconds, more than
+    /// How long the broker keeps the session after a connection, unless it is [`Session::Clean`]; rounded up to seconds, more than
     /// 4,294,967,294 of them are for ever. Only MQTT 5 can say so. Default for ever, as in MQTT 3.1.1.
     pub session_expiry: Duration,
     /// QoS 1 and 2 publishes in flight: sent and not completed; 1 to [`WINDOW_MAX`]. Default [`WINDOW`].
@@ -33,6 +33,9 @@ pub struct Options {
     pub queue_octets: usize,
     /// Octets of output that have not been taken, past which QoS 0 is refused and QoS 1 and 2 wait. Default [`BUFFER`].
     pub buffer: usize,
+    /// QoS 1 and 2 messages that the broker may send before the first of them is settled; at least 1. Only MQTT 5 can say
+    /// so. Default 65,535, what MQTT 5 assumes.
+    pub receive_max: u16,
     /// How long the CONNACK may take. Default 10 s.
     pub connect_timeout: Duration,
     /// Octets of the largest packet after its fixed header. A larger PUBLISH of the broker is acknowledged, counted
@@ -85,6 +88,7 @@ impl Options {
             queue: QUEUE,
             queue_octets: QUEUE_OCTETS,
             buffer: BUFFER,
+            receive_max: u16::MAX,
             connect_timeout: Duration::from_secs(10),
             packet_len_max: PACKET_LEN_MAX,
             will: None,
@@ -97,6 +101,7 @@ impl Options {
         self.window_exactly_once = self.window_exactly_once.max(1);
         self.queue = self.queue.max(1);
         self.buffer = self.buffer.max(1);
+        self.receive_max = self.receive_max.max(1);
         self.packet_len_max = self.packet_len_max.min(REMAINING_LEN_MAX);
         self.keep_alive = self.keep_alive.min(Duration::from_secs(u16::MAX.into()));
         self
@@ -156,4 +161,7 @@ pub enum Session {
     /// CleanSession 0, or a session that does not expire: subscriptions, messages of QoS 1 and 2, and their state. A session that this value did not
     /// begin is removed before the first [`Event::Connected`](super::Event::Connected): what it holds is somebody else's.
     Resume,
+    /// As [`Session::Resume`], but a session that this value did not begin is taken for its own: for a client id that belongs to
+    /// one client for ever. What that session has of packet ids is unknown, and cannot do harm: see `Outbound::inherits`.
+    Adopt,
 }

@@ -32,6 +32,10 @@ pub(super) struct Outbound {
     octets: usize,
     id: u16,
     token: u64,
+    /// The session had a life before this value, in which the broker may have taken a QoS 2 message over under any packet id
+    /// (PUBREC) and heard no more of it. It would take another under that id for a repetition and drop it: each id is
+    /// released before it is used for the first time.
+    inherits: bool,
 }
 
 #[derive(Debug)]
@@ -63,7 +67,13 @@ enum Phase {
 /// A packet to be sent.
 #[derive(Debug)]
 pub(super) enum Sending<'a> {
-    Publish { id: u16, dup: bool, message: &'a Message },
+    /// `release`: PUBREL goes before it.
+    Publish {
+        id: u16,
+        dup: bool,
+        message: &'a Message,
+        release: bool,
+    },
     PubRel(u16),
     Subscribe(u16, &'a [(TopicFilter, QoS)], Option<SubscriptionId>),
     Unsubscribe(u16, &'a [TopicFilter]),
@@ -229,6 +239,12 @@ impl Outbound {
         Some(token)
     }
 
+    /// A connection to a session that is older than this value.
+    pub(super) fn inherit(&mut self) {
+        self.lost();
+        self.inherits = true;
+    }
+
     /// A connection to the same session: everything open is due again, in the original order (MQTT 3.1.1 §4.4, §4.6).
     pub(super) fn resumed(&mut self) {
         for open in self.open.values_mut() {
@@ -261,6 +277,7 @@ impl Outbound {
         }
         self.open = requests;
         self.in_flight = [0; 2];
+        self.inherits = false;
         self.resumed();
     }
 
@@ -282,7 +299,10 @@ impl Outbound {
     /// are fewer than there are ids. Ids go round, so that one comes back as late as possible.
     fn open(&mut self, open: Open) -> u16 {
         loop {
-            self.id = self.id.checked_add(1).unwrap_or(1);
+            self.id = self.id.checked_add(1).unwrap_or_else(|| {
+                self.inherits = false;
+                1
+            });
             if !self.open.contains_key(&self.id) {
                 self.open.insert(self.id, open);
                 return self.id;
@@ -296,7 +316,10 @@ impl Outbound {
                 self.here += usize::from(!std::mem::replace(here, true));
                 match phase {
                     Phase::Released => Sending::PubRel(id),
-                    Phase::Sent => Sending::Publish { id, dup, message },
+                    Phase::Sent => {
+                        let release = self.inherits && !dup && message.qos == QoS::ExactlyOnce;
+                        Sending::Publish { id, dup, message, release }
+                    }
                 }
             }
             Open::Subscribe { filters, subscription, .. } => Sending::Subscribe(id, filters, *subscription),

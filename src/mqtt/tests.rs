@@ -644,6 +644,56 @@ fn a_session_that_somebody_else_left_is_removed_first() {
 }
 
 #[test]
+fn a_session_that_is_adopted_is_not_removed_and_its_owner_is_told() {
+    let mut options = Options::new("c");
+    options.session = Session::Adopt;
+    let mut talk = Talk::new(options);
+    talk.connection.handle_connected(talk.now).unwrap();
+    talk.sends(["connect c resume keep-alive 60"]);
+    talk.broker(connack(true));
+    talk.says([Event::Connected { session_present: true }]);
+    assert_eq!(talk.connection.counters().purges, 0);
+    talk.connect(false);
+    assert_eq!(talk.connection.counters().sessions_lost, 1);
+}
+
+#[test]
+fn in_an_adopted_session_an_id_is_released_before_its_first_message_of_qos_2() {
+    let mut options = Options::new("c");
+    options.session = Session::Adopt;
+    let mut talk = Talk::new(options);
+    let token = talk.publish(QoS::ExactlyOnce, "a");
+    talk.connect(true);
+    talk.publish(QoS::AtLeastOnce, "b");
+    talk.events();
+    talk.sends(["pubrel 1", "publish 1 q2 a", "publish 2 q1 b"]);
+    talk.broker(Packet::PubComp(PubComp::new(1)));
+    talk.says([]);
+    talk.broker(Packet::PubRec(PubRec::new(1)));
+    talk.says([Event::Received(token)]);
+    talk.sends(["pubrel 1"]);
+    talk.broker(Packet::PubComp(PubComp::new(1)));
+    talk.says([Event::Completed(token, Ok(()))]);
+    // The ids come round: whatever was under them is released by now.
+    for _ in 2..u16::MAX {
+        talk.publish(QoS::AtLeastOnce, "m");
+        let id = talk.take()[0].split(' ').nth(1).unwrap().parse().unwrap();
+        talk.broker(puback(id));
+    }
+    talk.publish(QoS::ExactlyOnce, "c");
+    talk.sends(["publish 1 q2 c"]);
+}
+
+#[test]
+fn a_will_is_changed_with_the_next_connection() {
+    let mut talk = Talk::up(Options::new("c"));
+    talk.connection.set_will(Some(message(QoS::AtMostOnce, "gone")));
+    talk.sends([]);
+    talk.connection.handle_connected(talk.now).unwrap();
+    talk.sends(["connect c resume keep-alive 60 will q0 gone"]);
+}
+
+#[test]
 fn a_broker_that_always_claims_a_session_is_asked_to_remove_it_once() {
     let mut talk = Talk::new(Options::new("c"));
     for expected in [Event::Reconnect, Event::Reconnect, Event::Connected { session_present: false }] {

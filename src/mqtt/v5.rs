@@ -61,11 +61,12 @@ impl Codec {
 pub(super) fn connect(parts: &ConnectParts<'_>, out: &mut BytesMut) {
     let options = parts.options;
     let mut properties = ConnectProperties::new();
-    if options.session == Session::Resume && !parts.purge {
+    if options.session != Session::Clean && !parts.purge {
         properties.session_expiry_interval = Some(seconds(options.session_expiry));
     }
     // What is larger would be dropped here: the broker keeps it to itself.
     properties.max_packet_size = u32::try_from(frame_len(options.packet_len_max)).ok();
+    properties.receive_maximum = Some(options.receive_max).filter(|max| *max < u16::MAX);
     properties.request_problem_info = Some(0);
     let connect = Connect {
         keep_alive: options.keep_alive_seconds(),
