@@ -130,7 +130,6 @@ impl Config {
         let default = Config::default();
         let without_effect = [
             ("broker.outage_queue", self.broker.outage_queue != default.broker.outage_queue),
-            ("broker.grace", self.broker.grace != default.broker.grace),
             ("store.commit", self.store.commit != default.store.commit),
         ];
         for (key, _) in without_effect.into_iter().filter(|(_, set)| *set) {
@@ -768,7 +767,7 @@ mod tests {
         let expected =
             |problem: &&String| problem.contains("not in this version") || problem.contains("beside url");
         assert_eq!(problems.iter().filter(expected).count(), problems.len(), "{problems:#?}");
-        assert_eq!(problems.len(), 7, "{problems:#?}");
+        assert_eq!(problems.len(), 6, "{problems:#?}");
     }
 
     #[test]
@@ -921,10 +920,7 @@ log: { level: trace, format: plain }
         let expected = [
             "broker.tls: not in this version",
             "broker.clients: not in this version",
-            "broker.client_id_template: not in this version",
             "broker.urls[1]: \"mqtts://b:2\" is not in this version",
-            "broker.mode: \"transparent\" is not in this version",
-            "broker.wills: \"broker\" is not in this version",
             "transports[1].type: \"serial\" is not in this version",
             "transports[2].type: \"xbee\" is not in this version",
             "transports[3].type: \"dtls\" is not in this version",
@@ -943,9 +939,8 @@ log: { level: trace, format: plain }
         let notes = config.notes();
         assert!(notes.iter().all(|note| note.contains("not in this version")), "{notes:?}");
         assert_eq!(notes.len(), 4);
-        let (config, _) =
-            read("broker: { grace: 5s, outage_queue: { messages: 5 } }\nstore: { commit: 5ms }");
-        assert_eq!(config.notes().iter().filter(|note| note.ends_with("has no effect")).count(), 3);
+        let (config, _) = read("broker: { outage_queue: { messages: 5 } }\nstore: { commit: 5ms }");
+        assert_eq!(config.notes().iter().filter(|note| note.ends_with("has no effect")).count(), 2);
     }
 
     #[test]

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::read::{Built, Keys, Leaf, Unfit, built, list, map, section};
+use super::read::{Keys, Leaf, Unfit, built, list, map, section};
 use super::value::{
     address, boolean, broker_url, choice, client_id, duration, file, group, interface, number, place,
     port_name, size, text, topic, topic_id, whole_seconds,
 };
 use super::{
-    Broker, BrokerUrl, Config, Control, Credentials, Dtls, Gateway, Http, Log, Mode, OutageQueue, Place,
-    Queue, Serial, Sessions, Store, Tls, Topics, Transport, TransportKind, Udp, Wills, Xbee,
+    Broker, BrokerUrl, Config, Control, Credentials, Dtls, Gateway, Http, Log, OutageQueue, Place, Queue,
+    Serial, Sessions, Store, Tls, Topics, Transport, TransportKind, Udp, Xbee,
 };
 
 /// Transports in a file: far more than a computer has ports for.
@@ -68,12 +68,12 @@ fn gateway(keys: &mut Keys<'_>) -> Gateway {
 fn broker(keys: &mut Keys<'_>) -> Broker {
     let default = Broker::default();
     keys.need("password_file", "username");
-    for key in ["tls", "clients", "client_id_template"] {
+    for key in ["tls", "clients"] {
         keys.not_in_this_version(key);
     }
     Broker {
         urls: urls(keys).unwrap_or(default.urls),
-        mode: keys.or("mode", mode(), default.mode),
+        mode: keys.or("mode", choice(), default.mode),
         protocol: keys.or("protocol", choice(), default.protocol),
         client_id: keys.or("client_id", client_id().or("auto"), default.client_id),
         username: keys.get("username", text("a user name")),
@@ -81,7 +81,7 @@ fn broker(keys: &mut Keys<'_>) -> Broker {
         tls: keys.section("tls", tls),
         clients: keys.get("clients", map(client_id(), section(credentials))).unwrap_or_default(),
         client_id_template: keys.or("client_id_template", template(), default.client_id_template),
-        wills: keys.or("wills", built(choice(), |it| *it != Wills::Broker), default.wills),
+        wills: keys.or("wills", choice(), default.wills),
         keep_alive: keys.or("keep_alive", whole_seconds(1..=65_535), default.keep_alive),
         outage: keys.or("outage", choice(), default.outage),
         outage_queue: keys.section("outage_queue", outage_queue),
@@ -102,10 +102,6 @@ fn urls(keys: &mut Keys<'_>) -> Option<Vec<BrokerUrl>> {
         keys.wrong("urls", "\"embedded\" stands beside others, expected it alone");
     }
     several.or(one.map(|url| vec![url]))
-}
-
-fn mode() -> Built<Leaf<Mode>> {
-    built(choice(), |mode| *mode != Mode::Transparent)
 }
 
 /// An address that the gateway itself can connect to: a free port would be known to nobody.
@@ -181,7 +177,7 @@ fn transport(keys: &mut Keys<'_>, taken: &mut Taken) -> Option<Transport> {
         }
     };
     // The common options are read even where the transport is already lost, for the sake of what is wrong with them.
-    let mode = keys.get("mode", mode());
+    let mode = keys.get("mode", choice());
     let mtu = keys.get("mtu", number(MTU_MIN..=MTU_MAX));
     let retry_interval = keys.get("retry_interval", retry_interval());
     let retry_limit = keys.get("retry_limit", retry_limit());

@@ -38,6 +38,8 @@ counters! {
     connects_accepted,
     /// CONNECTs refused: something in them is not supported.
     connects_refused,
+    /// CONNECTs refused by the broker, or answered with congestion because it is away (§4.1).
+    connects_refused_by_broker,
     /// CONNECTs refused: as many sessions as allowed.
     sessions_full,
     /// Handshakes abandoned by the client.
@@ -48,6 +50,8 @@ counters! {
     sessions_rebound,
     /// Clients lost: not heard in time, or deaf to every repetition.
     clients_lost,
+    /// Clients told to connect again because their own link to the broker is lost (§6.12).
+    clients_dismissed,
     /// Sessions ended by their life time.
     sessions_expired,
     /// Wills published.

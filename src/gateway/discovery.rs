@@ -1,7 +1,7 @@
 //! ADVERTISE, SEARCHGW and GWINFO (§6.1).
 
 use super::Gateway;
-use super::io::{Peer, PortId, Route};
+use super::io::{Mode, Peer, PortId, Route};
 use super::timer::Timer;
 use crate::wire::{Advertise, GwInfo, Packet, SearchGw};
 
@@ -10,8 +10,13 @@ const FORWARDER_RADIUS_MAX: u8 = 3;
 
 impl Gateway {
     /// Answers at once and to the one who asked, so that clients which answer for gateways after a delay stay silent,
-    /// and one that is in no group hears it (Interpretation: A-19). Served also while the broker is away, as CONNECT is.
+    /// and one that is in no group hears it (Interpretation: A-19). Where CONNECT is served while the broker is away, so is
+    /// this (Interpretation: R-011).
     pub(super) fn handle_searchgw(&mut self, peer: &Peer, route: Route, search: SearchGw) {
+        let mode = self.settings.ports.get(usize::from(peer.port.0)).map(|port| port.mode);
+        if mode == Some(Mode::Transparent) && !self.links.is_up() {
+            return;
+        }
         let info = Packet::GwInfo(GwInfo { gw_id: self.settings.gw_id, gw_add: &[] });
         let radius = search.radius.min(FORWARDER_RADIUS_MAX);
         self.air.send_within(usize::MAX, peer, route, radius, info, &mut self.counters);

@@ -93,7 +93,7 @@ impl Session {
         cx: &mut Cx<'_>,
     ) {
         let mut item = Item { message, qos, delivery, sent_as: None, expires };
-        if !self.broker_waits() {
+        if !self.broker_waits(cx) {
             cx.settle(&item);
             item.delivery = None;
         }
@@ -118,8 +118,12 @@ impl Session {
     }
 
     /// Whether the broker is kept waiting for what this client has yet to take. Not while it is asleep, away or congested,
-    /// nor once it has left a request unanswered: the broker's window is shared by all (design section 3).
-    fn broker_waits(&self) -> bool {
+    /// nor once it has left a request unanswered: the broker's window is shared by all (design section 3). On a link of the
+    /// client's own nobody else waits (Interpretation: R-145).
+    fn broker_waits(&self, cx: &Cx<'_>) -> bool {
+        if cx.links.is_dedicated(self.key) {
+            return true;
+        }
         let prompt = |exchange: &Exchange| exchange.repeated == 0;
         self.state == State::Active
             && self.downlink.paused.is_none()
@@ -128,6 +132,9 @@ impl Session {
 
     /// Tells the broker that what waits behind the open exchange is taken care of.
     fn release_broker(&mut self, cx: &mut Cx<'_>) {
+        if cx.links.is_dedicated(self.key) {
+            return;
+        }
         for item in self.downlink.outbox.iter_mut() {
             cx.settle(item);
             item.delivery = None;
@@ -471,7 +478,9 @@ impl Session {
 
     /// Whether a subscription still brings this message, or the client may have it already.
     fn wants(&self, item: &Item) -> bool {
-        item.sent_as.is_some() || self.subscriptions.keys().any(|filter| filter.matches(&item.message.topic))
+        item.sent_as.is_some()
+            || self.inherited
+            || self.subscriptions.keys().any(|filter| filter.matches(&item.message.topic))
     }
 
     /// Drops everything that was meant for the client.

@@ -9,23 +9,40 @@
 //!                 C> WILLTOPIC (empty)     G> CONNACK
 //! ```
 //!
-//! A session is touched when its handshake is complete, not before: one that the client abandons leaves everything as
-//! it was. Repetitions by the client are what recovers a lost message, so each gets its answer again (§6.13).
+//! A client with a link of its own to the broker gets its CONNACK when the broker has accepted it (§4.1).
+//!
+//! A session is touched when its handshake is complete, not before: one that the client abandons, or the broker refuses, leaves
+//! everything as it was. Repetitions by the client are what recovers a lost message, so each gets its answer again (§6.13).
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::Gateway;
-use super::io::{Peer, Route};
+use super::io::{Mode, Peer, Route, Wills};
+use super::links::{Opened, Opening, id_at_broker};
 use super::session::{self, State, Will};
 use super::timer::{ClientTimer, Timer};
+use super::{ClientKey, Gateway};
 use crate::topic::ClientId;
 use crate::wire::{Connect, Packet, Response, ReturnCode, WillMsg, WillTopic};
 
 /// Half-open handshakes, by the peer that began them.
 pub(super) type Handshakes = HashMap<Peer, Handshake>;
+
+/// CONNECTs that wait for the broker, by the peer they came from.
+pub(super) type Asking = HashMap<Peer, Asked>;
+
+/// A CONNECT with everything that belongs to it; the broker is asked.
+#[derive(Debug)]
+pub(super) struct Asked {
+    key: ClientKey,
+    route: Route,
+    params: Params,
+    will: WillChange,
+    /// The client was asked for its Will.
+    prompted: bool,
+}
 
 /// A CONNECT whose Will is being asked for.
 #[derive(Debug)]
@@ -63,15 +80,19 @@ impl Gateway {
         if let Some(session) = self.clients.by_peer_mut(&peer) {
             session.prompted = false;
         }
+        if self.asking.get(&peer).is_some_and(|asked| asked.params.frame == *frame && !asked.prompted) {
+            return;
+        }
         let params = match self.check_connect(&peer, connect, frame) {
             Ok(params) => params,
             Err(code) => return self.answer_connect(&peer, route, code),
         };
         if !connect.will {
             let will = if params.clean { WillChange::Delete } else { WillChange::Keep };
-            return self.establish(peer, route, params, will);
+            return self.admit(peer, route, params, will, false);
         }
         // A repeated CONNECT restarts the prompts (§6.13).
+        self.abandon_asking(&peer);
         let port = &self.settings.ports[usize::from(peer.port.0)];
         let patience = port.retry_interval.saturating_mul(port.retry_limit.saturating_add(1));
         self.timers.set(Timer::Handshake(peer.clone()), self.now + patience);
@@ -163,29 +184,136 @@ impl Gateway {
     fn complete(&mut self, peer: Peer, route: Route, will: WillChange) {
         self.timers.cancel(&Timer::Handshake(peer.clone()));
         if let Some(handshake) = self.handshakes.remove(&peer) {
-            self.establish(peer.clone(), route, handshake.params, will);
-            if let Some(session) = self.clients.by_peer_mut(&peer) {
-                (session.connect, session.prompted) = (None, true);
-            }
+            self.admit(peer, route, handshake.params, will, true);
         }
     }
 
     /// The client did not go on (§6.13), or went on with something else.
-    pub(super) fn abandon_handshake(&mut self, peer: &Peer) -> bool {
-        let was_open = self.handshakes.remove(peer).is_some();
-        if was_open {
+    pub(super) fn abandon_handshake(&mut self, peer: &Peer) {
+        self.abandon_asking(peer);
+        if self.handshakes.remove(peer).is_some() {
             self.timers.cancel(&Timer::Handshake(peer.clone()));
         }
-        was_open
+    }
+
+    /// The time of a handshake is over. The broker's silence is the client's to know, before it takes the gateway for dead.
+    pub(super) fn handle_handshake_late(&mut self, peer: &Peer) {
+        self.counters.handshakes_expired += u64::from(self.handshakes.remove(peer).is_some());
+        if let Some(key) = self.asking.get(peer).map(|asked| asked.key) {
+            self.handle_refused(key, ReturnCode::Congestion);
+        }
+    }
+
+    /// Whether a CONNECT from this peer waits for the broker.
+    pub(super) fn is_asking(&self, peer: &Peer) -> bool {
+        self.asking.contains_key(peer)
+    }
+
+    /// All is said: what serves the client at the broker is asked, if it is one of its own.
+    fn admit(&mut self, peer: Peer, route: Route, params: Params, will: WillChange, prompted: bool) {
+        let mode = self.mode(&peer, &params);
+        if mode == Mode::Aggregating {
+            return self.establish(peer, route, params, will, prompted);
+        }
+        // Two connections with one client id would end each other for ever (MQTT 3.1.1 §3.1.4).
+        if id_at_broker(&params.id, &self.settings.broker) == self.settings.broker.client_id {
+            self.counters.connects_refused += 1;
+            return self.answer_connect(&peer, route, ReturnCode::NotSupported);
+        }
+        let key = self.clients.key_or_insert(&params.id, self.now, &mut self.rng);
+        if self.asking.get(&peer).is_some_and(|asked| asked.key != key) {
+            self.abandon_asking(&peer);
+        }
+        let Some(session) = self.clients.get_mut(key) else { return };
+        let before = session.asking.replace(peer.clone());
+        let kept = match &will {
+            WillChange::Keep => session.will.message(),
+            WillChange::Delete => None,
+            WillChange::Set(will) => will.message(),
+        };
+        // A client id connects from one peer at a time: the later CONNECT is the one that counts (Interpretation: R-100).
+        if let Some(before) = before.filter(|before| *before != peer) {
+            self.asking.remove(&before);
+            self.timers.cancel(&Timer::Handshake(before));
+        }
+        let opening = Opening {
+            id: params.id.clone(),
+            clean: params.clean,
+            keep_alive: params.keep_alive,
+            expiry: self.settings.sessions.expiry,
+            window: self.settings.sessions.queue.messages,
+            will: kept.filter(|_| self.settings.broker.wills == Wills::Broker),
+        };
+        let (links, mut cx) = self.links_cx();
+        match links.open(key, opening, &mut cx) {
+            Opened::Ready => return self.establish(peer, route, params, will, prompted),
+            Opened::Asked => {}
+        }
+        self.timers.set(Timer::Handshake(peer.clone()), self.now + self.settings.broker.ack_timeout);
+        self.asking.insert(peer, Asked { key, route, params, will, prompted });
+    }
+
+    /// How the client is to be served: as its session is, if that lives on, else as its transport says.
+    fn mode(&mut self, peer: &Peer, params: &Params) -> Mode {
+        let port = self.settings.ports[usize::from(peer.port.0)].mode;
+        let Some(key) = self.clients.key(&params.id) else { return port };
+        match self.clients.get_mut(key) {
+            Some(session) if session.fresh || session.mode == port => port,
+            Some(session) if !session.clean && !params.clean => session.mode,
+            _ => {
+                // Nothing of it goes over.
+                self.remove_session(key);
+                port
+            }
+        }
+    }
+
+    /// The broker has accepted the client.
+    pub(super) fn handle_accepted(&mut self, key: ClientKey, inherited: bool) {
+        let Some(session) = self.clients.get_mut(key) else { return };
+        session.inherited = inherited || (session.inherited && !session.clean);
+        let Some(peer) = session.asking.take() else { return };
+        let Some(asked) = self.asking.remove(&peer) else { return };
+        self.timers.cancel(&Timer::Handshake(peer.clone()));
+        self.establish(peer, asked.route, asked.params, asked.will, asked.prompted);
+    }
+
+    /// The broker has not accepted the client, for this reason (Interpretation: R-025).
+    pub(super) fn handle_refused(&mut self, key: ClientKey, code: ReturnCode) {
+        let Some(peer) = self.clients.get_mut(key).and_then(|session| session.asking.clone()) else { return };
+        let Some(route) = self.asking.get(&peer).map(|asked| asked.route) else { return };
+        self.counters.connects_refused_by_broker += 1;
+        self.abandon_asking(&peer);
+        self.answer_connect(&peer, route, code);
+    }
+
+    /// The broker's answer is of no interest any more: everything is as it was before the CONNECT, but for a link that had to
+    /// go for it.
+    fn abandon_asking(&mut self, peer: &Peer) {
+        let Some(Asked { key, .. }) = self.asking.remove(peer) else { return };
+        self.timers.cancel(&Timer::Handshake(peer.clone()));
+        let (links, mut cx) = self.links_cx();
+        let has_link = links.abandon(key, &mut cx);
+        let Some(session) = self.clients.get_mut(key) else { return };
+        session.asking = None;
+        if session.fresh {
+            self.remove_session(key);
+        } else if !has_link && session.peer.is_some() {
+            self.end_connection(key, State::Disconnected);
+        }
     }
 
     /// Makes the client Active at this peer, with what CleanSession and Will say of its session (§6.3).
-    fn establish(&mut self, peer: Peer, route: Route, params: Params, will: WillChange) {
+    fn establish(&mut self, peer: Peer, route: Route, params: Params, will: WillChange, prompted: bool) {
+        if let Some(session) = self.clients.key(&params.id).and_then(|key| self.clients.get_mut(key)) {
+            session.asking = None;
+        }
         self.abandon_handshake(&peer);
         self.unbind_others(&peer, &params.id);
         self.take_over(&peer, &params.id);
         let key = self.clients.key_or_insert(&params.id, self.now, &mut self.rng);
         self.clients.bind(key, &peer);
+        let mode = self.links.mode(key);
         let Some((session, mut cx)) = self.session_cx(key) else { return };
         // What a clean session held ends with it too (MQTT 3.1.1 §3.1.2.4).
         if params.clean || session.clean {
@@ -199,7 +327,9 @@ impl Gateway {
         }
         (session.state, session.clean, session.keep_alive) = (State::Active, params.clean, params.keep_alive);
         (session.route, session.last_heard, session.connected) = (route, cx.now, cx.now);
-        (session.connect, session.prompted) = (Some(params.frame), false);
+        (session.connect, session.prompted) = (Some(params.frame).filter(|_| !prompted), prompted);
+        (session.fresh, session.mode, session.overdue) = (false, mode, false);
+        cx.timers.cancel(&Timer::Client(key, ClientTimer::Grace));
         cx.timers.cancel(&Timer::Client(key, ClientTimer::Expiry));
         session.supervise(&mut cx);
         cx.counters.connects_accepted += 1;

@@ -1,41 +1,46 @@
-//! Which broker link serves which client. In aggregating mode one link serves all (§4.2): this file knows who
-//! subscribed to what, asks the broker for the union of it, and finds the recipients of what comes.
+//! Which broker link serves which client: the gateway's own ([`aggregate`], §4.2), or one of the client's own ([`dedicated`],
+//! §4.1). QoS −1 and the Wills that the gateway keeps always go by the gateway's own.
 //!
-//! - A filter is at the broker from the first client that subscribes to it to the last that unsubscribes. Every
-//!   SUBSCRIBE of a client goes to the broker, so that retained messages come each time (MQTT 3.1.1 §3.8.4).
-//! - Retained messages are for the new subscriber alone: its SUBSCRIBE opens a hand-out, and a message with the retain
-//!   flag goes once per topic to every open hand-out that matches and to nobody else.
-//! - The broker gets its acknowledgement when the last recipient has settled the message (design promise G2).
+//! A link is a value here; only its octets cross the boundary of the core. What is said to a client's session is the same
+//! whichever link serves it.
 
+mod aggregate;
+mod dedicated;
 mod link;
+mod pool;
 mod retained;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::warn;
 
-use self::link::Link;
+use self::aggregate::Aggregate;
+use self::dedicated::Dedicated;
+pub(super) use self::dedicated::{Opened, Opening, id_at_broker};
 pub(super) use self::link::LinkCx;
-use self::retained::HandOuts;
+use self::link::News;
+use self::pool::{LinkKey, Pool};
 use super::ClientKey;
-use super::io::{BrokerSettings, LinkEvent, LinkId};
-use crate::mqtt::{DeliveryId, Event, Full, Message, QoS, Refused, SubscriptionId, Token};
+use super::io::{BrokerSettings, LinkEvent, LinkId, Mode};
+use crate::mqtt::{Credentials, DeliveryId, Full, Message, Options, QoS, Refused};
 use crate::topic::TopicFilter;
-use crate::topic::tree::FilterTree;
 use crate::wire::ReturnCode;
 
 /// Wills that wait for the broker to come back. One per client of a small network; more are shed and counted.
 const WILLS_MAX: usize = 1024;
 
-/// Filters in one SUBSCRIBE or UNSUBSCRIBE of the gateway's own: at most 65,535 octets each, so that the packet stays well below
-/// what brokers accept.
-const FILTERS_PER_REQUEST: usize = 16;
+/// How long a broker that can be told (MQTT 5) keeps a session whose client id will not come back if this process dies:
+/// longer than any outage that it is meant to outlive.
+const SESSION_OF_RANDOM_ID: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A message from the broker that clients have yet to settle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Delivery(DeliveryId);
+pub(super) struct Delivery {
+    link: LinkKey,
+    id: DeliveryId,
+}
 
 /// Names one message of a client on its way to the broker; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,11 +50,22 @@ pub(super) struct UplinkId(u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct RequestId(u64);
 
-/// What the link has to say to the core.
+/// What the links have to say to the core.
 #[derive(Debug)]
 pub(super) enum Update {
     /// The broker is there.
     Up,
+    /// The broker has accepted the client, as [`Links::open`] asked; whether it has a session of the client that this gateway
+    /// has not.
+    Accepted(ClientKey, bool),
+    /// It has not, and the client is told so. [`Links::abandon`] is what follows.
+    Refused(ClientKey, ReturnCode),
+    /// The client's own link is lost, and will be tried again and again.
+    Lost(ClientKey),
+    /// The client's own link is back.
+    Back(ClientKey),
+    /// The client's own link is lost for good: the broker does not want the client any more.
+    Ended(ClientKey),
     /// The broker has taken a QoS 2 message over (PUBREC).
     Received(ClientKey, UplinkId),
     /// The broker is done with a message.
@@ -79,94 +95,95 @@ pub(super) enum Subscribing {
     Granted(QoS),
 }
 
-/// The aggregating link and everything that rides on it.
+/// How a client leaves its own link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parting {
+    /// In good order: the broker does not publish the Will that it may hold.
+    Leave,
+    /// Without a word, for the broker to publish it (MQTT 3.1.1 §3.1.2.5).
+    Vanish,
+}
+
+/// All links.
 #[derive(Debug)]
 pub(super) struct Links {
-    link: Link,
-    filters: FilterTree<Subscribers>,
-    /// Filters whose state at the broker may differ from ours.
-    unsettled: BTreeSet<TopicFilter>,
-    hand_outs: HandOuts,
-    purposes: HashMap<Token, Purpose>,
-    /// Clients that have yet to settle a message.
-    owed: HashMap<Delivery, usize>,
+    pool: Pool,
+    own: LinkKey,
+    aggregate: Aggregate,
+    dedicated: Dedicated,
     wills: VecDeque<Message>,
     updates: VecDeque<Update>,
     last_id: u64,
-    last_subscription: u32,
-}
-
-/// Who subscribed to a filter.
-#[derive(Debug, Default)]
-struct Subscribers {
-    clients: BTreeMap<ClientKey, Claim>,
-    /// The broker has the filter, or is about to.
-    at_broker: bool,
-    /// Under which the broker sends what the filter matches, where it knows such a thing (MQTT 5 §3.8.2.1.2): how copies
-    /// for overlapping filters are told apart.
-    id: Option<SubscriptionId>,
-    /// The broker said that it has the filter.
-    granted: bool,
-    /// SUBSCRIBEs for it that the broker has not answered. The connection repeats them by itself.
-    asked: usize,
-}
-
-/// What one client has of a filter.
-#[derive(Debug, Clone, Copy)]
-struct Claim {
-    qos: QoS,
-    /// The last SUBSCRIBE for it that was passed on: the answer to an earlier one says nothing about it.
-    asked: Option<RequestId>,
-    /// Granted while the broker was away: its retained messages are still to come.
-    awaits_retained: bool,
-}
-
-impl Subscribers {
-    /// The highest QoS that somebody has of the filter.
-    fn highest(&self) -> Option<QoS> {
-        self.clients.values().map(|claim| claim.qos).reduce(higher)
-    }
-}
-
-/// What was asked of the broker.
-#[derive(Debug)]
-enum Purpose {
-    Publish(ClientKey, UplinkId),
-    /// With the QoS asked for, and the one that was in force before.
-    Subscribe(ClientKey, RequestId, TopicFilter, QoS, Option<QoS>),
-    Reissue(Vec<TopicFilter>),
 }
 
 impl Links {
     pub(super) fn new(settings: &BrokerSettings, now: Instant) -> Self {
+        let mut pool = Pool::default();
+        let own = pool.add(own_options(settings), None, now);
         Self {
-            link: Link::new(settings, now),
-            filters: FilterTree::default(),
-            unsettled: BTreeSet::new(),
-            hand_outs: HandOuts::default(),
-            purposes: HashMap::new(),
-            owed: HashMap::new(),
+            pool,
+            own,
+            aggregate: Aggregate::new(own),
+            dedicated: Dedicated::default(),
             wills: VecDeque::new(),
             updates: VecDeque::new(),
             last_id: 0,
-            last_subscription: 0,
         }
     }
 
-    /// Whether the broker accepted us and has not gone.
+    /// Whether the broker accepted the gateway itself and has not gone.
     pub(super) fn is_up(&self) -> bool {
-        self.link.connection.is_connected()
+        self.pool.is_up(self.own)
+    }
+
+    /// How the client is served.
+    pub(super) fn mode(&self, client: ClientKey) -> Mode {
+        if self.is_dedicated(client) { Mode::Transparent } else { Mode::Aggregating }
+    }
+
+    /// Whether the client is served by a link of its own.
+    pub(super) fn is_dedicated(&self, client: ClientKey) -> bool {
+        self.dedicated.contains(client)
+    }
+
+    /// Opens a link for this client, or keeps the one it has if that is what [`Opening`] asks for.
+    pub(super) fn open(&mut self, client: ClientKey, opening: Opening, cx: &mut LinkCx<'_>) -> Opened {
+        self.dedicated.open(client, opening, &mut self.pool, cx)
+    }
+
+    /// The client does not go on with what [`Links::open`] began. Whether the link that it had before is still there.
+    pub(super) fn abandon(&mut self, client: ClientKey, cx: &mut LinkCx<'_>) -> bool {
+        self.dedicated.abandon(client, &mut self.pool, cx)
+    }
+
+    /// The client has gone. Of a session that lives on, what the broker has not heard the end of is remembered.
+    pub(super) fn part(&mut self, client: ClientKey, parting: Parting, cx: &mut LinkCx<'_>) {
+        self.dedicated.part(client, parting, &mut self.pool, cx);
+    }
+
+    /// The client and its session are gone, at the broker too if `purge`.
+    pub(super) fn forget(&mut self, client: ClientKey, purge: bool, cx: &mut LinkCx<'_>) {
+        self.dedicated.forget(client, purge, &mut self.pool, cx);
+    }
+
+    /// Shows another Will of the client to the broker, if that keeps it.
+    pub(super) fn change_will(&mut self, client: ClientKey, will: Option<Message>) {
+        self.dedicated.change_will(client, will, &mut self.pool);
     }
 
     /// Sends a message of a client, or says why that cannot be. `None` for QoS 0: nothing more will be heard of it.
     pub(super) fn publish(&mut self, client: ClientKey, message: Message) -> Result<Option<UplinkId>, Full> {
-        if !self.is_up() {
-            return Err(Full::Offline);
-        }
-        let Some(token) = self.link.connection.publish(message)? else { return Ok(None) };
         let id = UplinkId(self.next_id());
-        self.purposes.insert(token, Purpose::Publish(client, id));
-        Ok(Some(id))
+        let answered = match self.dedicated.get_mut(client) {
+            Some(own) => own.publish(id, message, &mut self.pool)?,
+            None => self.aggregate.publish(client, id, message, &mut self.pool)?,
+        };
+        Ok(answered.then_some(id))
+    }
+
+    /// Sends a message of QoS −1 (§6.8).
+    pub(super) fn publish_minus_one(&mut self, message: Message) -> Result<(), Full> {
+        self.aggregate.publish_for_nobody(message, &mut self.pool)
     }
 
     /// Publishes a Will, now or when the broker is back. Returns whether it was taken.
@@ -185,389 +202,100 @@ impl Links {
         filter: &TopicFilter,
         qos: QoS,
     ) -> Result<Subscribing, Full> {
-        let others = self.filters.get(filter).and_then(Subscribers::highest);
-        let at_broker = others.map_or(qos, |others| higher(others, qos));
-        let before = self.filters.get(filter).and_then(|subscribers| subscribers.clients.get(&client));
-        let before = before.map(|claim| claim.qos);
-        let subscription = self.subscription(filter);
-        let outcome = if self.is_up() {
-            let token = self.link.connection.subscribe_as(&[(filter.clone(), at_broker)], subscription)?;
-            let id = RequestId(self.next_id());
-            self.purposes.insert(token, Purpose::Subscribe(client, id, filter.clone(), qos, before));
-            self.hand_outs.open(client, filter, qos);
-            // The broker has it at the highest QoS after this, whatever was still to be told.
-            self.unsettled.remove(filter);
-            Subscribing::Asked(id)
-        } else {
-            self.unsettled.insert(filter.clone());
-            Subscribing::Granted(qos)
-        };
-        let subscribers = self.filters.get_or_default(filter);
-        subscribers.id = subscription;
-        let asked = match outcome {
-            Subscribing::Asked(id) => Some(id),
-            Subscribing::Granted(_) => None,
-        };
-        subscribers.clients.insert(client, Claim { qos, asked, awaits_retained: asked.is_none() });
-        subscribers.at_broker |= asked.is_some();
-        subscribers.asked += usize::from(asked.is_some());
-        Ok(outcome)
-    }
-
-    /// The client was told that its subscription holds, though the broker has not answered: the filter is issued again when
-    /// the broker comes back, and what it says to the request then is of no account.
-    pub(super) fn hold(&mut self, client: ClientKey, filter: &TopicFilter) {
-        if let Some(claim) = self.filters.get_mut(filter).and_then(|found| found.clients.get_mut(&client)) {
-            (claim.asked, claim.awaits_retained) = (None, true);
-            self.unsettled.insert(filter.clone());
+        let id = RequestId(self.next_id());
+        match self.dedicated.get_mut(client) {
+            Some(own) => own.subscribe(id, filter, qos, &mut self.pool),
+            None => self.aggregate.subscribe(client, id, filter, qos, &mut self.pool),
         }
     }
 
-    /// The client no longer wants what the filter matches; the broker is told when it was the last.
+    /// The broker does not answer a SUBSCRIBE. Whether that is because it is away and the filter is issued again when it comes
+    /// back: then the client is told that its subscription holds.
+    pub(super) fn hold(&mut self, client: ClientKey, filter: &TopicFilter) -> bool {
+        let holds = !self.is_dedicated(client) && !self.is_up();
+        if holds {
+            self.aggregate.hold(client, filter);
+        }
+        holds
+    }
+
+    /// The client no longer wants what the filter matches.
     pub(super) fn unsubscribe(&mut self, client: ClientKey, filter: &TopicFilter) {
-        self.hand_outs.close(client, filter);
-        let Some(subscribers) = self.filters.get_mut(filter) else { return };
-        subscribers.clients.remove(&client);
-        if !subscribers.clients.is_empty() {
-            return;
-        }
-        if subscribers.at_broker {
-            self.unsettled.insert(filter.clone());
-        } else {
-            self.unsettled.remove(filter);
-            self.filters.remove(filter);
+        match self.dedicated.get_mut(client) {
+            Some(own) => own.unsubscribe(filter, &mut self.pool),
+            None => self.aggregate.unsubscribe(client, filter),
         }
     }
 
     /// A client is done with a message; the broker gets its acknowledgement when all are.
     pub(super) fn settle(&mut self, delivery: Delivery) {
-        let Some(owed) = self.owed.get_mut(&delivery) else { return };
-        *owed -= 1;
-        if *owed == 0 {
-            self.owed.remove(&delivery);
-            self.link.connection.settle(delivery.0);
+        if delivery.link == self.own {
+            self.aggregate.settle(delivery, &mut self.pool);
+        } else {
+            self.pool.settle(delivery);
         }
     }
 
-    pub(super) fn handle(
-        &mut self,
-        now: Instant,
-        id: LinkId,
-        event: LinkEvent,
-        settings: &BrokerSettings,
-        cx: &mut LinkCx<'_>,
-    ) {
-        self.link.handle(now, id, event, settings, cx);
+    pub(super) fn handle(&mut self, id: LinkId, event: LinkEvent, cx: &mut LinkCx<'_>) {
+        self.pool.handle(id, event, cx);
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
-        if self.link.poll_timeout().is_some_and(|at| at <= now) {
-            self.link.handle_timeout(now, settings, cx);
-        }
-        self.hand_outs.handle_timeout(now);
+    pub(super) fn handle_timeout(&mut self, cx: &mut LinkCx<'_>) {
+        self.pool.handle_timeout(cx);
+        self.aggregate.handle_timeout(cx.now);
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.link.poll_timeout().into_iter().chain(self.hand_outs.poll_timeout()).min()
+        self.pool.poll_timeout().into_iter().chain(self.aggregate.poll_timeout()).min()
     }
 
-    /// Lets everything that is ready for the broker leave in one write.
-    pub(super) fn flush(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+    /// Lets everything that is ready for the broker leave in one write for each link.
+    pub(super) fn flush(&mut self, cx: &mut LinkCx<'_>) {
         if self.is_up() {
-            self.settle_filters(cx);
+            self.aggregate.settle_filters(&mut self.pool, cx);
             cx.counters.wills_shed += self.publish_wills();
         }
-        self.link.flush(now, settings, cx);
+        self.pool.flush(cx);
     }
 
-    pub(super) fn shut_down(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
-        self.link.shut_down(now, settings, cx);
+    /// Takes leave of the broker on every link.
+    pub(super) fn shut_down(&mut self, cx: &mut LinkCx<'_>) {
+        let (own, is_random) = (self.own, cx.settings.client_id_is_random);
+        self.pool.remove_all(|link| link == own && is_random, cx);
     }
 
+    /// Messages of the broker that clients have yet to settle, on the gateway's own link.
     pub(super) fn unsettled_deliveries(&self) -> usize {
-        self.owed.len()
+        self.aggregate.unsettled_deliveries()
     }
 
+    /// Whether [`Links::shut_down`] is done.
     pub(super) fn has_left(&self) -> bool {
-        self.link.has_left()
+        self.pool.is_empty()
     }
 
     /// The next thing the broker said that concerns a client. What it said is taken in no faster than this is called, so
     /// that one message for many clients does not become many outputs before the first has left.
-    pub(super) fn poll_update(
-        &mut self,
-        now: Instant,
-        settings: &BrokerSettings,
-        cx: &mut LinkCx<'_>,
-    ) -> Option<Update> {
+    pub(super) fn poll_update(&mut self, cx: &mut LinkCx<'_>) -> Option<Update> {
         while self.updates.is_empty() {
-            let event = self.link.poll_event(now, settings, cx)?;
-            self.handle_event(now, event, cx);
+            let (link, news) = self.pool.poll_news(cx)?;
+            match news {
+                News::Mqtt(event) if link == self.own => {
+                    self.aggregate.handle_event(event, &mut self.pool, &mut self.updates, cx);
+                }
+                News::Lost(_) if link == self.own => {}
+                news => self.dedicated.handle(link, news, &mut self.pool, &mut self.updates, cx),
+            }
         }
         self.updates.pop_front()
-    }
-
-    fn handle_event(&mut self, now: Instant, event: Event, cx: &mut LinkCx<'_>) {
-        match event {
-            Event::Connected { session_present } => self.handle_connected(session_present),
-            Event::Received(token) => {
-                if let Some(Purpose::Publish(client, id)) = self.purposes.get(&token) {
-                    self.updates.push_back(Update::Received(*client, *id));
-                }
-            }
-            Event::Completed(token, result) => {
-                if let Some(Purpose::Publish(client, id)) = self.purposes.remove(&token) {
-                    self.updates.push_back(Update::Completed(client, id, result));
-                }
-            }
-            Event::Subscribed(token, results) => self.handle_subscribed(now, token, results, cx),
-            Event::Message { message, delivery, expiry, subscriptions, .. } => {
-                let expires = expiry.and_then(|expiry| now.checked_add(expiry));
-                self.handle_message(message, &subscriptions, delivery.map(Delivery), expires, cx);
-            }
-            // What unsubscribes has no purpose that outlives it; the rest is the link's own.
-            Event::Unsubscribed(_) | Event::Reconnect | Event::Refused(_) | Event::Purged => {}
-        }
-    }
-
-    fn handle_connected(&mut self, session_present: bool) {
-        if !session_present {
-            self.filters.for_each_mut(|subscribers| subscribers.granted = false);
-            let lost = self.filters.iter().filter(|(_, subscribers)| subscribers.asked == 0);
-            self.unsettled.extend(lost.map(|(filter, _)| filter.clone()));
-        }
-        self.updates.push_back(Update::Up);
-    }
-
-    /// Brings the broker's filters in line with ours, as far as it can be asked; the rest waits for its answers.
-    fn settle_filters(&mut self, cx: &mut LinkCx<'_>) {
-        loop {
-            let (mut wanted, mut unwanted) = (Vec::new(), Vec::new());
-            // One identifier for each filter is one filter in each SUBSCRIBE.
-            let at_most = if self.link.connection.has_subscription_ids() { 1 } else { FILTERS_PER_REQUEST };
-            while wanted.len() < at_most && unwanted.len() < FILTERS_PER_REQUEST {
-                let Some(filter) = self.unsettled.pop_first() else { break };
-                match self.filters.get(&filter).map(Subscribers::highest) {
-                    Some(Some(qos)) => wanted.push((filter, qos)),
-                    Some(None) => unwanted.push(filter),
-                    None => {}
-                }
-            }
-            if wanted.is_empty() && unwanted.is_empty() {
-                return;
-            }
-            let (issued, given_up) = (self.issue(&wanted, cx), self.give_up(&unwanted));
-            if !issued || !given_up {
-                return;
-            }
-        }
-    }
-
-    /// Subscribes to filters in the name of all who want them. Whether the connection took that.
-    fn issue(&mut self, wanted: &[(TopicFilter, QoS)], cx: &mut LinkCx<'_>) -> bool {
-        if wanted.is_empty() {
-            return true;
-        }
-        let names = wanted.iter().map(|(filter, _)| filter.clone());
-        let subscription = match wanted {
-            [(filter, _)] => self.subscription(filter),
-            _ => None,
-        };
-        let token = match (self.link.connection.subscribe_as(wanted, subscription), wanted) {
-            (Ok(token), _) => token,
-            (Err(full), [_]) if full.is_final() => {
-                cx.counters.subscriptions_refused += 1;
-                warn!(reason = %full, "a subscription is lost");
-                return true;
-            }
-            (Err(full), _) if full.is_final() => {
-                let issue = |taken, one| self.issue(std::slice::from_ref(one), cx) && taken;
-                return wanted.iter().fold(true, issue);
-            }
-            (Err(_), _) => {
-                self.unsettled.extend(names);
-                return false;
-            }
-        };
-        for (filter, _) in wanted {
-            let subscribers = self.filters.get_or_default(filter);
-            subscribers.at_broker = true;
-            subscribers.id = subscription;
-            subscribers.asked += 1;
-            for (client, claim) in subscribers.clients.iter().filter(|(_, claim)| claim.awaits_retained) {
-                self.hand_outs.keep_open(*client, filter, claim.qos);
-            }
-        }
-        self.purposes.insert(token, Purpose::Reissue(names.collect()));
-        true
-    }
-
-    /// Unsubscribes from filters that nobody wants. Whether the connection took that.
-    fn give_up(&mut self, unwanted: &[TopicFilter]) -> bool {
-        if unwanted.is_empty() {
-            return true;
-        }
-        match (self.link.connection.unsubscribe(unwanted), unwanted) {
-            (Ok(_), _) => {}
-            // It was never taken either.
-            (Err(full), [_]) if full.is_final() => {}
-            (Err(full), _) if full.is_final() => {
-                let give_up = |taken, one| self.give_up(std::slice::from_ref(one)) && taken;
-                return unwanted.iter().fold(true, give_up);
-            }
-            (Err(_), _) => {
-                self.unsettled.extend(unwanted.iter().cloned());
-                return false;
-            }
-        }
-        for filter in unwanted {
-            self.filters.remove(filter);
-        }
-        true
-    }
-
-    fn handle_subscribed(
-        &mut self,
-        now: Instant,
-        token: Token,
-        results: Vec<Result<QoS, Refused>>,
-        cx: &mut LinkCx<'_>,
-    ) {
-        match self.purposes.remove(&token) {
-            Some(Purpose::Subscribe(client, id, filter, asked, before)) => {
-                let result = results.into_iter().next().unwrap_or(Err(Refused(0x80)));
-                let result = result.map(|granted| lower(granted, asked));
-                let mut current = true;
-                if let Some(subscribers) = self.filters.get_mut(&filter) {
-                    subscribers.asked = subscribers.asked.saturating_sub(1);
-                    subscribers.granted |= result.is_ok();
-                    let claim = subscribers.clients.get_mut(&client).filter(|claim| claim.asked == Some(id));
-                    current = claim.is_some();
-                    match (claim, result) {
-                        (Some(claim), Ok(granted)) => {
-                            claim.qos = granted;
-                            self.hand_outs.answered(now, client, &filter, granted);
-                        }
-                        // What is refused on top of a subscription leaves it as it was.
-                        (Some(claim), Err(_)) if before.is_some() => claim.qos = before.unwrap_or(claim.qos),
-                        (Some(_), Err(_)) => {
-                            subscribers.clients.remove(&client);
-                            subscribers.at_broker = subscribers.granted || subscribers.asked > 0;
-                        }
-                        (None, _) => {}
-                    }
-                }
-                if result.is_ok() {
-                    self.take_back_unwanted(&filter);
-                } else if current {
-                    self.hand_outs.close(client, &filter);
-                }
-                self.updates.push_back(Update::Subscribed(client, id, result));
-            }
-            Some(Purpose::Reissue(filters)) => {
-                for (filter, result) in filters.iter().zip(results) {
-                    self.handle_reissued(now, filter, result.is_ok());
-                    if result.is_ok() {
-                        self.take_back_unwanted(filter);
-                    }
-                    if let Err(refused) = result {
-                        cx.counters.subscriptions_refused += 1;
-                        warn!(%refused, "the broker refuses a subscription that was granted while it was away");
-                        debug!(%filter, "refused");
-                    }
-                }
-            }
-            Some(Purpose::Publish(..)) | None => {}
-        }
-    }
-
-    /// Who subscribed while the broker was away gets what it has kept from now on.
-    fn handle_reissued(&mut self, now: Instant, filter: &TopicFilter, granted: bool) {
-        let Some(subscribers) = self.filters.get_mut(filter) else { return };
-        subscribers.asked = subscribers.asked.saturating_sub(1);
-        subscribers.granted |= granted;
-        for (client, claim) in subscribers.clients.iter_mut().filter(|(_, claim)| claim.awaits_retained) {
-            claim.awaits_retained = false;
-            self.hand_outs.answered(now, *client, filter, claim.qos);
-        }
-    }
-
-    /// A SUBSCRIBE that was repeated on a new connection may come behind the UNSUBSCRIBE that was meant to end it.
-    fn take_back_unwanted(&mut self, filter: &TopicFilter) {
-        if self.filters.get(filter).is_none() {
-            self.filters.get_or_default(filter).at_broker = true;
-            self.unsettled.insert(filter.clone());
-        }
-    }
-
-    fn handle_message(
-        &mut self,
-        message: Message,
-        copy_for: &[SubscriptionId],
-        delivery: Option<Delivery>,
-        expires: Option<Instant>,
-        cx: &mut LinkCx<'_>,
-    ) {
-        cx.counters.downlink_messages += 1;
-        let handed_out = self.hand_outs.take(&message.topic);
-        let recipients = if message.retain {
-            let mut recipients = BTreeMap::new();
-            for (client, qos) in handed_out {
-                add_recipient(&mut recipients, client, lower(message.qos, qos));
-            }
-            recipients
-        } else {
-            self.recipients(&message, copy_for)
-        };
-        if recipients.is_empty() {
-            cx.counters.downlink_unrouted += 1;
-            if let Some(delivery) = delivery {
-                self.link.connection.settle(delivery.0);
-            }
-            return;
-        }
-        if let Some(delivery) = delivery {
-            self.owed.insert(delivery, recipients.len());
-        }
-        let recipients = recipients.into_iter().collect();
-        self.updates.push_back(Update::Message(Arc::new(message), delivery, expires, recipients));
-    }
-
-    /// Everybody who subscribed to a filter that matches, once, at the highest QoS granted to it. Of several copies, which
-    /// the broker may send where filters overlap, a client gets the one for its best filter.
-    fn recipients(&self, message: &Message, copy_for: &[SubscriptionId]) -> BTreeMap<ClientKey, QoS> {
-        let mut best: BTreeMap<ClientKey, (bool, QoS, Option<SubscriptionId>)> = BTreeMap::new();
-        self.filters.matches(&message.topic, |_, subscribers| {
-            for (client, claim) in &subscribers.clients {
-                // A filter that the broker has not confirmed yet may bring no copy.
-                let this = (subscribers.granted, claim.qos, subscribers.id);
-                let best = best.entry(*client).or_insert(this);
-                if (this.0, this.1) > (best.0, best.1) {
-                    *best = this;
-                }
-            }
-        });
-        let for_it = |id: Option<SubscriptionId>| id.is_none_or(|id| copy_for.contains(&id));
-        best.retain(|_, (_, _, id)| copy_for.is_empty() || for_it(*id));
-        best.into_iter().map(|(client, (_, qos, _))| (client, lower(message.qos, qos))).collect()
-    }
-
-    /// The identifier of a filter, a new one if it has none. There are enough for one a second for eight years.
-    fn subscription(&mut self, filter: &TopicFilter) -> Option<SubscriptionId> {
-        let known = self.filters.get(filter).and_then(|subscribers| subscribers.id);
-        known.or_else(|| {
-            let id = SubscriptionId::new(self.last_subscription + 1)?;
-            self.last_subscription = id.get();
-            Some(id)
-        })
     }
 
     /// Passes on the Wills that wait, as far as there is room. How many of them the broker does not take.
     fn publish_wills(&mut self) -> u64 {
         let mut shed = 0;
         while let Some(will) = self.wills.front() {
-            match self.link.connection.publish(will.clone()) {
-                Ok(_) => {}
+            match self.aggregate.publish_for_nobody(will.clone(), &mut self.pool) {
+                Ok(()) => {}
                 Err(full) if full.is_final() => {
                     warn!(reason = %full, "a will is lost");
                     shed += 1;
@@ -585,15 +313,18 @@ impl Links {
     }
 }
 
-fn add_recipient(recipients: &mut BTreeMap<ClientKey, QoS>, client: ClientKey, qos: QoS) {
-    let best = recipients.entry(client).or_insert(qos);
-    *best = higher(*best, qos);
+/// How the gateway itself connects.
+fn own_options(settings: &BrokerSettings) -> Options {
+    let mut options = Options::new(settings.client_id.clone());
+    options.keep_alive = settings.keep_alive;
+    if settings.client_id_is_random {
+        options.session_expiry = SESSION_OF_RANDOM_ID;
+    }
+    options.connect_timeout = settings.connect_timeout;
+    options.credentials = credentials(settings.credentials.as_ref());
+    options
 }
 
-fn higher(a: QoS, b: QoS) -> QoS {
-    if a >= b { a } else { b }
-}
-
-fn lower(a: QoS, b: QoS) -> QoS {
-    if a <= b { a } else { b }
+fn credentials(given: Option<&(String, bytes::Bytes)>) -> Option<Credentials> {
+    given.map(|(username, password)| Credentials { username: username.clone(), password: password.clone() })
 }

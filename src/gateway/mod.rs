@@ -30,9 +30,9 @@ use self::air::Air;
 use self::clients::Clients;
 pub use self::counters::Counters;
 use self::downlink::Reach;
-use self::handshake::Handshakes;
-use self::io::{Control, Input, Output, Peer, PortEvent, PortId, Route, Settings, WirelessNodeId};
-use self::links::{Delivery, LinkCx, Links, Update};
+use self::handshake::{Asking, Handshakes};
+use self::io::{Control, Input, Output, Peer, PortEvent, PortId, Route, Settings, Wills, WirelessNodeId};
+use self::links::{Delivery, LinkCx, Links, Parting, Update};
 use self::registry::Predefined;
 use self::session::{Cx, Session, State};
 use self::timer::{ClientTimer, Timer, Timers};
@@ -68,6 +68,7 @@ pub struct Gateway {
     now: Instant,
     clients: Clients,
     handshakes: Handshakes,
+    asking: Asking,
     links: Links,
     timers: Timers,
     air: Air,
@@ -130,6 +131,7 @@ impl Gateway {
             predefined: Predefined::new(&settings),
             clients: Clients::default(),
             handshakes: Handshakes::default(),
+            asking: Asking::default(),
             links: Links::new(&settings.broker, now),
             timers,
             air: Air::default(),
@@ -149,9 +151,8 @@ impl Gateway {
             Input::Frame { from, route, frame } => self.handle_frame(from, route, frame),
             Input::Port(port, event) => self.handle_port(port, event),
             Input::Link(id, event) => {
-                let (links, mut cx) =
-                    link_cx(&mut self.links, &mut self.air, &mut self.counters, &mut self.rng);
-                links.handle(now, id, event, &self.settings.broker, &mut cx);
+                let (links, mut cx) = self.links_cx();
+                links.handle(id, event, &mut cx);
                 self.take_updates();
             }
             Input::Control(Control::Shutdown) => self.shut_down(),
@@ -161,17 +162,13 @@ impl Gateway {
     /// Does what is due at `now`; early is harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.now = now;
-        let (links, mut cx) = link_cx(&mut self.links, &mut self.air, &mut self.counters, &mut self.rng);
-        links.handle_timeout(now, &self.settings.broker, &mut cx);
+        let (links, mut cx) = self.links_cx();
+        links.handle_timeout(&mut cx);
         self.take_updates();
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {
                 Timer::Advertise => self.advertise(),
-                Timer::Handshake(peer) => {
-                    if self.abandon_handshake(&peer) {
-                        self.counters.handshakes_expired += 1;
-                    }
-                }
+                Timer::Handshake(peer) => self.handle_handshake_late(&peer),
                 Timer::Client(key, timer) => self.handle_client_timer(key, timer),
             }
         }
@@ -188,9 +185,9 @@ impl Gateway {
             self.take_updates();
         }
         if self.air.outputs.is_empty() {
-            let (links, mut cx) = link_cx(&mut self.links, &mut self.air, &mut self.counters, &mut self.rng);
-            links.flush(self.now, &self.settings.broker, &mut cx);
-            if self.stopping == Some(Stopping::Asked) && links.has_left() {
+            let (links, mut cx) = self.links_cx();
+            links.flush(&mut cx);
+            if self.stopping == Some(Stopping::Asked) && self.links.has_left() {
                 self.stopping = Some(Stopping::Done);
                 self.air.outputs.push_back(Output::Stopped);
             }
@@ -272,6 +269,10 @@ impl Gateway {
             Packet::Connect(connect) => self.handle_connect(from, route, &connect, &frame),
             Packet::WillTopic(will) => self.handle_will_topic(from, route, &will),
             Packet::WillMsg(will) => self.handle_will_msg(from, route, &will),
+            packet if self.is_asking(&from) && !matches!(packet, Packet::Disconnect(_)) => {
+                // It waits for the broker, as for its Will (Interpretation: R-027).
+                self.counters.frames_unexpected += 1;
+            }
             packet => match self.clients.by_peer(&from) {
                 Some(key) => {
                     // A client that goes on with its session did not mean the CONNECT: it was a late copy. What it was
@@ -329,6 +330,8 @@ impl Gateway {
             }
         } else if session.state == State::Active {
             session.send(Packet::PingResp, &mut cx);
+        } else if session.overdue {
+            self.dismiss(key);
         } else {
             // A sleeper wakes, also one that leaves its id out (Interpretation: A-18).
             session.wake(&mut cx);
@@ -418,7 +421,7 @@ impl Gateway {
         let sent = topic.filter(|_| served).is_some_and(|topic| {
             let payload = frame.slice_ref(publish.data);
             let message = Message { topic, payload, qos: QoS::AtMostOnce, retain: publish.retain };
-            self.links.publish(ClientKey(0), message).is_ok()
+            self.links.publish_minus_one(message).is_ok()
         });
         if sent {
             self.counters.uplink_messages += 1;
@@ -442,6 +445,11 @@ impl Gateway {
             }
             ClientTimer::BrokerAnswer => session.handle_broker_late(&mut cx),
             ClientTimer::Pause => session.handle_pause_over(&mut cx),
+            ClientTimer::Grace => self.dismiss_when_heard(key),
+            // It is about to be connected again.
+            ClientTimer::Expiry if session.asking.is_some() => {
+                session.set_timer(timer, cx.now + cx.settings.broker.ack_timeout, &mut cx);
+            }
             ClientTimer::Expiry => {
                 cx.counters.sessions_expired += 1;
                 self.remove_session(key);
@@ -454,8 +462,34 @@ impl Gateway {
         let Some((session, mut cx)) = self.session_cx(key) else { return };
         info!(client = %session.id, will = session.will.topic.is_some(), "client lost");
         cx.counters.clients_lost += 1;
-        session.publish_will(&mut cx);
+        if cx.settings.broker.wills == Wills::Broker && cx.links.is_dedicated(key) {
+            let (links, mut cx) = self.links_cx();
+            links.part(key, Parting::Vanish, &mut cx);
+        } else {
+            session.publish_will(&mut cx);
+        }
         self.end_connection(key, State::Lost);
+    }
+
+    /// The client's own link is lost for good (§6.12). One that is asleep hears of it when it wakes.
+    fn dismiss_when_heard(&mut self, key: ClientKey) {
+        match self.clients.get_mut(key) {
+            Some(session) if session.state == State::Asleep => session.overdue = true,
+            Some(session) if session.is_receiving() => self.dismiss(key),
+            _ => {}
+        }
+    }
+
+    /// Tells a client that it is not connected any more (§6.12).
+    fn dismiss(&mut self, key: ClientKey) {
+        let Some((session, mut cx)) = self.session_cx(key) else { return };
+        info!(client = %session.id, "client dismissed: its link to the broker is lost");
+        cx.counters.clients_dismissed += 1;
+        session.send(Packet::Disconnect(Disconnect { duration: None }), &mut cx);
+        if let Some(peer) = session.peer.clone() {
+            self.disconnects.remember(&peer, self.now);
+        }
+        self.end_connection(key, State::Disconnected);
     }
 
     /// Ends what binds the client to its peer; the session goes too if it was a clean one (§6.3).
@@ -468,17 +502,25 @@ impl Gateway {
             self.remove_session(key);
         } else {
             session.set_timer(ClientTimer::Expiry, expiry, &mut cx);
+            let (links, mut cx) = self.links_cx();
+            links.part(key, Parting::Leave, &mut cx);
         }
     }
 
     fn remove_session(&mut self, key: ClientKey) {
         if let Some((session, mut cx)) = self.session_cx(key) {
             session.clear(&mut cx);
-            for timer in [ClientTimer::Supervision, ClientTimer::Expiry] {
+            for timer in [ClientTimer::Supervision, ClientTimer::Expiry, ClientTimer::Grace] {
                 cx.timers.cancel(&Timer::Client(key, timer));
             }
         }
-        self.clients.remove(key);
+        let session = self.clients.remove(key);
+        if let Some(peer) = session.and_then(|session| session.asking) {
+            self.asking.remove(&peer);
+            self.timers.cancel(&Timer::Handshake(peer));
+        }
+        let (links, mut cx) = self.links_cx();
+        links.forget(key, true, &mut cx);
     }
 
     /// Tells a peer that it has no session, and remembers that (Interpretation: R-123).
@@ -492,10 +534,27 @@ impl Gateway {
     /// What the broker has said, to whom it concerns, while there is room for what comes of it.
     fn take_updates(&mut self) {
         while self.air.outputs.len() < OUTPUTS_MARK {
-            let (links, mut cx) = link_cx(&mut self.links, &mut self.air, &mut self.counters, &mut self.rng);
-            let Some(update) = links.poll_update(self.now, &self.settings.broker, &mut cx) else { return };
+            let (links, mut cx) = self.links_cx();
+            let Some(update) = links.poll_update(&mut cx) else { return };
             match update {
                 Update::Up => self.advertise(),
+                Update::Accepted(key, inherited) => self.handle_accepted(key, inherited),
+                Update::Refused(key, code) => self.handle_refused(key, code),
+                Update::Lost(key) => {
+                    self.timers
+                        .set(Timer::Client(key, ClientTimer::Grace), self.now + self.settings.broker.grace);
+                }
+                Update::Back(key) => {
+                    self.timers.cancel(&Timer::Client(key, ClientTimer::Grace));
+                    if let Some(session) = self.clients.get_mut(key) {
+                        session.overdue = false;
+                    }
+                }
+                Update::Ended(key) => {
+                    let (links, mut cx) = self.links_cx();
+                    links.part(key, Parting::Leave, &mut cx);
+                    self.dismiss_when_heard(key);
+                }
                 Update::Received(key, id) => {
                     if let Some((session, mut cx)) = self.session_cx(key) {
                         session.handle_broker_received(id, &mut cx);
@@ -557,8 +616,20 @@ impl Gateway {
                 session.send(Packet::Disconnect(Disconnect { duration: None }), &mut cx);
             }
         }
-        let (links, mut cx) = link_cx(&mut self.links, &mut self.air, &mut self.counters, &mut self.rng);
-        links.shut_down(self.now, &self.settings.broker, &mut cx);
+        let (links, mut cx) = self.links_cx();
+        links.shut_down(&mut cx);
+    }
+
+    /// The links together with what they need, so that both can be changed.
+    fn links_cx(&mut self) -> (&mut Links, LinkCx<'_>) {
+        let cx = LinkCx {
+            now: self.now,
+            settings: &self.settings.broker,
+            outputs: &mut self.air.outputs,
+            counters: &mut self.counters,
+            rng: &mut self.rng,
+        };
+        (&mut self.links, cx)
     }
 
     /// A session together with everything else, so that both can be changed.
@@ -589,13 +660,4 @@ fn is_answer(packet: &Packet<'_>) -> bool {
             | Packet::PubRel(_)
             | Packet::PingResp
     )
-}
-
-fn link_cx<'a>(
-    links: &'a mut Links,
-    air: &'a mut Air,
-    counters: &'a mut Counters,
-    rng: &'a mut fastrand::Rng,
-) -> (&'a mut Links, LinkCx<'a>) {
-    (links, LinkCx { outputs: &mut air.outputs, counters, rng })
 }

@@ -10,7 +10,7 @@ use super::ClientKey;
 use super::air::Air;
 use super::counters::Counters;
 use super::downlink::Downlink;
-use super::io::{Peer, PortSettings, Route, Settings};
+use super::io::{Mode, Peer, PortSettings, Route, Settings, Wills};
 use super::links::{Links, RequestId, Subscribing, code_of, code_of_full};
 use super::outbox::Item;
 use super::registry::{Predefined, Registry, Scope};
@@ -65,6 +65,14 @@ pub(super) struct Will {
     pub(super) message: Bytes,
 }
 
+impl Will {
+    /// What is published, if there is a topic.
+    pub(super) fn message(&self) -> Option<Message> {
+        let WillTopic { name, qos, retain } = self.topic.clone()?;
+        Some(Message { topic: name, payload: self.message.clone(), qos, retain })
+    }
+}
+
 /// Where a Will is published, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct WillTopic {
@@ -112,6 +120,16 @@ pub(super) struct Session {
     pub(super) key: ClientKey,
     pub(super) id: ClientId,
     pub(super) state: State,
+    /// No CONNECT has been accepted yet.
+    pub(super) fresh: bool,
+    /// How it is served at the broker, from its beginning to its end.
+    pub(super) mode: Mode,
+    /// The broker had a session of the client when this one began: it may bring what nobody subscribed to here.
+    pub(super) inherited: bool,
+    /// From where the client wants to connect, while the broker is asked.
+    pub(super) asking: Option<Peer>,
+    /// Its own link has been lost for too long; it is told when it wakes.
+    pub(super) overdue: bool,
     /// CleanSession 1.
     pub(super) clean: bool,
     /// Zero: not supervised.
@@ -172,6 +190,11 @@ impl Session {
             key,
             id,
             state: State::Disconnected,
+            fresh: true,
+            mode: Mode::Aggregating,
+            inherited: false,
+            asking: None,
+            overdue: false,
             clean: true,
             keep_alive: Duration::ZERO,
             sleep: Duration::ZERO,
@@ -341,12 +364,11 @@ impl Session {
     pub(super) fn expire_requests(&mut self, cx: &mut Cx<'_>) {
         while self.requests.front().is_some_and(|request| request.answer_by <= cx.now) {
             let Some(request) = self.requests.pop_front() else { return };
-            if cx.links.is_up() {
+            if cx.links.hold(self.key, &request.filter) {
+                self.accept_subscribe(request.msg_id, &request.filter, request.topic, request.asked, cx);
+            } else {
                 cx.counters.subscriptions_full += 1;
                 self.undo_subscribe(request, ReturnCode::Congestion, cx);
-            } else {
-                cx.links.hold(self.key, &request.filter);
-                self.accept_subscribe(request.msg_id, &request.filter, request.topic, request.asked, cx);
             }
         }
         self.advance(cx);
@@ -436,20 +458,28 @@ impl Session {
         } else {
             code = ReturnCode::NotSupported;
         }
+        self.show_will(cx);
         self.send(Packet::WillTopicResp(Response { code }), cx);
     }
 
     /// WILLMSGUPD (§5.4.23): another message for the Will.
     pub(super) fn handle_will_msg_update(&mut self, update: &wire::WillMsg<'_>, cx: &mut Cx<'_>) {
         self.will.message = Bytes::copy_from_slice(update.message);
+        self.show_will(cx);
         self.send(Packet::WillMsgResp(Response { code: ReturnCode::Accepted }), cx);
+    }
+
+    /// Tells the broker of a Will that it keeps (Interpretation: A-15).
+    fn show_will(&self, cx: &mut Cx<'_>) {
+        if cx.settings.broker.wills == Wills::Broker {
+            cx.links.change_will(self.key, self.will.message());
+        }
     }
 
     /// Publishes the Will, which stays for a session that lives on (§6.3, Interpretation: A-14).
     pub(super) fn publish_will(&mut self, cx: &mut Cx<'_>) {
-        let Will { topic: Some(topic), message } = self.will.clone() else { return };
-        let WillTopic { name, qos, retain } = topic;
-        if cx.links.publish_will(Message { topic: name, payload: message, qos, retain }) {
+        let Some(message) = self.will.message() else { return };
+        if cx.links.publish_will(message) {
             cx.counters.wills_published += 1;
         } else {
             cx.counters.wills_shed += 1;
@@ -486,10 +516,13 @@ impl Session {
     /// The connection ended; what the session is worth without it is decided by CleanSession.
     pub(super) fn leave(&mut self, state: State, cx: &mut Cx<'_>) {
         self.state = state;
+        self.overdue = false;
         self.connect = None;
         self.prompted = false;
         self.drop_requests(cx);
-        for timer in [ClientTimer::Supervision, ClientTimer::Retry, ClientTimer::BrokerAnswer] {
+        for timer in
+            [ClientTimer::Supervision, ClientTimer::Retry, ClientTimer::BrokerAnswer, ClientTimer::Grace]
+        {
             cx.timers.cancel(&Timer::Client(self.key, timer));
         }
         self.interrupt_downlink(cx);

@@ -275,13 +275,10 @@ const TABLE: &[(&str, &str)] = &[
         "topics:\n  clients:\n    \"\": { 1: a }\n",
         "3:5: topics.clients.\"\": \"\" is empty, expected a client id of 1 to 128 octets",
     ),
-    ("broker:\n  mode: transparent\n", "2:9: broker.mode: \"transparent\" is not in this version"),
     ("broker:\n  protocol: 4\n", "2:13: broker.protocol: found 4, expected auto, 3.1.1 or 5"),
     ("broker:\n  url: mqtts://a\n", "2:8: broker.url: \"mqtts://a\" is not in this version"),
     ("broker:\n  tls: { ca: /ca }\n", "2:3: broker.tls: not in this version"),
     ("broker:\n  clients: { pump-7: { username: a } }\n", "2:3: broker.clients: not in this version"),
-    ("broker:\n  client_id_template: \"%c\"\n", "2:3: broker.client_id_template: not in this version"),
-    ("broker:\n  wills: broker\n", "2:10: broker.wills: \"broker\" is not in this version"),
     (
         "transports:\n  - { name: a, type: serial, device: /dev/ttyUSB0 }\n",
         "2:22: transports[0].type: \"serial\" is not in this version",
@@ -293,10 +290,6 @@ const TABLE: &[(&str, &str)] = &[
     (
         "transports:\n  - { name: a, type: dtls, psk_file: /psk }\n",
         "2:22: transports[0].type: \"dtls\" is not in this version",
-    ),
-    (
-        "transports:\n  - { name: a, type: udp, mode: transparent }\n",
-        "2:33: transports[0].mode: \"transparent\" is not in this version",
     ),
     (
         "store:\n  path: /var/lib/mqtt-sn-gateway\n",

@@ -10,5 +10,6 @@ mod limits;
 mod link;
 mod mqtt5;
 mod sleep;
+mod transparent;
 mod uplink;
 mod world;

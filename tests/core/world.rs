@@ -11,7 +11,7 @@ use mqtt_sn_gateway::gateway::io::{
     PortSettings, Protocol, QueueFull, QueueSettings, Rebind, Route, SessionSettings, Settings, Target,
     Wills,
 };
-use mqtt_sn_gateway::topic::TopicName;
+use mqtt_sn_gateway::topic::{ClientId, TopicName};
 use mqtt_sn_gateway::wire::{
     Connect, Disconnect, FilterRef, Frame, MsgIdOnly, Packet, Publish, Qos, Register, Response, ReturnCode,
     SubAck, Subscribe, TopicAck, TopicRef, decode,
@@ -27,8 +27,12 @@ pub type At = u16;
 pub struct World {
     pub now: Instant,
     pub gw: Gateway,
+    /// The link that the test plays the broker of.
     link: Option<LinkId>,
-    to_broker: BytesMut,
+    /// The last connection of each link: of a client's, or of the gateway's own.
+    connections: BTreeMap<Option<ClientId>, LinkId>,
+    to_broker: BTreeMap<Option<ClientId>, BytesMut>,
+    owners: BTreeMap<LinkId, Option<ClientId>>,
     frames: VecDeque<(Target, Bytes)>,
     broadcasts: VecDeque<Bytes>,
     /// Writes of the gateway since the last look.
@@ -37,6 +41,8 @@ pub struct World {
     pub commands: VecDeque<(LinkId, LinkCommand)>,
     pub stopped: bool,
     hold_drained: bool,
+    /// The broker answers PINGREQ by itself, and the test sees nothing of it.
+    pub answers_pings: bool,
 }
 
 pub fn settings() -> Settings {
@@ -103,13 +109,16 @@ pub fn offline_world(change: impl FnOnce(&mut Settings)) -> World {
         now,
         gw: Gateway::new(settings, now),
         link: None,
-        to_broker: BytesMut::new(),
+        connections: BTreeMap::new(),
+        to_broker: BTreeMap::new(),
+        owners: BTreeMap::new(),
         frames: VecDeque::new(),
         broadcasts: VecDeque::new(),
         writes: 0,
         commands: VecDeque::new(),
         stopped: false,
         hold_drained: false,
+        answers_pings: false,
     };
     world.gw.handle_timeout(now);
     world.drain();
@@ -135,15 +144,24 @@ impl World {
             match output {
                 Output::Send { to: Target::Broadcast { .. }, frame } => self.broadcasts.push_back(frame),
                 Output::Send { to, frame } => self.frames.push_back((to, frame)),
-                Output::Link(id, LinkCommand::Write(octets)) if Some(id) == self.link => {
-                    self.to_broker.extend_from_slice(&octets);
+                Output::Link(id, LinkCommand::Write(octets))
+                    if self.answers_pings && octets[..] == [0xC0, 0] =>
+                {
+                    self.gw.handle(self.now, Input::Link(id, LinkEvent::Drained));
+                    let pong = Bytes::from_static(&[0xD0, 0]);
+                    self.gw.handle(self.now, Input::Link(id, LinkEvent::Bytes(pong)));
+                }
+                Output::Link(id, LinkCommand::Write(octets)) => {
+                    self.to_broker.entry(self.owners[&id].clone()).or_default().extend_from_slice(&octets);
                     self.writes += 1;
                     if !self.hold_drained {
                         self.gw.handle(self.now, Input::Link(id, LinkEvent::Drained));
                     }
                 }
                 Output::Link(id, command) => {
-                    if matches!(command, LinkCommand::Connect { .. }) {
+                    if let LinkCommand::Connect { client, .. } = &command {
+                        self.connections.insert(client.clone(), id);
+                        self.owners.insert(id, client.clone());
                         self.link = Some(id);
                     }
                     self.commands.push_back((id, command));
@@ -204,6 +222,20 @@ impl World {
         frame
     }
 
+    /// The next frame, whomever it is for.
+    #[track_caller]
+    pub fn next_frame(&mut self) -> Bytes {
+        self.frames.pop_front().expect("a frame").1
+    }
+
+    /// The next frame for this peer, whatever comes for others before it.
+    #[track_caller]
+    pub fn next_to(&mut self, at: At) -> Bytes {
+        let expected = Target::Unicast { port: PortId(0), addr: address(at), route: Route::default() };
+        let index = self.frames.iter().position(|(to, _)| *to == expected).expect("a frame");
+        self.frames.remove(index).unwrap().1
+    }
+
     #[track_caller]
     pub fn expect(&mut self, at: At, packet: Packet<'_>) {
         let frame = self.next(at);
@@ -231,6 +263,23 @@ impl World {
 
     // The broker.
 
+    /// From here on the test plays the broker of this client's own link, or with `None` of the gateway's.
+    #[track_caller]
+    pub fn on_link_of(&mut self, client: Option<&str>) {
+        let client = client.map(|id| ClientId::new(id.as_bytes()).unwrap());
+        self.link = Some(*self.connections.get(&client).expect("a link of the client"));
+    }
+
+    /// The TCP connection that the gateway asked for is there.
+    pub fn broker_answers_tcp(&mut self) {
+        self.input(Input::Link(self.link.unwrap(), LinkEvent::Connected));
+    }
+
+    /// What the gateway has written on this link and nobody has looked at.
+    fn stream(&mut self) -> &mut BytesMut {
+        self.to_broker.entry(self.owners[&self.link.expect("a link")].clone()).or_default()
+    }
+
     /// Accepts the connection that the gateway asked for.
     pub fn broker_up(&mut self, session_present: bool) {
         let id = self.link.expect("the gateway asked for a connection");
@@ -245,7 +294,7 @@ impl World {
 
     pub fn broker_down(&mut self) {
         let id = self.link.unwrap();
-        self.to_broker.clear();
+        self.to_broker.remove(&self.owners[&id]);
         self.input(Input::Link(id, LinkEvent::Closed(mqtt_sn_gateway::gateway::io::LinkFailure::Closed)));
     }
 
@@ -279,23 +328,23 @@ impl World {
     /// All octets at the broker, of which there are some.
     #[track_caller]
     pub fn broker_takes_octets(&mut self) -> BytesMut {
-        assert!(!self.to_broker.is_empty(), "nothing at the broker");
-        self.to_broker.split()
+        assert!(!self.stream().is_empty(), "nothing at the broker");
+        self.stream().split()
     }
 
     #[track_caller]
-    pub fn broker_takes_nothing(&self) {
-        assert!(self.to_broker.is_empty(), "{:02x?}", &self.to_broker[..]);
+    pub fn broker_takes_nothing(&mut self) {
+        assert!(self.stream().is_empty(), "{:02x?}", &self.stream()[..]);
     }
 
     #[track_caller]
     pub fn broker_next(&mut self) -> v4::Packet {
-        v4::Packet::read(&mut self.to_broker, usize::MAX).expect("a packet at the broker")
+        v4::Packet::read(self.stream(), usize::MAX).expect("a packet at the broker")
     }
 
     #[track_caller]
     pub fn broker_quiet(&mut self) {
-        assert!(self.to_broker.is_empty(), "{:?}", v4::Packet::read(&mut self.to_broker, usize::MAX));
+        assert!(self.stream().is_empty(), "{:?}", v4::Packet::read(self.stream(), usize::MAX));
     }
 
     /// The next packet at the broker is this message; returns its packet id.

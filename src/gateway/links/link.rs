@@ -1,29 +1,29 @@
 //! One connection to a broker with its reconnects: a [`Connection`] and the socket that the shell holds for it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
 use crate::gateway::counters::Counters;
 use crate::gateway::io::{self, BrokerSettings, LinkCommand, LinkEvent, LinkId, Output};
-use crate::mqtt::{ConnectRefusal, Connection, Credentials, Event, Options, Protocol};
+use crate::mqtt::{ConnectRefusal, Connection, Event, Failure, Message, Options, Protocol};
+use crate::topic::ClientId;
 
 /// Bounds of the pause before a reconnect. It doubles with every failure; the pause itself is anywhere between the
 /// lower bound and what it has grown to, so that gateways that lost one broker do not come back all at once.
 const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
 
-/// How long the broker has to take leave at shutdown.
+/// How long the broker has to take leave.
 const FAREWELL: Duration = Duration::from_secs(2);
-
-/// How long a broker that can be told (MQTT 5) keeps a session whose client id will not come back if this process dies:
-/// longer than any outage that it is meant to outlive.
-const SESSION_OF_RANDOM_ID: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A link: the connection as MQTT sees it, and whether there is a socket for it.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) connection: Connection,
+    /// Whose link it is, if not the gateway's own.
+    client: Option<ClientId>,
     id: LinkId,
     socket: Socket,
     /// The last [`LinkCommand::Write`] is not yet with the operating system.
@@ -34,12 +34,43 @@ pub(super) struct Link {
     endpoint: usize,
     /// The failure that was told last: a broker that stays away is no news.
     told: String,
-    /// In which version endpoints have accepted us, if we may choose.
-    spoken: BTreeMap<usize, Protocol>,
     /// What follows once everything is written.
     parting: Option<Parting>,
     /// When the broker has had its time to take leave.
     farewell: Option<Instant>,
+    /// How the last connection ended, if nobody has asked yet.
+    lost: Option<Lost>,
+}
+
+/// What all links know of the brokers together.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    /// The last handle given to a connection.
+    last: u64,
+    /// In which version endpoints have accepted us, if we may choose.
+    spoken: BTreeMap<usize, Protocol>,
+    /// The endpoint that accepted us last: where a new link begins.
+    endpoint: usize,
+}
+
+/// What a link has to say.
+#[derive(Debug)]
+pub(super) enum News {
+    /// What MQTT says.
+    Mqtt(Event),
+    /// The connection has ended, or did not come about; the next try is on its way.
+    Lost(Lost),
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// Nobody there, or nobody any more.
+    Away,
+    /// CONNACK with a refusal.
+    Refused(ConnectRefusal),
+    /// DISCONNECT with a reason (MQTT 5 §3.14.2.1).
+    Dismissed(u8),
 }
 
 /// What follows the last octets of a connection.
@@ -53,7 +84,7 @@ enum Parting {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Socket {
-    /// None until then; `None`: never again.
+    /// None until then; `None`: not before somebody asks for it.
     Waiting(Option<Instant>),
     /// Asked for.
     Connecting,
@@ -62,50 +93,36 @@ enum Socket {
 }
 
 impl Link {
-    pub(super) fn new(settings: &BrokerSettings, now: Instant) -> Self {
-        let mut options = Options::new(settings.client_id.clone());
-        options.keep_alive = settings.keep_alive;
-        if settings.client_id_is_random {
-            options.session_expiry = SESSION_OF_RANDOM_ID;
-        }
-        options.connect_timeout = settings.connect_timeout;
-        options.credentials = settings.credentials.as_ref().map(|(username, password)| Credentials {
-            username: username.clone(),
-            password: password.clone(),
-        });
+    /// A link that connects at the next [`Link::handle_timeout`], due at once.
+    pub(super) fn new(options: Options, client: Option<ClientId>, shared: &Shared, now: Instant) -> Self {
         Self {
             connection: Connection::new(options),
+            client,
             id: LinkId(0),
             socket: Socket::Waiting(Some(now)),
             writing: false,
             failures: 0,
-            endpoint: 0,
+            endpoint: shared.endpoint,
             told: String::new(),
-            spoken: BTreeMap::new(),
             parting: None,
             farewell: None,
+            lost: None,
         }
     }
 
+    /// The socket that there is or that was asked for; events of others are not for this link.
+    pub(super) fn socket(&self) -> Option<LinkId> {
+        (!matches!(self.socket, Socket::Waiting(_))).then_some(self.id)
+    }
+
     /// Takes in what the shell reports. What MQTT makes of it is in the connection's events.
-    pub(super) fn handle(
-        &mut self,
-        now: Instant,
-        id: LinkId,
-        event: LinkEvent,
-        settings: &BrokerSettings,
-        cx: &mut LinkCx<'_>,
-    ) {
-        if id != self.id || matches!(self.socket, Socket::Waiting(_)) {
-            cx.counters.link_stale += 1;
-            return;
-        }
+    pub(super) fn handle(&mut self, event: LinkEvent, shared: &mut Shared, cx: &mut LinkCx<'_>) {
         let result = match event {
             LinkEvent::Connected => {
                 self.socket = Socket::Open;
-                self.connection.handle_connected(now)
+                self.connection.handle_connected(cx.now)
             }
-            LinkEvent::Bytes(octets) => self.connection.handle_bytes(now, &octets),
+            LinkEvent::Bytes(octets) => self.connection.handle_bytes(cx.now, &octets),
             LinkEvent::Drained => {
                 self.writing = false;
                 Ok(())
@@ -113,39 +130,31 @@ impl Link {
             // Some brokers close where they should refuse; one that spoke MQTT 5 before does it for another reason.
             LinkEvent::Closed(failure)
                 if self.connection.is_connecting()
-                    && !self.spoken.contains_key(&self.endpoint(settings))
-                    && self.may_fall_back(settings) =>
+                    && !shared.spoken.contains_key(&self.endpoint(cx.settings))
+                    && self.may_fall_back(cx.settings) =>
             {
-                self.fall_back(&failure, settings, cx);
-                return;
+                return self.fall_back(&failure, shared, cx);
             }
             LinkEvent::Closed(failure) => {
-                self.tell("no connection to the broker", &failure, settings);
-                self.handle_closed(now, settings, cx);
-                return;
+                self.tell("no connection to the broker", &failure, cx.settings);
+                return self.handle_closed(shared, cx);
             }
         };
         if let Err(failure) = result {
-            self.give_up(now, &failure, settings, cx);
+            self.fail(failure, cx);
         }
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
-        if self.farewell.is_some_and(|at| at <= now) {
+    pub(super) fn handle_timeout(&mut self, shared: &mut Shared, cx: &mut LinkCx<'_>) {
+        if self.poll_timeout().is_none_or(|at| at > cx.now) {
+            return;
+        }
+        if self.farewell.is_some_and(|at| at <= cx.now) {
             self.leave(cx);
-        } else if let Socket::Waiting(Some(at)) = self.socket {
-            if at <= now {
-                let protocol = match settings.protocol {
-                    io::Protocol::V311 => Protocol::V4,
-                    io::Protocol::V5 => Protocol::V5,
-                    io::Protocol::Auto => {
-                        self.spoken.get(&self.endpoint(settings)).copied().unwrap_or(Protocol::V5)
-                    }
-                };
-                self.connect(protocol, settings, cx);
-            }
-        } else if let Err(failure) = self.connection.handle_timeout(now) {
-            self.give_up(now, &failure, settings, cx);
+        } else if matches!(self.socket, Socket::Waiting(_)) {
+            self.connect(self.protocol(shared, cx.settings), shared, cx);
+        } else if let Err(failure) = self.connection.handle_timeout(cx.now) {
+            self.fail(failure, cx);
         }
     }
 
@@ -157,118 +166,171 @@ impl Link {
         own.into_iter().chain(self.farewell).min()
     }
 
-    /// The next event of MQTT that concerns more than this link.
-    pub(super) fn poll_event(
-        &mut self,
-        now: Instant,
-        settings: &BrokerSettings,
-        cx: &mut LinkCx<'_>,
-    ) -> Option<Event> {
+    /// The next thing that concerns more than this link.
+    pub(super) fn poll_news(&mut self, shared: &mut Shared, cx: &mut LinkCx<'_>) -> Option<News> {
         loop {
-            match self.connection.poll_event()? {
+            let Some(event) = self.connection.poll_event() else { return self.lost.take().map(News::Lost) };
+            match event {
                 Event::Reconnect => self.parting = Some(Parting::Reconnect),
-                Event::Refused(refusal) => self.handle_refused(now, refusal, settings, cx),
+                Event::Refused(refusal) => self.handle_refused(refusal, shared, cx),
                 Event::Purged => self.parting = Some(Parting::Leave),
                 event => {
                     if let Event::Connected { session_present } = event {
-                        let broker = self.broker(settings);
-                        let protocol = self.connection.options().protocol;
-                        info!(%broker, %protocol, session_present, "connected to the broker");
-                        self.failures = 0;
-                        self.told.clear();
-                        self.spoken.insert(self.endpoint(settings), protocol);
-                        cx.counters.link_connects += 1;
+                        self.handle_accepted(session_present, shared, cx);
                     }
-                    return Some(event);
+                    return Some(News::Mqtt(event));
                 }
             }
         }
     }
 
     /// Lets everything that is ready leave in one write, unless one is still under way.
-    pub(super) fn flush(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+    pub(super) fn flush(&mut self, shared: &mut Shared, cx: &mut LinkCx<'_>) {
         if self.socket != Socket::Open || self.writing {
             return;
         }
-        if let Some(octets) = self.connection.take_output(now) {
+        if let Some(octets) = self.connection.take_output(cx.now) {
             self.writing = true;
             cx.outputs.push_back(Output::Link(self.id, LinkCommand::Write(octets)));
         }
         match self.parting.take() {
             Some(Parting::Reconnect) => {
                 self.close(cx);
-                self.connect(self.connection.options().protocol, settings, cx);
+                self.connect(self.connection.options().protocol, shared, cx);
             }
             Some(Parting::Leave) => self.leave(cx),
             None => {}
         }
     }
 
-    /// Takes leave of the broker, and of the session there if it will be of no use to anybody.
-    pub(super) fn shut_down(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
-        if !self.connection.is_connected() {
-            self.leave(cx);
+    /// Takes leave of the broker, also of the session there if `purge` says that it will be of no use to anybody: once, as
+    /// far as the broker can be reached. One of MQTT 5 was told how long to keep it.
+    pub(super) fn shut_down(&mut self, purge: bool, cx: &mut LinkCx<'_>) {
+        if self.farewell.is_some() && self.parting == Some(Parting::Leave) {
             return;
         }
-        self.farewell = Some(now + FAREWELL);
-        if settings.client_id_is_random {
+        if self.connection.is_connected() {
+            self.farewell = Some(cx.now + FAREWELL);
+            if purge {
+                self.connection.purge();
+            } else {
+                self.connection.disconnect();
+                self.parting = Some(Parting::Leave);
+            }
+        } else if purge && self.has_left() && self.connection.options().protocol == Protocol::V4 {
             self.connection.purge();
+            self.socket = Socket::Waiting(Some(cx.now));
+            self.farewell = Some(cx.now + cx.settings.connect_timeout + FAREWELL);
         } else {
-            self.connection.disconnect();
-            self.parting = Some(Parting::Leave);
+            self.leave(cx);
         }
     }
 
-    /// Whether [`Link::shut_down`] is done.
+    /// Closes once everything is written, without a word of leave: the broker publishes the Will (MQTT 3.1.1 §3.1.2.5).
+    pub(super) fn cut(&mut self, cx: &mut LinkCx<'_>) {
+        if !self.connection.is_connected() {
+            return self.leave(cx);
+        }
+        (self.parting, self.farewell) = (Some(Parting::Leave), Some(cx.now + FAREWELL));
+    }
+
+    /// Connects now, whatever pause there was to be; takes a leave back that is under way.
+    pub(super) fn connect_now(&mut self, shared: &mut Shared, cx: &mut LinkCx<'_>) {
+        if self.farewell.take().is_some() {
+            self.leave(cx);
+        }
+        if matches!(self.socket, Socket::Waiting(_)) {
+            self.connect(self.protocol(shared, cx.settings), shared, cx);
+        }
+    }
+
+    /// Shows another Will to the broker, which takes a new connection.
+    pub(super) fn change_will(&mut self, will: Option<Message>) {
+        self.connection.set_will(will);
+        if self.connection.is_connected() || self.connection.is_connecting() {
+            self.connection.disconnect();
+            self.parting = Some(Parting::Reconnect);
+        }
+    }
+
+    /// Whether there is no socket and none is wanted.
     pub(super) fn has_left(&self) -> bool {
         self.socket == Socket::Waiting(None)
     }
 
-    fn connect(&mut self, protocol: Protocol, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
-        let endpoint = settings.endpoints[self.endpoint(settings)].clone();
+    /// How many endpoints have been tried in vain since the broker last accepted us.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// The version to begin with.
+    fn protocol(&self, shared: &Shared, settings: &BrokerSettings) -> Protocol {
+        match settings.protocol {
+            io::Protocol::V311 => Protocol::V4,
+            io::Protocol::V5 => Protocol::V5,
+            io::Protocol::Auto => {
+                shared.spoken.get(&self.endpoint(settings)).copied().unwrap_or(Protocol::V5)
+            }
+        }
+    }
+
+    fn connect(&mut self, protocol: Protocol, shared: &mut Shared, cx: &mut LinkCx<'_>) {
+        let endpoint = cx.settings.endpoints[self.endpoint(cx.settings)].clone();
         self.connection.set_protocol(protocol);
-        self.id = LinkId(self.id.0 + 1);
+        shared.last += 1;
+        self.id = LinkId(shared.last);
         self.socket = Socket::Connecting;
         self.writing = false;
-        cx.outputs.push_back(Output::Link(self.id, LinkCommand::Connect { endpoint, client: None }));
+        self.parting = None;
+        let client = self.client.clone();
+        cx.outputs.push_back(Output::Link(self.id, LinkCommand::Connect { endpoint, client }));
+    }
+
+    /// CONNACK 0.
+    fn handle_accepted(&mut self, session_present: bool, shared: &mut Shared, cx: &mut LinkCx<'_>) {
+        let (broker, protocol) = (self.broker(cx.settings), self.connection.options().protocol);
+        match &self.client {
+            None => info!(%broker, %protocol, session_present, "connected to the broker"),
+            Some(client) => debug!(%client, %broker, %protocol, session_present, "connected to the broker"),
+        }
+        self.failures = 0;
+        self.told.clear();
+        shared.endpoint = self.endpoint(cx.settings);
+        shared.spoken.insert(shared.endpoint, protocol);
+        cx.counters.link_connects += 1;
     }
 
     /// The socket is gone. A broker that closes at our DISCONNECT may be quicker than our own close.
-    fn handle_closed(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+    fn handle_closed(&mut self, shared: &mut Shared, cx: &mut LinkCx<'_>) {
         match self.parting.take() {
             Some(Parting::Reconnect) => {
                 self.connection.handle_closed();
-                self.connect(self.connection.options().protocol, settings, cx);
+                self.connect(self.connection.options().protocol, shared, cx);
             }
             Some(Parting::Leave) => {
                 self.connection.handle_closed();
                 (self.socket, self.farewell) = (Socket::Waiting(None), None);
             }
-            None => self.retry_later(now, settings, cx),
+            None => self.retry_later(Lost::Away, cx),
         }
     }
 
     /// CONNACK with a refusal.
-    fn handle_refused(
-        &mut self,
-        now: Instant,
-        refusal: ConnectRefusal,
-        settings: &BrokerSettings,
-        cx: &mut LinkCx<'_>,
-    ) {
+    fn handle_refused(&mut self, refusal: ConnectRefusal, shared: &mut Shared, cx: &mut LinkCx<'_>) {
         if matches!(self.socket, Socket::Waiting(_)) {
             // It was quicker to close.
-            return self.tell("refused by the broker", &refusal, settings);
+            self.lost = Some(Lost::Refused(refusal));
+            return self.tell("refused by the broker", &refusal, cx.settings);
         }
         if refusal.is_of_version() {
             // It may be another broker than the one that accepted us.
-            self.spoken.remove(&self.endpoint(settings));
-            if self.may_fall_back(settings) {
+            shared.spoken.remove(&self.endpoint(cx.settings));
+            if self.may_fall_back(cx.settings) {
                 self.close(cx);
-                return self.fall_back(&refusal, settings, cx);
+                return self.fall_back(&refusal, shared, cx);
             }
         }
-        self.give_up(now, &refusal, settings, cx);
+        self.give_up(Lost::Refused(refusal), &refusal, cx);
     }
 
     fn may_fall_back(&self, settings: &BrokerSettings) -> bool {
@@ -279,9 +341,9 @@ impl Link {
 
     /// The socket is gone because the broker seems not to know MQTT 5: the second try comes at once. What it accepts is
     /// remembered, not what it refuses: a broker that is only out of order is tried in MQTT 5 again.
-    fn fall_back(&mut self, reason: &dyn std::fmt::Display, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
-        let broker = self.broker(settings);
-        if self.told.is_empty() {
+    fn fall_back(&mut self, reason: &dyn Display, shared: &mut Shared, cx: &mut LinkCx<'_>) {
+        let broker = self.broker(cx.settings);
+        if self.told.is_empty() && self.client.is_none() {
             info!(%broker, %reason, "no answer in MQTT 5, trying MQTT 3.1.1");
         } else {
             debug!(%broker, %reason, "no answer in MQTT 5, trying MQTT 3.1.1");
@@ -289,23 +351,25 @@ impl Link {
         cx.counters.link_fallbacks += 1;
         self.connection.handle_closed();
         self.parting = None;
-        self.connect(Protocol::V4, settings, cx);
+        self.connect(Protocol::V4, shared, cx);
     }
 
     /// The connection cannot go on for a reason of MQTT's.
-    fn give_up(
-        &mut self,
-        now: Instant,
-        reason: &dyn std::fmt::Display,
-        settings: &BrokerSettings,
-        cx: &mut LinkCx<'_>,
-    ) {
-        self.tell("leaving the connection to the broker", reason, settings);
-        cx.outputs.push_back(Output::Link(self.id, LinkCommand::Close));
-        self.retry_later(now, settings, cx);
+    fn fail(&mut self, failure: Failure, cx: &mut LinkCx<'_>) {
+        let lost = match failure {
+            Failure::Disconnected(code) => Lost::Dismissed(code),
+            _ => Lost::Away,
+        };
+        self.give_up(lost, &failure, cx);
     }
 
-    fn retry_later(&mut self, now: Instant, settings: &BrokerSettings, cx: &mut LinkCx<'_>) {
+    fn give_up(&mut self, lost: Lost, reason: &dyn Display, cx: &mut LinkCx<'_>) {
+        self.tell("leaving the connection to the broker", reason, cx.settings);
+        cx.outputs.push_back(Output::Link(self.id, LinkCommand::Close));
+        self.retry_later(lost, cx);
+    }
+
+    fn retry_later(&mut self, lost: Lost, cx: &mut LinkCx<'_>) {
         self.connection.handle_closed();
         self.parting = None;
         cx.counters.link_failures += 1;
@@ -313,19 +377,20 @@ impl Link {
             self.socket = Socket::Waiting(None);
             return;
         }
+        self.lost = Some(lost);
         self.failures += 1;
         self.endpoint += 1;
-        let rounds = self.failures / u32::try_from(settings.endpoints.len()).unwrap_or(u32::MAX);
+        let rounds = self.failures / u32::try_from(cx.settings.endpoints.len()).unwrap_or(u32::MAX);
         let grown = BACKOFF.start().saturating_mul(1 << rounds.min(8)).min(*BACKOFF.end());
         let pause = BACKOFF.start().saturating_add((grown - *BACKOFF.start()).mul_f64(cx.rng.f64()));
-        self.socket = Socket::Waiting(Some(now + pause));
+        self.socket = Socket::Waiting(Some(cx.now + pause));
     }
 
     fn leave(&mut self, cx: &mut LinkCx<'_>) {
         if !matches!(self.socket, Socket::Waiting(_)) {
             self.close(cx);
         }
-        (self.socket, self.farewell) = (Socket::Waiting(None), None);
+        (self.socket, self.farewell, self.parting) = (Socket::Waiting(None), None, None);
     }
 
     fn close(&mut self, cx: &mut LinkCx<'_>) {
@@ -333,9 +398,13 @@ impl Link {
         self.connection.handle_closed();
     }
 
-    /// Warns of a failure, once for as long as it stays the same.
-    fn tell(&mut self, what: &str, reason: &dyn std::fmt::Display, settings: &BrokerSettings) {
+    /// Warns of a failure, once for as long as it stays the same. Of a client's own link only who looks closely is told:
+    /// the gateway's has the same to say.
+    fn tell(&mut self, what: &str, reason: &dyn Display, settings: &BrokerSettings) {
         let broker = self.broker(settings);
+        if let Some(client) = &self.client {
+            return debug!(%client, %broker, %reason, "{what}");
+        }
         let told = format!("{what}: {broker}: {reason}");
         if told == self.told {
             debug!(%broker, %reason, "{what}");
@@ -356,8 +425,10 @@ impl Link {
     }
 }
 
-/// What a link needs of the core for one call.
+/// What links need of the core for one call.
 pub(in crate::gateway) struct LinkCx<'a> {
+    pub(in crate::gateway) now: Instant,
+    pub(in crate::gateway) settings: &'a BrokerSettings,
     pub(in crate::gateway) outputs: &'a mut VecDeque<Output>,
     pub(in crate::gateway) counters: &'a mut Counters,
     pub(in crate::gateway) rng: &'a mut fastrand::Rng,

@@ -1,0 +1,223 @@
+//! All links there are: which socket is whose, which link is due, which has something to say or to send.
+//!
+//! Thousands of links cost nothing while nothing happens to them: only those that were touched are looked at.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Instant;
+
+use super::Delivery;
+use super::link::{Link, LinkCx, News, Shared};
+use crate::gateway::io::{LinkEvent, LinkId};
+use crate::mqtt::{Connection, Message, Options};
+use crate::topic::ClientId;
+
+/// Names a link, whatever sockets it has; never used again for another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct LinkKey(u64);
+
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    links: HashMap<LinkKey, Entry>,
+    sockets: HashMap<LinkId, LinkKey>,
+    /// When links are due, at the latest; some earlier than need be.
+    due: BTreeSet<(Instant, LinkKey)>,
+    /// Links that may have news.
+    heard: BTreeSet<LinkKey>,
+    /// Links that may have something to write.
+    touched: BTreeSet<LinkKey>,
+    shared: Shared,
+    last: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    link: Link,
+    /// Under which it is in `sockets`.
+    socket: Option<LinkId>,
+    /// At which it is in `due`.
+    due: Option<Instant>,
+    /// It goes when it has left.
+    leaving: bool,
+}
+
+impl Pool {
+    /// A link of this client, or of the gateway's own. It connects at the next [`Pool::handle_timeout`], due at once.
+    pub(super) fn add(&mut self, options: Options, client: Option<ClientId>, now: Instant) -> LinkKey {
+        self.last += 1;
+        let key = LinkKey(self.last);
+        let link = Link::new(options, client, &self.shared, now);
+        self.links.insert(key, Entry { link, socket: None, due: None, leaving: false });
+        self.follow(key);
+        key
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+
+    /// The connection of a link, to be asked.
+    pub(super) fn connection(&self, key: LinkKey) -> Option<&Connection> {
+        self.links.get(&key).map(|entry| &entry.link.connection)
+    }
+
+    /// The connection of a link, to be given something to do.
+    pub(super) fn connection_mut(&mut self, key: LinkKey) -> Option<&mut Connection> {
+        let entry = self.links.get_mut(&key)?;
+        self.heard.insert(key);
+        self.touched.insert(key);
+        Some(&mut entry.link.connection)
+    }
+
+    /// Tells the broker that a message is settled, if the link on which it came is still there.
+    pub(super) fn settle(&mut self, delivery: Delivery) {
+        if let Some(connection) = self.connection_mut(delivery.link) {
+            connection.settle(delivery.id);
+        }
+    }
+
+    /// Whether the broker has accepted the link and has not gone.
+    pub(super) fn is_up(&self, key: LinkKey) -> bool {
+        self.connection(key).is_some_and(Connection::is_connected)
+    }
+
+    /// Endpoints that the link has tried in vain since the broker last accepted it.
+    pub(super) fn failures(&self, key: LinkKey) -> u32 {
+        self.links.get(&key).map_or(0, |entry| entry.link.failures())
+    }
+
+    /// Connects now, whatever pause there was to be.
+    pub(super) fn connect_now(&mut self, key: LinkKey, cx: &mut LinkCx<'_>) {
+        self.with(key, cx, Link::connect_now);
+    }
+
+    /// See [`Link::change_will`].
+    pub(super) fn change_will(&mut self, key: LinkKey, will: Option<Message>) {
+        if let Some(entry) = self.links.get_mut(&key) {
+            entry.link.change_will(will);
+            self.heard.insert(key);
+            self.touched.insert(key);
+        }
+    }
+
+    /// Takes leave of the broker. The link stays for [`Pool::connect_now`].
+    pub(super) fn rest(&mut self, key: LinkKey, cx: &mut LinkCx<'_>) {
+        self.with(key, cx, |link, _, cx| link.shut_down(false, cx));
+    }
+
+    /// As [`Pool::rest`], but without a word, see [`Link::cut`].
+    pub(super) fn cut(&mut self, key: LinkKey, cx: &mut LinkCx<'_>) {
+        self.with(key, cx, |link, _, cx| link.cut(cx));
+    }
+
+    /// Takes leave of the broker, unless that is under way, and of the session there if `purge`. Nothing more will be heard
+    /// of the link.
+    pub(super) fn remove(&mut self, key: LinkKey, purge: bool, cx: &mut LinkCx<'_>) {
+        if let Some(entry) = self.links.get_mut(&key) {
+            entry.leaving = true;
+        }
+        self.with(key, cx, |link, _, cx| link.shut_down(purge, cx));
+    }
+
+    /// Removes every link.
+    pub(super) fn remove_all(&mut self, purge: impl Fn(LinkKey) -> bool, cx: &mut LinkCx<'_>) {
+        #[expect(clippy::disallowed_methods, reason = "sorted before anybody sees the order")]
+        let mut keys: Vec<_> = self.links.keys().copied().collect();
+        keys.sort_unstable();
+        for key in keys {
+            self.remove(key, purge(key), cx);
+        }
+    }
+
+    /// Takes in what the shell reports of a connection.
+    pub(super) fn handle(&mut self, id: LinkId, event: LinkEvent, cx: &mut LinkCx<'_>) {
+        match self.sockets.get(&id).copied() {
+            Some(key) => self.with(key, cx, |link, shared, cx| link.handle(event, shared, cx)),
+            None => cx.counters.link_stale += 1,
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, cx: &mut LinkCx<'_>) {
+        while let Some((at, key)) = self.due.first().copied()
+            && at <= cx.now
+        {
+            self.due.pop_first();
+            if let Some(entry) = self.links.get_mut(&key) {
+                entry.due = None;
+            }
+            self.with(key, cx, Link::handle_timeout);
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// The next thing a link has to say.
+    pub(super) fn poll_news(&mut self, cx: &mut LinkCx<'_>) -> Option<(LinkKey, News)> {
+        while let Some(key) = self.heard.first().copied() {
+            let entry = self.links.get_mut(&key);
+            let news = entry.and_then(|entry| entry.link.poll_news(&mut self.shared, cx));
+            self.touched.insert(key);
+            match news {
+                Some(news) if self.links.get(&key).is_some_and(|entry| !entry.leaving) => {
+                    return Some((key, news));
+                }
+                Some(_) => {}
+                None => {
+                    self.heard.remove(&key);
+                    self.follow(key);
+                }
+            }
+        }
+        None
+    }
+
+    /// Lets everything that is ready leave, in one write for each link.
+    pub(super) fn flush(&mut self, cx: &mut LinkCx<'_>) {
+        for key in std::mem::take(&mut self.touched) {
+            if let Some(entry) = self.links.get_mut(&key) {
+                entry.link.flush(&mut self.shared, cx);
+                self.follow(key);
+            }
+        }
+    }
+
+    fn with(
+        &mut self,
+        key: LinkKey,
+        cx: &mut LinkCx<'_>,
+        change: impl FnOnce(&mut Link, &mut Shared, &mut LinkCx<'_>),
+    ) {
+        let Some(entry) = self.links.get_mut(&key) else { return };
+        change(&mut entry.link, &mut self.shared, cx);
+        self.heard.insert(key);
+        self.touched.insert(key);
+        self.follow(key);
+    }
+
+    /// Brings what is kept of a link in line with what has become of it.
+    fn follow(&mut self, key: LinkKey) {
+        let Some(entry) = self.links.get_mut(&key) else { return };
+        let (socket, due) = (entry.link.socket(), entry.link.poll_timeout());
+        if entry.socket != socket {
+            if let Some(before) = std::mem::replace(&mut entry.socket, socket) {
+                self.sockets.remove(&before);
+            }
+            self.sockets.extend(socket.map(|socket| (socket, key)));
+        }
+        // One that is early is harmless, and cheaper than to follow every octet.
+        if due.is_some_and(|due| entry.due.is_none_or(|before| due < before)) {
+            if let Some(before) = std::mem::replace(&mut entry.due, due) {
+                self.due.remove(&(before, key));
+            }
+            self.due.extend(due.map(|due| (due, key)));
+        }
+        if entry.leaving && entry.link.has_left() {
+            if let Some(before) = entry.due {
+                self.due.remove(&(before, key));
+            }
+            self.links.remove(&key);
+            self.heard.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,813 @@
+//! Clients with links of their own to the broker (§4.1).
+
+use std::time::Duration;
+
+use mqtt_sn_gateway::gateway::io::{
+    Address, Endpoint, Input, LinkCommand, LinkEvent, LinkFailure, Mode, Peer, PortId, Route, Settings, Wills,
+};
+use mqtt_sn_gateway::wire::{
+    Disconnect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, Response, ReturnCode, SearchGw, TopicRef,
+    Unsubscribe, WillMsg, WillTopic,
+};
+use rumqttc::mqttbytes::v4;
+use rumqttc::{ConnectReturnCode, QoS};
+
+use crate::world::{
+    At, World, connack, connect, connect_with, disconnect, encode, offline_world, pingreq, puback, pubcomp,
+    publish, pubrec, pubrel, sn_qos, subscribe, world_with,
+};
+
+const A: At = 1000;
+const B: At = 2000;
+
+fn transparent(settings: &mut Settings) {
+    settings.ports[0].mode = Mode::Transparent;
+    settings.broker.keep_alive = Duration::from_secs(60);
+}
+
+/// The gateway's own link is up.
+fn world() -> World {
+    changed_world(|_| {})
+}
+
+fn changed_world(change: impl FnOnce(&mut Settings)) -> World {
+    let mut world = world_with(|settings| {
+        transparent(settings);
+        change(settings);
+    });
+    world.commands.clear();
+    world.answers_pings = true;
+    world
+}
+
+impl World {
+    /// The broker sees a client connect on a link of its own.
+    #[track_caller]
+    fn broker_sees_connect(&mut self, id: &str) -> v4::Connect {
+        self.on_link_of(Some(id));
+        self.broker_answers_tcp();
+        match self.broker_next() {
+            v4::Packet::Connect(connect) => connect,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn broker_accepts(&mut self, session_present: bool) {
+        let code = ConnectReturnCode::Success;
+        self.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present, code }));
+    }
+
+    fn broker_refuses(&mut self, code: ConnectReturnCode) {
+        self.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+    }
+
+    /// A client that the broker has accepted; the test plays the broker on its link.
+    #[track_caller]
+    fn served(&mut self, at: At, id: &str, clean: bool) {
+        self.send(at, connect_with(id, false, clean, 60));
+        self.quiet();
+        self.broker_sees_connect(id);
+        self.broker_accepts(false);
+        self.expect(at, connack(ReturnCode::Accepted));
+    }
+
+    #[track_caller]
+    fn no_command(&mut self) {
+        assert_eq!(self.commands.pop_front(), None);
+    }
+
+    #[track_caller]
+    fn expect_close(&mut self) {
+        let closed = self.commands.iter().any(|(_, command)| *command == LinkCommand::Close);
+        assert!(closed, "{:?}", self.commands);
+        self.commands.clear();
+    }
+}
+
+#[test]
+fn a_client_is_connected_in_its_own_name_and_answered_after_the_broker() {
+    let mut world = world();
+    for (at, id, clean, duration, keep_alive) in [(A, "c1", true, 60, 60), (B, "c2", false, 7, 7)] {
+        world.send(at, connect_with(id, false, clean, duration));
+        world.quiet();
+        let connect = world.broker_sees_connect(id);
+        assert_eq!(connect.client_id, id);
+        assert_eq!((connect.clean_session, connect.keep_alive), (clean, keep_alive));
+        assert!(connect.last_will.is_none() && connect.login.is_none());
+        world.quiet();
+        world.broker_accepts(false);
+        world.expect(at, connack(ReturnCode::Accepted));
+    }
+    // What the client does not want to be supervised, or only after a day, is for us to keep alive.
+    for (id, duration) in [("c3", 0), ("c4", 65_535)] {
+        world.send(3000, connect_with(id, false, true, duration));
+        assert_eq!(world.broker_sees_connect(id).keep_alive, 60);
+    }
+}
+
+#[test]
+fn the_template_and_the_credentials_of_a_client_are_shown_to_the_broker() {
+    let mut world = changed_world(|settings| {
+        settings.broker.client_id_template = "site-%c-7".into();
+        settings.broker.credentials = Some(("gateway".into(), "g".into()));
+        let own = ("pump".to_owned(), "p".into());
+        let id = mqtt_sn_gateway::topic::ClientId::new(b"c1").unwrap();
+        settings.broker.client_credentials.insert(id, own);
+    });
+    for (id, username) in [("c1", "pump"), ("c2", "gateway")] {
+        world.send(A, connect(id));
+        let connect = world.broker_sees_connect(id);
+        assert_eq!(connect.client_id, format!("site-{id}-7"));
+        assert_eq!(connect.login.unwrap().username, username);
+    }
+}
+
+#[test]
+fn a_client_that_would_take_the_id_of_the_gateway_is_refused() {
+    let mut world = world();
+    world.send(A, connect("gw"));
+    world.expect(A, connack(ReturnCode::NotSupported));
+    world.no_command();
+    assert_eq!(world.gw.sessions(), 0);
+}
+
+#[test]
+fn what_the_broker_says_of_a_client_is_what_the_client_is_told() {
+    for (code, told) in [
+        (ConnectReturnCode::ServiceUnavailable, ReturnCode::Congestion),
+        (ConnectReturnCode::BadClientId, ReturnCode::NotSupported),
+        (ConnectReturnCode::BadUserNamePassword, ReturnCode::NotSupported),
+        (ConnectReturnCode::NotAuthorized, ReturnCode::NotSupported),
+        (ConnectReturnCode::RefusedProtocolVersion, ReturnCode::NotSupported),
+    ] {
+        let mut world = world();
+        world.send(A, connect("c1"));
+        world.broker_sees_connect("c1");
+        world.broker_refuses(code);
+        world.expect(A, connack(told));
+        assert_eq!(world.gw.sessions(), 0, "there is no session");
+        world.expect_close();
+        world.pass(Duration::from_secs(100));
+        world.no_command();
+        world.send(A, pingreq());
+        world.expect(A, disconnect());
+    }
+}
+
+#[test]
+fn a_broker_that_is_away_is_congestion_once_every_address_was_tried() {
+    let mut world = changed_world(|settings| {
+        settings.broker.endpoints.push(Endpoint { host: "other".into(), port: 1883, tls: false });
+    });
+    world.send(A, connect("c1"));
+    world.on_link_of(Some("c1"));
+    world.broker_down();
+    world.quiet();
+    world.pass(Duration::ZERO);
+    world.on_link_of(Some("c1"));
+    let (_, LinkCommand::Connect { endpoint, client }) = world.commands.back().unwrap() else { panic!() };
+    assert_eq!((endpoint.host.as_str(), client.as_ref().unwrap().as_str()), ("other", "c1"));
+    world.broker_down();
+    world.expect(A, connack(ReturnCode::Congestion));
+    assert_eq!(world.gw.sessions(), 0);
+    assert_eq!(world.gw.counters().connects_refused_by_broker, 1);
+}
+
+#[test]
+fn a_broker_that_does_not_answer_is_congestion_before_the_client_gives_up() {
+    let mut world = world();
+    world.send(A, connect("c1"));
+    world.broker_sees_connect("c1");
+    world.pass(Duration::from_secs(7));
+    world.quiet();
+    world.pass(Duration::from_secs(2));
+    world.expect(A, connack(ReturnCode::Congestion));
+    world.expect_close();
+}
+
+#[test]
+fn while_the_broker_is_asked_a_repeated_connect_waits_and_all_else_is_dropped() {
+    let mut world = world();
+    world.send(A, connect("c1"));
+    world.commands.truncate(1);
+    world.send(A, connect("c1"));
+    world.send(A, pingreq());
+    world.send(A, publish(TopicRef::Predefined(1), Qos::AtLeastOnce, 1, "x"));
+    world.quiet();
+    assert_eq!(world.commands.len(), 1, "one connection");
+    assert_eq!(world.gw.counters().frames_unexpected, 2);
+    world.broker_sees_connect("c1");
+    world.broker_accepts(false);
+    world.expect(A, connack(ReturnCode::Accepted));
+    world.quiet();
+    // The copy of a CONNECT whose CONNACK was lost.
+    world.send(A, connect("c1"));
+    world.expect(A, connack(ReturnCode::Accepted));
+    world.broker_quiet();
+}
+
+#[test]
+fn a_client_that_takes_leave_while_the_broker_is_asked_has_no_session() {
+    let mut world = world();
+    world.send(A, connect("c1"));
+    world.send(A, disconnect());
+    world.expect(A, disconnect());
+    world.expect_close();
+    assert_eq!(world.gw.sessions(), 0);
+}
+
+#[test]
+fn another_client_at_the_peer_takes_the_place_of_one_that_waits() {
+    let mut world = world();
+    world.send(A, connect("c1"));
+    world.served(A, "c2", true);
+    world.pass(Duration::from_secs(9));
+    assert_eq!(world.gw.sessions(), 1);
+    // And the same id from another peer.
+    world.send(A, connect("c3"));
+    world.served(B, "c3", true);
+    world.pass(Duration::from_secs(20));
+    world.quiet();
+}
+
+#[test]
+fn a_client_is_asked_for_its_will_before_the_broker_hears_of_it() {
+    let mut world = world();
+    world.send(A, connect_with("c1", true, true, 60));
+    world.expect(A, Packet::WillTopicReq);
+    let topic = WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w" };
+    world.send(A, Packet::WillTopic(topic));
+    world.expect(A, Packet::WillMsgReq);
+    world.no_command();
+    world.send(A, Packet::WillMsg(WillMsg { message: b"bye" }));
+    world.quiet();
+    assert!(world.broker_sees_connect("c1").last_will.is_none(), "the gateway keeps it");
+    world.broker_accepts(false);
+    world.expect(A, connack(ReturnCode::Accepted));
+    // Its CONNACK was lost.
+    world.send(A, Packet::WillMsg(WillMsg { message: b"bye" }));
+    world.expect(A, connack(ReturnCode::Accepted));
+    world.pass(Duration::from_secs(91));
+    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.on_link_of(None);
+    world.broker_gets("w", "bye", QoS::AtLeastOnce);
+}
+
+#[test]
+fn messages_go_up_on_the_link_of_the_client_and_are_acknowledged_end_to_end() {
+    let mut world = world();
+    world.served(A, "c1", true);
+    let topic = TopicRef::Predefined(1);
+    world.send(A, publish(topic, Qos::AtMostOnce, 0, "0"));
+    world.broker_gets("pre/one", "0", QoS::AtMostOnce);
+    world.send(A, publish(topic, Qos::AtLeastOnce, 1, "1"));
+    let pkid = world.broker_gets("pre/one", "1", QoS::AtLeastOnce);
+    world.quiet();
+    world.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+    world.expect(A, puback(topic, 1, ReturnCode::Accepted));
+    world.send(A, publish(topic, Qos::ExactlyOnce, 2, "2"));
+    let pkid = world.broker_gets("pre/one", "2", QoS::ExactlyOnce);
+    world.quiet();
+    world.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+    world.expect(A, pubrec(2));
+    world.broker_next();
+    world.send(A, pubrel(2));
+    world.quiet();
+    world.broker_says(v4::Packet::PubComp(v4::PubComp { pkid }));
+    world.expect(A, pubcomp(2));
+    // QoS −1 is for everybody, and goes by the gateway's own link.
+    world.send(A, publish(topic, Qos::MinusOne, 0, "-1"));
+    world.broker_quiet();
+    world.on_link_of(None);
+    world.broker_gets("pre/one", "-1", QoS::AtMostOnce);
+    world.broker_quiet();
+}
+
+#[test]
+fn subscriptions_are_passed_on_as_they_are() {
+    let mut world = world();
+    world.served(A, "c1", true);
+    world.served(B, "c2", true);
+    for (at, id) in [(A, "c1"), (B, "c2")] {
+        world.on_link_of(Some(id));
+        for (msg_id, filter) in [(1, "a/#"), (2, "a/b")] {
+            world.send(at, subscribe(msg_id, filter, Qos::AtLeastOnce));
+            let pkid = world.broker_gets_subscribe(filter, QoS::AtLeastOnce);
+            world.quiet();
+            world.broker_grants(pkid, QoS::AtMostOnce);
+            let frame = world.next(at);
+            assert_eq!(frame[2], 0, "QoS 0 was granted");
+        }
+    }
+    world.send(B, Packet::Unsubscribe(Unsubscribe { msg_id: 9, topic: FilterRef::Name(b"a/b") }));
+    world.expect(B, Packet::UnsubAck(MsgIdOnly { msg_id: 9 }));
+    let v4::Packet::Unsubscribe(unsubscribe) = world.broker_next() else { panic!() };
+    assert_eq!(unsubscribe.topics, ["a/b"]);
+    world.send(B, Packet::Unsubscribe(Unsubscribe { msg_id: 10, topic: FilterRef::Name(b"no") }));
+    world.expect(B, Packet::UnsubAck(MsgIdOnly { msg_id: 10 }));
+    world.broker_quiet();
+}
+
+#[test]
+fn a_filter_that_the_broker_refuses_is_refused() {
+    let mut world = world();
+    world.served(A, "c1", true);
+    world.send(A, subscribe(1, "no", Qos::AtLeastOnce));
+    let pkid = world.broker_gets_subscribe("no", QoS::AtLeastOnce);
+    let return_codes = vec![v4::SubscribeReasonCode::Failure];
+    world.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+    let frame = world.next(A);
+    assert_eq!(frame[7], 3, "not supported");
+}
+
+#[test]
+fn the_broker_has_no_acknowledgement_before_the_client_has_acknowledged_even_if_it_sleeps() {
+    let mut world = world();
+    world.served(A, "c1", true);
+    let id = world.subscribed(A, "t", QoS::AtLeastOnce);
+    world.send(A, Packet::Disconnect(Disconnect { duration: Some(600) }));
+    world.expect(A, disconnect());
+    world.broker_quiet();
+    world.broker_publishes(1, "t", "one", QoS::AtLeastOnce);
+    world.broker_publishes(2, "t", "two", QoS::AtLeastOnce);
+    world.pass(Duration::from_secs(300));
+    world.quiet();
+    world.broker_quiet();
+    world.send(A, Packet::PingReq(PingReq { client_id: b"c1" }));
+    for (pkid, payload) in [(1, "one"), (2, "two")] {
+        let topic = TopicRef::Normal(id);
+        let msg_id = world.expect_publish(A, topic, Qos::AtLeastOnce, false, payload);
+        world.broker_quiet();
+        world.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+        world.broker_gets_puback(pkid);
+    }
+    world.expect(A, Packet::PingResp);
+}
+
+#[test]
+fn a_lost_link_is_back_within_the_grace_unnoticed() {
+    let mut world = world();
+    world.served(A, "c1", true);
+    let id = world.subscribed(A, "t", QoS::AtLeastOnce);
+    world.send(A, publish(TopicRef::Normal(id), Qos::AtLeastOnce, 7, "open"));
+    world.broker_gets("t", "open", QoS::AtLeastOnce);
+    world.broker_down();
+    world.send(A, publish(TopicRef::Normal(id), Qos::AtLeastOnce, 8, "x"));
+    world.expect(A, puback(TopicRef::Normal(id), 8, ReturnCode::Congestion));
+    world.send(A, subscribe(9, "u", Qos::AtMostOnce));
+    assert_eq!(world.next(A)[7], 1, "congestion");
+    world.send(A, pingreq());
+    world.expect(A, Packet::PingResp);
+    world.pass(Duration::from_secs(3));
+    world.broker_sees_connect("c1");
+    world.broker_accepts(false);
+    // The broker kept nothing: the message that was on its way, and the subscription.
+    let mut seen = (false, false);
+    for _ in 0..2 {
+        match world.broker_next() {
+            v4::Packet::Publish(publish) => {
+                assert_eq!(publish.payload, "open");
+                world.broker_says(v4::Packet::PubAck(v4::PubAck { pkid: publish.pkid }));
+                seen.0 = true;
+            }
+            v4::Packet::Subscribe(subscribe) => {
+                assert_eq!(subscribe.filters[0].path, "t");
+                world.broker_grants(subscribe.pkid, QoS::AtLeastOnce);
+                seen.1 = true;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(seen, (true, true));
+    world.expect(A, puback(TopicRef::Normal(id), 7, ReturnCode::Accepted));
+    // The retained message was there before; a live one is new.
+    world.broker_publishes_retained("t", "old");
+    world.quiet();
+    world.broker_publishes(5, "t", "new", QoS::AtLeastOnce);
+    world.expect_publish(A, TopicRef::Normal(id), Qos::AtLeastOnce, false, "new");
+    world.pass(Duration::from_secs(5));
+    world.quiet();
+    assert_eq!(world.gw.counters().clients_dismissed, 0);
+}
+
+#[test]
+fn a_retained_message_of_a_subscribe_after_the_link_was_lost_is_the_clients() {
+    let mut world = world();
+    world.served(A, "c1", true);
+    let id = world.subscribed(A, "t", QoS::AtMostOnce);
+    world.broker_down();
+    world.pass(Duration::from_secs(3));
+    world.broker_sees_connect("c1");
+    world.broker_accepts(false);
+    world.broker_next();
+    assert_eq!(world.subscribed(A, "t", QoS::AtMostOnce), id);
+    world.broker_publishes_retained("t", "kept");
+    world.expect_publish(A, TopicRef::Normal(id), Qos::AtMostOnce, false, "kept");
+}
+
+#[test]
+fn a_client_whose_link_stays_away_is_told_when_the_grace_is_over() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    world.broker_down();
+    world.send(A, pingreq());
+    world.expect(A, Packet::PingResp);
+    for _ in 0..5 {
+        world.pass(Duration::from_secs(10));
+        world.quiet();
+        world.send(A, pingreq());
+        world.expect(A, Packet::PingResp);
+    }
+    world.pass(Duration::from_secs(10));
+    world.expect(A, disconnect());
+    assert_eq!(world.gw.counters().clients_dismissed, 1);
+    world.quiet();
+    // Its answer is not answered.
+    world.send(A, disconnect());
+    world.quiet();
+    world.commands.clear();
+    world.pass(Duration::from_secs(600));
+    assert!(
+        world
+            .commands
+            .iter()
+            .all(|(_, command)| { !matches!(command, LinkCommand::Connect { client: Some(_), .. }) })
+    );
+}
+
+#[test]
+fn a_sleeper_whose_link_stayed_away_is_told_when_it_wakes() {
+    let mut world = world();
+    world.served(A, "c1", true);
+    world.send(A, Packet::Disconnect(Disconnect { duration: Some(3600) }));
+    world.expect(A, disconnect());
+    world.broker_down();
+    world.pass(Duration::from_secs(90));
+    world.quiet();
+    world.send(A, Packet::PingReq(PingReq { client_id: b"c1" }));
+    world.expect(A, disconnect());
+    assert_eq!(world.gw.sessions(), 0);
+}
+
+#[test]
+fn a_sleeper_whose_link_came_back_hears_nothing_of_it() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    world.send(A, Packet::Disconnect(Disconnect { duration: Some(3600) }));
+    world.expect(A, disconnect());
+    world.broker_down();
+    world.pass(Duration::from_secs(90));
+    world.broker_sees_connect("c1");
+    world.broker_accepts(true);
+    world.send(A, Packet::PingReq(PingReq { client_id: b"c1" }));
+    world.expect(A, Packet::PingResp);
+}
+
+#[test]
+fn a_session_that_lives_on_goes_on_at_the_broker_with_what_was_open() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    let id = world.subscribed(A, "t", QoS::ExactlyOnce);
+    world.broker_publishes(1, "t", "two", QoS::ExactlyOnce);
+    world.expect_publish(A, TopicRef::Normal(id), Qos::ExactlyOnce, false, "two");
+    world.send(A, disconnect());
+    world.expect(A, disconnect());
+    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.expect_close();
+    world.pass(Duration::from_secs(100));
+    world.no_command();
+    world.send(A, connect_with("c1", false, false, 60));
+    assert!(!world.broker_sees_connect("c1").clean_session);
+    world.broker_accepts(true);
+    world.expect(A, connack(ReturnCode::Accepted));
+    world.broker_quiet();
+    // The broker repeats what it has no acknowledgement of; the client gets it once.
+    let mut again = v4::Publish::new("t", QoS::ExactlyOnce, "two");
+    (again.pkid, again.dup) = (1, true);
+    world.broker_says(v4::Packet::Publish(again));
+    let (topic_id, msg_id) = world.expect_register(A, "t");
+    assert_eq!(topic_id, id);
+    world.send(A, crate::world::regack(id, msg_id, ReturnCode::Accepted));
+    let msg_id = world.expect_publish(A, TopicRef::Normal(id), Qos::ExactlyOnce, true, "two");
+    world.send(A, pubrec(msg_id));
+    world.expect(A, pubrel(msg_id));
+    assert_eq!(world.broker_next(), v4::Packet::PubRec(v4::PubRec { pkid: 1 }));
+    world.send(A, pubcomp(msg_id));
+    world.quiet();
+}
+
+#[test]
+fn a_session_that_the_broker_had_before_the_gateway_brings_what_it_has() {
+    let mut world = world();
+    world.send(A, connect_with("c1", false, false, 60));
+    world.broker_sees_connect("c1");
+    world.broker_accepts(true);
+    world.expect(A, connack(ReturnCode::Accepted));
+    world.broker_quiet();
+    world.broker_publishes(3, "from/before", "kept", QoS::AtLeastOnce);
+    let (topic_id, msg_id) = world.expect_register(A, "from/before");
+    world.send(A, crate::world::regack(topic_id, msg_id, ReturnCode::Accepted));
+    world.expect_publish(A, TopicRef::Normal(topic_id), Qos::AtLeastOnce, false, "kept");
+}
+
+#[test]
+fn a_connect_keeps_the_link_only_where_both_sessions_live_on() {
+    for (before, after, kept) in
+        [(false, false, true), (false, true, false), (true, false, false), (true, true, false)]
+    {
+        let mut world = world();
+        world.served(A, "c1", before);
+        world.subscribed(A, "t", QoS::AtMostOnce);
+        world.commands.clear();
+        world.send(B, connect_with("c1", false, after, 60));
+        if kept {
+            world.no_command();
+        } else {
+            assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+            let leaves = world.broker_sees_connect("c1");
+            assert_eq!(leaves.clean_session, after);
+            world.broker_accepts(false);
+        }
+        // The old peer is told, and the new one owns the session.
+        let mut frames = [world.next_to(A), world.next_to(B)];
+        frames.sort();
+        assert_eq!(frames, [encode(&disconnect()), encode(&connack(ReturnCode::Accepted))]);
+        world.broker_quiet();
+        world.send(B, pingreq());
+        world.expect(B, Packet::PingResp);
+    }
+}
+
+#[test]
+fn a_clean_connect_leaves_the_old_link_with_disconnect() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    world.send(A, connect_with("c1", false, true, 60));
+    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    assert!(world.broker_sees_connect("c1").clean_session);
+}
+
+#[test]
+fn another_connection_with_the_same_id_ends_the_client_at_once_in_mqtt_5() {
+    for (reason, told) in [(0x8E, true), (0x98, true), (0x8B, false)] {
+        let mut world = changed_world_in_mqtt_5();
+        world.send(A, connect("c1"));
+        world.on_link_of(Some("c1"));
+        let link = world.commands.back().unwrap().0;
+        world.input(Input::Link(link, LinkEvent::Connected));
+        world.broker_takes_octets();
+        world.broker_octets(vec![0x20, 3, 0, 0, 0].into());
+        world.expect(A, connack(ReturnCode::Accepted));
+        world.commands.clear();
+        world.broker_octets(vec![0xE0, 2, reason, 0].into());
+        world.expect_close();
+        if told {
+            world.expect(A, disconnect());
+        }
+        world.quiet();
+        world.pass(Duration::from_secs(40));
+        let again = world.commands.iter().any(|(_, it)| matches!(it, LinkCommand::Connect { .. }));
+        assert_eq!(again, !told, "{reason:#x}");
+    }
+}
+
+fn changed_world_in_mqtt_5() -> World {
+    let mut world = offline_world(|settings| {
+        transparent(settings);
+        settings.broker.protocol = mqtt_sn_gateway::gateway::io::Protocol::V5;
+    });
+    let link = world.commands.back().unwrap().0;
+    world.input(Input::Link(link, LinkEvent::Connected));
+    world.broker_takes_octets();
+    world.broker_octets(vec![0x20, 3, 0, 0, 0].into());
+    world.commands.clear();
+    world
+}
+
+#[test]
+fn the_version_that_the_gateway_speaks_is_what_its_clients_speak() {
+    let mut world = offline_world(|settings| {
+        transparent(settings);
+        settings.broker.protocol = mqtt_sn_gateway::gateway::io::Protocol::Auto;
+    });
+    world.input(Input::Link(world.commands.back().unwrap().0, LinkEvent::Connected));
+    world.broker_takes_octets();
+    world.broker_octets(vec![0x20, 2, 0, 1].into());
+    world.on_link_of(None);
+    world.broker_up(false);
+    world.send(A, connect("c1"));
+    assert_eq!(world.broker_sees_connect("c1").client_id, "c1", "in MQTT 3.1.1 at once");
+}
+
+#[test]
+fn a_client_that_is_lost_has_its_will_published_by_the_gateway_and_its_link_closed() {
+    for clean in [true, false] {
+        let mut world = world();
+        world.send(A, connect_with("c1", true, clean, 60));
+        world.expect(A, Packet::WillTopicReq);
+        let topic = WillTopic { qos: Qos::AtMostOnce, retain: false, topic: b"w" };
+        world.send(A, Packet::WillTopic(topic));
+        world.expect(A, Packet::WillMsgReq);
+        world.send(A, Packet::WillMsg(WillMsg { message: b"gone" }));
+        world.broker_sees_connect("c1");
+        world.broker_accepts(false);
+        world.expect(A, connack(ReturnCode::Accepted));
+        world.pass(Duration::from_secs(91));
+        assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+        world.on_link_of(None);
+        world.broker_gets("w", "gone", QoS::AtMostOnce);
+        assert_eq!(world.gw.sessions(), usize::from(!clean));
+    }
+}
+
+fn with_will_at_broker() -> World {
+    let mut world = changed_world(|settings| settings.broker.wills = Wills::Broker);
+    world.send(A, connect_with("c1", true, false, 60));
+    world.expect(A, Packet::WillTopicReq);
+    let topic = WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w" };
+    world.send(A, Packet::WillTopic(topic));
+    world.expect(A, Packet::WillMsgReq);
+    world.send(A, Packet::WillMsg(WillMsg { message: b"gone" }));
+    let will = world.broker_sees_connect("c1").last_will.expect("a will");
+    let expected = ("w", &b"gone"[..], QoS::AtLeastOnce, true);
+    assert_eq!((will.topic.as_str(), &will.message[..], will.qos, will.retain), expected);
+    world.broker_accepts(false);
+    world.expect(A, connack(ReturnCode::Accepted));
+    world.commands.clear();
+    world
+}
+
+#[test]
+fn a_will_that_the_broker_keeps_is_left_to_it_by_a_close_without_disconnect() {
+    let mut world = with_will_at_broker();
+    world.pass(Duration::from_secs(91));
+    world.expect_close();
+    world.broker_quiet();
+    world.on_link_of(None);
+    world.broker_quiet();
+}
+
+#[test]
+fn a_will_that_the_broker_keeps_is_not_published_on_an_orderly_goodbye_or_a_shutdown() {
+    let mut world = with_will_at_broker();
+    world.send(A, disconnect());
+    world.expect(A, disconnect());
+    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    let mut world = with_will_at_broker();
+    world.input(Input::Control(mqtt_sn_gateway::gateway::io::Control::Shutdown));
+    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+}
+
+#[test]
+fn a_will_that_the_broker_keeps_is_changed_by_a_new_connection() {
+    let mut world = with_will_at_broker();
+    world.send(A, Packet::WillMsgUpd(WillMsg { message: b"other" }));
+    world.expect(A, Packet::WillMsgResp(Response { code: ReturnCode::Accepted }));
+    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    let will = world.broker_sees_connect("c1").last_will.expect("a will");
+    assert_eq!(&will.message[..], b"other");
+    world.broker_accepts(true);
+    world.quiet();
+    let deleted = WillTopic { qos: Qos::AtMostOnce, retain: false, topic: b"" };
+    world.send(A, Packet::WillTopicUpd(deleted));
+    world.expect(A, Packet::WillTopicResp(Response { code: ReturnCode::Accepted }));
+    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    assert!(world.broker_sees_connect("c1").last_will.is_none());
+    world.broker_accepts(true);
+    // The same again is no reason to connect.
+    world.commands.clear();
+    world.send(A, Packet::WillMsgUpd(WillMsg { message: b"x" }));
+    world.expect(A, Packet::WillMsgResp(Response { code: ReturnCode::Accepted }));
+    world.no_command();
+}
+
+#[test]
+fn a_session_whose_life_is_over_is_removed_from_the_broker_too() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    world.send(A, disconnect());
+    world.expect(A, disconnect());
+    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.pass(Duration::from_secs(86_399));
+    assert_eq!(world.gw.sessions(), 1);
+    world.commands.clear();
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.gw.sessions(), 0);
+    let connect = world.broker_sees_connect("c1");
+    assert!(connect.clean_session && connect.client_id == "c1");
+    world.broker_accepts(false);
+    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.expect_close();
+}
+
+#[test]
+fn a_transport_may_have_a_mode_of_its_own_and_a_session_keeps_the_one_it_began_in() {
+    let mut world = changed_world(|settings| {
+        let mut second = settings.ports[0].clone();
+        (second.name, second.mode) = ("radio".into(), Mode::Aggregating);
+        settings.ports.push(second);
+    });
+    let on_radio = |world: &mut World, packet: Packet<'_>| {
+        let addr = Address::Udp(([10, 0, 0, 1], A).into());
+        let from = Peer { port: PortId(1), addr, node: None };
+        world.input(Input::Frame { from, route: Route::default(), frame: encode(&packet) });
+    };
+    on_radio(&mut world, connect_with("c1", false, false, 60));
+    world.no_command();
+    assert_eq!(world.next_frame(), encode(&connack(ReturnCode::Accepted)));
+    // It moves to the other transport, and its session goes on.
+    world.send(B, connect_with("c1", false, false, 60));
+    world.no_command();
+    world.next_frame();
+    world.next_frame();
+    // A new session is served as the transport says.
+    world.send(B, connect_with("c1", false, true, 60));
+    world.broker_sees_connect("c1");
+    world.broker_accepts(false);
+    world.expect(B, connack(ReturnCode::Accepted));
+    world.commands.clear();
+    on_radio(&mut world, connect_with("c1", false, true, 60));
+    world.expect_close();
+    assert_eq!(world.gw.sessions(), 1);
+}
+
+#[test]
+fn a_session_of_which_half_is_subscribed_elsewhere_leaves_nothing_behind_when_it_changes_its_mode() {
+    let mut world = changed_world(|settings| {
+        let mut second = settings.ports[0].clone();
+        (second.name, second.mode) = ("radio".into(), Mode::Aggregating);
+        settings.ports.push(second);
+    });
+    let addr = Address::Udp(([10, 0, 0, 1], A).into());
+    let from = Peer { port: PortId(1), addr, node: None };
+    let frame = |packet: Packet<'_>| encode(&packet);
+    let input = |frame| Input::Frame { from: from.clone(), route: Route::default(), frame };
+    world.input(input(frame(connect("c1"))));
+    world.input(input(frame(subscribe(1, "t", sn_qos(QoS::AtMostOnce)))));
+    world.on_link_of(None);
+    let pkid = world.broker_gets_subscribe("t", QoS::AtMostOnce);
+    world.broker_grants(pkid, QoS::AtMostOnce);
+    world.send(B, connect("c1"));
+    world.on_link_of(None);
+    let v4::Packet::Unsubscribe(unsubscribe) = world.broker_next() else { panic!() };
+    assert_eq!(unsubscribe.topics, ["t"]);
+}
+
+#[test]
+fn what_waits_for_the_broker_counts_once_against_the_limit_of_sessions() {
+    let mut world = changed_world(|settings| settings.sessions.max = 2);
+    world.send(A, connect("c1"));
+    world.send(B, connect("c2"));
+    world.quiet();
+    world.send(3000, connect("c3"));
+    world.expect(3000, connack(ReturnCode::Congestion));
+    assert_eq!(world.gw.sessions(), 2);
+}
+
+#[test]
+fn at_shutdown_every_link_is_left_with_disconnect_before_it_is_over() {
+    let mut world = world();
+    world.served(A, "c1", true);
+    world.served(B, "c2", false);
+    world.hold_drained();
+    world.input(Input::Control(mqtt_sn_gateway::gateway::io::Control::Shutdown));
+    world.expect(A, disconnect());
+    world.expect(B, disconnect());
+    for id in [None, Some("c1"), Some("c2")] {
+        world.on_link_of(id);
+        assert_eq!(world.broker_next(), v4::Packet::Disconnect, "{id:?}");
+    }
+    assert!(world.stopped);
+}
+
+#[test]
+fn nobody_is_answered_who_searches_while_the_broker_is_away() {
+    let mut world = offline_world(transparent);
+    world.send(A, Packet::SearchGw(SearchGw { radius: 0 }));
+    world.quiet();
+    world.broker_up(false);
+    world.send(A, Packet::SearchGw(SearchGw { radius: 0 }));
+    world.next(A);
+}
+
+#[test]
+fn a_link_that_breaks_while_the_client_connects_again_is_congestion_and_the_grace_goes_on() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    world.broker_down();
+    world.pass(Duration::from_millis(500));
+    world.commands.clear();
+    world.send(A, connect_with("c1", false, false, 30));
+    world.pass(Duration::ZERO);
+    world.on_link_of(Some("c1"));
+    let link = world.commands.back().unwrap().0;
+    world.input(Input::Link(link, LinkEvent::Closed(LinkFailure::Closed)));
+    world.expect(A, connack(ReturnCode::Congestion));
+    world.send(A, pingreq());
+    world.expect(A, Packet::PingResp);
+    world.pass(Duration::from_secs(5));
+    world.broker_sees_connect("c1");
+    world.broker_accepts(true);
+    world.pass(Duration::from_secs(70));
+    assert_eq!(world.gw.counters().clients_dismissed, 0);
+}
