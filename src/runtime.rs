@@ -9,16 +9,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, yield_now};
 use tokio::time::{sleep, sleep_until};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::broker;
 use crate::gateway::Gateway;
-use crate::gateway::io::{Control, Input, Output, PortId, Settings, Target};
+use crate::gateway::io::{Control, Input, Mode, Output, PortId, Settings, Target};
 use crate::link::{Links, Report};
 use crate::transport::{self, Inbox, Intake, OpenError, Transport};
 
@@ -37,6 +38,9 @@ const OUTPUTS_MARK: usize = 16 * OUTPUTS_PER_TURN;
 
 /// Orders that wait for the loop: more than a hasty operator can give.
 const ORDERS_MAX: usize = 8;
+
+/// Open files beside the links of clients: ports, the gateway's own link, the log, the reactor.
+const FILES_BESIDE_LINKS: u64 = 64;
 
 /// How long the core may take its leave when asked to stop.
 const STOP_MAX: Duration = Duration::from_secs(5);
@@ -65,11 +69,28 @@ pub struct Setup {
 pub async fn run(setup: Setup) -> Result<(), RuntimeError> {
     // First of all: who sees a port listen may send a signal at once.
     let signals = Signals::new()?;
+    raise_open_files(&setup.settings);
     let runtime = Runtime::open(setup)?;
     let signals = tokio::spawn(obey_signals(signals, runtime.handle()));
     runtime.run().await;
     signals.abort();
     Ok(())
+}
+
+/// Lets this process open as many files as the system allows: each client with a link of its own takes one.
+fn raise_open_files(settings: &Settings) {
+    let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most) {
+        debug!(%error, "the limit of open files stays");
+    }
+    let dedicated = settings.ports.iter().any(|port| port.mode == Mode::Transparent);
+    let clients = u64::try_from(settings.sessions.max).unwrap_or(u64::MAX).saturating_add(FILES_BESIDE_LINKS);
+    if dedicated && most < clients {
+        warn!(
+            limit = most,
+            "fewer open files than sessions.max: clients beyond them are refused (LimitNOFILE)"
+        );
+    }
 }
 
 /// Runs a future, such as [`run`], on one thread: the core has no use for more, and the sockets' tasks take less time than
