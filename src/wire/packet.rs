@@ -78,7 +78,7 @@ pub enum Packet<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// Too few octets for a Length and a MsgType.
-    #[error("{0} octets are too few for a message")]
+    #[error("{0} octet{are} too few for a message", are = if *.0 == 1 { " is" } else { "s are" })]
     TooShort(usize),
     /// A Length that no message can have.
     #[error("Length {0} is impossible")]
@@ -113,6 +113,9 @@ pub enum DecodeError {
     /// An encapsulation with the long form of Length, which §5.5 does not know.
     #[error("an encapsulation has the long form of Length")]
     LongEncapsulation,
+    /// An encapsulation that ends where its message should begin.
+    #[error("an encapsulation holds no message")]
+    Hollow,
     /// An encapsulation inside an encapsulation.
     #[error("an encapsulated message is encapsulated again")]
     Nested,
@@ -159,8 +162,10 @@ fn decode_encapsulated(length: u8, rest: &[u8]) -> Result<Frame<'_>, DecodeError
     let Some((node_id, message)) = rest.split_at_checked(node_id_len) else {
         return Err(DecodeError::LengthMismatch { declared, received });
     };
-    if let [LONG_FORM, _, _, ENCAPSULATED, ..] | [0 | 2.., ENCAPSULATED, ..] = message {
-        return Err(DecodeError::Nested);
+    match message {
+        [] => return Err(DecodeError::Hollow),
+        [LONG_FORM, _, _, ENCAPSULATED, ..] | [0 | 2.., ENCAPSULATED, ..] => return Err(DecodeError::Nested),
+        _ => {}
     }
     let encapsulation = Some(Encapsulation { radius: ctrl & Encapsulation::RADIUS_MAX, node_id });
     Ok(Frame { encapsulation, packet: decode_message(message)? })

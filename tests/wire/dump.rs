@@ -85,7 +85,7 @@ fn errors_say_what_is_wrong_and_where() {
     let says = |octets: &str, text: &str| {
         assert_eq!(decode(&hex(octets)).map_err(|error| error.to_string()), Err(text.to_owned()), "{octets}");
     };
-    says("02", "1 octets are too few for a message");
+    says("02", "1 octet is too few for a message");
     says("00 16", "Length 0 is impossible");
     says("09 04 04 01 003C 6331", "Length says 9 octets, received were 8");
     says("02 1E", "message type 1E is reserved");

@@ -310,12 +310,12 @@ const REFUSED: &[(&str, DecodeError)] = &[
     ("02 FE 00 02 16", DecodeError::Length(2)),
     ("03 FE", DecodeError::TooShort(2)),
     ("05 FE 00 0A", DecodeError::LengthMismatch { declared: 5, received: 4 }),
-    ("05 FE 00 0A0B", DecodeError::TooShort(0)), // T-196
+    ("05 FE 00 0A0B", DecodeError::Hollow), // T-196
     ("05 FE 00 0A0B 02", DecodeError::TooShort(1)),
     ("05 FE 00 0A0B 01 FE", DecodeError::TooShort(2)),
     ("05 FE 00 0A0B 00 16", DecodeError::Length(0)),
     ("05 FE 00 0A0B 09 04 04 01 003C 6331", DecodeError::LengthMismatch { declared: 9, received: 8 }), // T-195
-    ("07 FE 00 0A0B 02 16", DecodeError::TooShort(0)), // Length must not cover the message inside
+    ("07 FE 00 0A0B 02 16", DecodeError::Hollow), // Length must not cover the message inside
     ("05 FE 00 0A0B 02 1E", DecodeError::ReservedType(0x1E)),
     ("05 FE 00 0A0B 04 10 00", DecodeError::LengthMismatch { declared: 4, received: 3 }),
     ("05 FE 00 0A0B 03 10 00", DecodeError::Cut { message: "PUBREL", field: "MsgId" }),
