@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use mqtt_sn_gateway::gateway::io::{Endpoint, Input, LinkCommand, LinkEvent, Protocol};
+use mqtt_sn_gateway::gateway::io::{Endpoint, Input, LinkCommand, LinkEvent, LinkFailure, Protocol};
 use mqtt_sn_gateway::wire::{
     Disconnect, MsgIdOnly, Packet, PingReq, Qos, ReturnCode, SubAck, TopicAck, TopicRef, decode,
 };
@@ -97,6 +97,19 @@ fn a_refusal_for_another_reason_is_no_reason_to_fall_back() {
     w.commands.clear();
     w.broker_octets(Bytes::from_static(&[0x20, 3, 0, 0x87, 0]));
     assert!(w.commands.iter().all(|(_, command)| *command == LinkCommand::Close));
+    w.pass(Duration::from_secs(2));
+    hears_connect(&mut w, 5);
+}
+
+#[test]
+fn a_broker_that_refuses_our_certificate_after_the_handshake_is_not_asked_in_another_version() {
+    let mut w = auto_world();
+    hears_connect(&mut w, 5);
+    w.commands.clear();
+    let failure = LinkFailure::Tls("certificate required".into());
+    w.broker_down_with(failure);
+    assert!(w.commands.is_empty(), "{:?}", w.commands);
+    assert_eq!((w.gw.counters().link_fallbacks, w.gw.counters().link_failures), (0, 1));
     w.pass(Duration::from_secs(2));
     hears_connect(&mut w, 5);
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use mqtt_sn_gateway::gateway::Gateway;
 use mqtt_sn_gateway::gateway::io::{
-    Address, BrokerSettings, Endpoint, Input, LinkCommand, LinkEvent, LinkId, Mode, Output, Peer, PortId,
-    PortSettings, Protocol, QueueFull, QueueSettings, Rebind, Route, SessionSettings, Settings, Target,
-    Wills,
+    Address, BrokerSettings, Endpoint, Input, LinkCommand, LinkEvent, LinkFailure, LinkId, Mode, Output,
+    Peer, PortId, PortSettings, Protocol, QueueFull, QueueSettings, Rebind, Route, SessionSettings, Settings,
+    Target, Wills,
 };
 use mqtt_sn_gateway::topic::{ClientId, TopicName};
 use mqtt_sn_gateway::wire::{
@@ -293,9 +293,13 @@ impl World {
     }
 
     pub fn broker_down(&mut self) {
+        self.broker_down_with(LinkFailure::Closed);
+    }
+
+    pub fn broker_down_with(&mut self, failure: LinkFailure) {
         let id = self.link.unwrap();
         self.to_broker.remove(&self.owners[&id]);
-        self.input(Input::Link(id, LinkEvent::Closed(mqtt_sn_gateway::gateway::io::LinkFailure::Closed)));
+        self.input(Input::Link(id, LinkEvent::Closed(failure)));
     }
 
     pub fn broker_says(&mut self, packet: v4::Packet) {

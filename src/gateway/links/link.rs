@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use crate::gateway::counters::Counters;
-use crate::gateway::io::{self, BrokerSettings, LinkCommand, LinkEvent, LinkId, Output};
+use crate::gateway::io::{self, BrokerSettings, LinkCommand, LinkEvent, LinkFailure, LinkId, Output};
 use crate::mqtt::{ConnectRefusal, Connection, Event, Failure, Message, Options, Protocol};
 use crate::topic::ClientId;
 
@@ -127,9 +127,11 @@ impl Link {
                 self.writing = false;
                 Ok(())
             }
-            // Some brokers close where they should refuse; one that spoke MQTT 5 before does it for another reason.
+            // Some brokers close where they should refuse; one that spoke MQTT 5 before does it for another reason, and in
+            // TLS 1.3 so does one that does not like our certificate.
             LinkEvent::Closed(failure)
                 if self.connection.is_connecting()
+                    && !matches!(failure, LinkFailure::Tls(_))
                     && !shared.spoken.contains_key(&self.endpoint(cx.settings))
                     && self.may_fall_back(cx.settings) =>
             {
