@@ -13,11 +13,12 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{
-    BrokerUrl, Config, LoadError, Log, LogFormat, LogLevel, SHIPPED, TransportKind, parse_duration,
+    BrokerUrl, Config, LoadError, Log, LogFormat, LogLevel, SHIPPED, Tls, TransportKind, UrlError,
+    parse_duration,
 };
 use crate::demo::{self, DemoError};
 use crate::runtime::{self, RuntimeError, Setup};
-use crate::setup::SetupError;
+use crate::setup::{SetupError, SetupErrors};
 use crate::transport::OpenError;
 use crate::wire;
 
@@ -63,7 +64,7 @@ enum Command {
     /// Write ./gateway.yaml with every option, commented
     #[command(after_help = "Example:  mqtt-sn-gateway init --broker mqtt://broker.example:1883")]
     Init {
-        /// The broker: mqtt://host:port or embedded
+        /// The broker: mqtt://host:port, mqtts://host:port or embedded
         #[arg(long, value_name = "URL", value_parser = broker_url)]
         broker: Option<BrokerUrl>,
         /// The serial port of a radio, to be used by a later version
@@ -126,7 +127,7 @@ enum Failure {
     #[error("not a frame")]
     NotAFrame(#[source] wire::DecodeError),
     #[error(transparent)]
-    Setup(#[from] SetupError),
+    Setup(#[from] SetupErrors),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
@@ -142,7 +143,9 @@ impl Failure {
             Self::NoConfiguration | Self::Load(_) => Exit::Configuration,
             Self::Exists(_) => Exit::WouldOverwrite,
             Self::NotHex(_) => Exit::Usage,
-            Self::Setup(SetupError::Password { source, .. }) if denied(source) => Exit::NoPermission,
+            Self::Setup(SetupErrors(errors)) if errors.iter().all(SetupError::is_denied) => {
+                Exit::NoPermission
+            }
             Self::Setup(_) => Exit::Configuration,
             Self::Runtime(error) | Self::Demo(DemoError::Gateway(error)) => exit_of(error),
             Self::Write { .. } | Self::NotAFrame(_) | Self::Demo(_) => Exit::Failure,
@@ -189,7 +192,8 @@ fn complain(failure: &Failure) {
         Failure::Load(LoadError::Wrong(problems)) => problems.to_string(),
         _ => String::new(),
     };
-    text.push_str(&format!("mqtt-sn-gateway: {failure}"));
+    // Files that are of no use have a line each.
+    text.push_str(&format!("mqtt-sn-gateway: {}", failure.to_string().replace('\n', "\nmqtt-sn-gateway: ")));
     let mut cause = failure.source();
     while let Some(error) = cause {
         text.push_str(&format!(": {error}"));
@@ -225,8 +229,10 @@ fn check(file: Option<PathBuf>) -> Result<Exit, Failure> {
     let file = find(file)?;
     let config = load(&file)?;
     let defaults = if config == Config::default() { "; every option has its default" } else { "" };
+    let summary = summary(&config);
+    Setup::new(config)?;
     say(format_args!("{}: no errors{defaults}", name(&file)));
-    say(summary(&config));
+    say(summary);
     Ok(Exit::Ok)
 }
 
@@ -264,6 +270,13 @@ fn summary(config: &Config) -> String {
         true => format!("broker: embedded, listens on {}", config.broker.listen),
         false => format!("broker: {urls}"),
     }];
+    if config.broker.urls.iter().any(|url| matches!(url, BrokerUrl::Mqtts { .. })) {
+        let Tls { ca, cert, .. } = &config.broker.tls;
+        let trusts =
+            ca.as_ref().map_or("the CAs of this system".into(), |ca| format!("those in {}", ca.display()));
+        let shows = cert.as_ref().map_or("nothing".into(), |cert| cert.display().to_string());
+        lines.push(format!("tls: trusts {trusts}, shows {shows}"));
+    }
     for transport in &config.transports {
         let what = match &transport.kind {
             TransportKind::Udp(udp) => {
@@ -349,11 +362,7 @@ fn time(text: &str) -> Result<Duration, &'static str> {
 
 /// `--broker`
 fn broker_url(text: &str) -> Result<BrokerUrl, String> {
-    match text.parse() {
-        Ok(BrokerUrl::Mqtts { .. }) => Err("mqtts:// is not in this version".into()),
-        Ok(url) => Ok(url),
-        Err(error) => Err(error.to_string()),
-    }
+    text.parse().map_err(|error: UrlError| error.to_string())
 }
 
 /// `--serial`: a path that can stand in quotes.

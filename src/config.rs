@@ -135,6 +135,11 @@ impl Config {
         for (key, _) in without_effect.into_iter().filter(|(_, set)| *set) {
             notes.push(format!("{key}: not in this version, has no effect"));
         }
+        let own_links =
+            |transport: &Transport| transport.mode.unwrap_or(self.broker.mode) == Mode::Transparent;
+        if !self.broker.clients.is_empty() && !self.transports.iter().any(own_links) {
+            notes.push("broker.clients: has no effect without a transport in transparent mode".into());
+        }
         if let Some(address) = self.http.listen {
             notes.push(format!("http.listen: not in this version, nothing listens on {address}"));
         }
@@ -767,7 +772,7 @@ mod tests {
         let expected =
             |problem: &&String| problem.contains("not in this version") || problem.contains("beside url");
         assert_eq!(problems.iter().filter(expected).count(), problems.len(), "{problems:#?}");
-        assert_eq!(problems.len(), 6, "{problems:#?}");
+        assert_eq!(problems.len(), 4, "{problems:#?}");
     }
 
     #[test]
@@ -918,9 +923,6 @@ log: { level: trace, format: plain }
     fn only_what_is_not_built_yet_is_refused_in_a_file_with_every_key() {
         let (_, problems) = read(EVERY_KEY);
         let expected = [
-            "broker.tls: not in this version",
-            "broker.clients: not in this version",
-            "broker.urls[1]: \"mqtts://b:2\" is not in this version",
             "transports[1].type: \"serial\" is not in this version",
             "transports[2].type: \"xbee\" is not in this version",
             "transports[3].type: \"dtls\" is not in this version",

@@ -20,7 +20,7 @@ use crate::gateway::io::PortId;
 use crate::mqtt::{self, Connection, Message, QoS};
 use crate::node::{self, Filter, Node, Outcome, Topic};
 use crate::runtime::{Runtime, RuntimeError, Setup};
-use crate::setup::SetupError;
+use crate::setup::SetupErrors;
 use crate::topic::{ClientId, TopicFilter, TopicName};
 use crate::wire::Qos;
 
@@ -138,7 +138,7 @@ pub enum DemoError {
     Gateway(#[from] RuntimeError),
     /// The demo's own configuration is not one.
     #[error("the demo is not set up right")]
-    Setup(#[from] SetupError),
+    Setup(#[from] SetupErrors),
     /// A sensor or the application has no socket.
     #[error("no socket for {0}")]
     Socket(&'static str, #[source] io::Error),

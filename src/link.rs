@@ -1,4 +1,4 @@
-//! TCP to brokers: connects, reads, and writes what is ready in one go.
+//! TCP and TLS to brokers: connects, reads, and writes what is ready in one go.
 //!
 //! One task per connection carries out the core's [`LinkCommand`]s. Octets from the broker wait in a bounded inbox and,
 //! when that is full, in the broker: the socket is not read before there is room.
@@ -8,20 +8,23 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, lookup_host};
+use bytes::{Bytes, BytesMut};
+use tokio::net::lookup_host;
 use tokio::sync::mpsc::{self, Permit};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, error, warn};
 
+use self::stream::{Heard, LINGER_MAX, Stream};
+pub use self::tls::{Certificates, File, FileError, Files, Pair};
 use crate::gateway::io::{Endpoint, LinkCommand, LinkEvent, LinkFailure, LinkId};
+use crate::topic::ClientId;
 
-/// Octets taken from a connection at a time: a few hundred small messages, and memory only while they are copied.
-const READ_MAX: usize = 16 << 10;
+mod stream;
+mod tls;
+mod words;
 
-/// Events of all connections that wait for the core, at most [`READ_MAX`] octets each. Then brokers have to wait.
+/// Events of all connections that wait for the core, some 16 KiB each. Then brokers have to wait.
 const EVENTS_MAX: usize = 128;
 
 /// Commands that wait for one connection: the core never has more than a write and a close under way.
@@ -32,10 +35,6 @@ const ADDRESSES_MAX: usize = 8;
 
 /// How long a close waits for what was written to leave. systemd waits 90 s for the whole process.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
-
-/// How long a close waits for the broker to close too. If we closed with octets unread, TCP would reset the connection
-/// and take our last words from the broker.
-const LINGER_MAX: Duration = Duration::from_secs(1);
 
 /// How long a connection that cannot be written any more is read for the broker's last words.
 const LAST_WORDS_MAX: Duration = Duration::from_millis(100);
@@ -49,23 +48,24 @@ pub struct Links {
     open: BTreeMap<LinkId, mpsc::Sender<LinkCommand>>,
     events: mpsc::Sender<Report>,
     connect_timeout: Duration,
+    certificates: Certificates,
     tasks: JoinSet<()>,
     stale: u64,
 }
 
 impl Links {
     /// No connection yet, and where the events of those to come arrive. Each is to be shown to [`accept`](Self::accept).
-    pub fn new(connect_timeout: Duration) -> (Self, mpsc::Receiver<Report>) {
+    pub fn new(connect_timeout: Duration, certificates: Certificates) -> (Self, mpsc::Receiver<Report>) {
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
-        let links = Self { open: BTreeMap::new(), events, connect_timeout, tasks: JoinSet::new(), stale: 0 };
-        (links, inbox)
+        let (open, tasks) = (BTreeMap::new(), JoinSet::new());
+        (Self { open, events, connect_timeout, certificates, tasks, stale: 0 }, inbox)
     }
 
     /// Carries out a command; never waits. Needs a tokio runtime. A command for a connection that is gone is ignored and
     /// counted.
     pub fn command(&mut self, id: LinkId, command: LinkCommand) {
-        if let LinkCommand::Connect { endpoint, .. } = command {
-            return self.connect(id, endpoint);
+        if let LinkCommand::Connect { endpoint, client } = command {
+            return self.connect(id, endpoint, client);
         }
         let Some(commands) = self.open.get(&id) else { return self.stale += 1 };
         let closes = command == LinkCommand::Close;
@@ -113,34 +113,34 @@ impl Links {
         }
     }
 
-    fn connect(&mut self, id: LinkId, endpoint: Endpoint) {
+    fn connect(&mut self, id: LinkId, endpoint: Endpoint, client: Option<ClientId>) {
         while self.tasks.try_join_next().is_some() {}
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let before = self.open.insert(id, sender);
         debug_assert!(before.is_none(), "a handle is never used again");
-        self.tasks.spawn(run(
-            Outlet { id, commands, events: self.events.clone() },
-            endpoint,
-            self.connect_timeout,
-        ));
+        let outlet = Outlet { id, commands, events: self.events.clone() };
+        let dial = Dial { endpoint, client, certificates: self.certificates.clone() };
+        self.tasks.spawn(run(outlet, dial, self.connect_timeout));
     }
 }
 
 /// The task of one connection.
-async fn run(mut outlet: Outlet, endpoint: Endpoint, within: Duration) {
+async fn run(mut outlet: Outlet, dial: Dial, within: Duration) {
     let connected = tokio::select! {
         biased;
         () = outlet.closed() => return,
-        connected = connect(&endpoint, within) => connected,
+        connected = dial.connect(within) => connected,
     };
     let stream = match connected {
         Ok(stream) => stream,
         Err(failure) => return outlet.report_end(failure).await,
     };
+    drop(dial);
+    let unsent = Bytes::new();
     let mut connection =
-        Connection { stream, outlet, unsent: Bytes::new(), drained: false, connected: false };
+        Connection { stream, outlet, unsent, writing: false, drained: false, connected: false };
     match connection.serve().await {
-        Ok(()) => connection.take_leave().await,
+        Ok(()) => connection.stream.leave(&connection.unsent, FLUSH_MAX).await,
         Err(failure) => connection.outlet.report_end(failure).await,
     }
 }
@@ -179,10 +179,12 @@ impl Outlet {
 
 /// An open connection.
 struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     outlet: Outlet,
     /// What is left of the write under way.
     unsent: Bytes,
+    /// Whether a write is under way.
+    writing: bool,
     /// Whether the end of a write is to be reported.
     drained: bool,
     /// Whether `Connected` has been reported.
@@ -203,10 +205,10 @@ impl Connection {
                     Some(LinkCommand::Connect { .. }) => {}
                     Some(LinkCommand::Close) | None => return Ok(()),
                 },
-                writable = self.stream.writable(), if !self.unsent.is_empty() => {
+                writable = self.stream.writable(), if self.writing || self.stream.has_records() => {
                     if let Err(error) = writable.and_then(|()| self.write()) {
-                        self.last_words().await;
-                        return Err(LinkFailure::Io(plain(&error)));
+                        let reason = self.last_words().await;
+                        return Err(reason.unwrap_or(LinkFailure::Io(plain(&error))));
                     }
                 }
                 permit = events.reserve(), if !self.connected || self.drained => {
@@ -217,11 +219,10 @@ impl Connection {
                 }
                 permit = readable(&self.stream, &events), if self.connected => {
                     let Some(permit) = permit else { return Ok(()) };
-                    match read(&self.stream) {
-                        Ok(Some(octets)) => permit.send((self.outlet.id, LinkEvent::Bytes(octets))),
-                        Ok(None) => return Err(LinkFailure::Closed),
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                        Err(error) => return Err(LinkFailure::Io(plain(&error))),
+                    match self.stream.read()? {
+                        Heard::Octets(octets) => permit.send((self.outlet.id, LinkEvent::Bytes(octets))),
+                        Heard::Nothing => {}
+                        Heard::End => return Err(LinkFailure::Closed),
                     }
                 }
             }
@@ -230,7 +231,7 @@ impl Connection {
 
     fn enqueue(&mut self, octets: Bytes) {
         debug_assert!(self.unsent.is_empty(), "one write at a time");
-        self.drained = octets.is_empty();
+        (self.writing, self.drained) = (!octets.is_empty(), octets.is_empty());
         self.unsent = if self.unsent.is_empty() {
             octets
         } else {
@@ -242,82 +243,81 @@ impl Connection {
 
     /// Writes what the operating system takes.
     fn write(&mut self) -> io::Result<()> {
-        while !self.unsent.is_empty() {
-            match self.stream.try_write(&self.unsent) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => self.unsent.advance(written),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
+        if self.stream.write(&mut self.unsent)? {
+            self.drained |= self.writing;
+            self.writing = false;
         }
-        self.drained = true;
         Ok(())
     }
 
-    /// Passes on what the broker said before it cut the connection: the reason may be in it.
-    async fn last_words(&mut self) {
+    /// Passes on what the broker said before it cut the connection: the reason may be in it, or the end of TLS.
+    async fn last_words(&mut self) -> Option<LinkFailure> {
         let Self { stream, outlet: Outlet { id, events, .. }, .. } = self;
         let all = async {
             while let Some(permit) = readable(stream, events).await {
-                match read(stream) {
-                    Ok(Some(octets)) => permit.send((*id, LinkEvent::Bytes(octets))),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Ok(None) | Err(_) => return,
+                match stream.read() {
+                    Ok(Heard::Octets(octets)) => permit.send((*id, LinkEvent::Bytes(octets))),
+                    Ok(Heard::Nothing) => {}
+                    Err(reason @ LinkFailure::Tls(_)) => return Some(reason),
+                    Ok(Heard::End) | Err(_) => return None,
                 }
             }
+            None
         };
         // Out of time: the broker has said enough.
-        let _ = timeout(LAST_WORDS_MAX, all).await;
-    }
-
-    /// Lets what was written leave, and closes.
-    async fn take_leave(mut self) {
-        let flush = async {
-            self.stream.write_all(&self.unsent).await?;
-            self.stream.shutdown().await
-        };
-        let Ok(Ok(())) = timeout(FLUSH_MAX, flush).await else { return };
-        let mut rest = [0; 1024];
-        let end = async { while matches!(self.stream.read(&mut rest).await, Ok(1..)) {} };
-        // A broker that does not close gets a reset.
-        let _ = timeout(LINGER_MAX, end).await;
+        timeout(LAST_WORDS_MAX, all).await.ok().flatten()
     }
 }
 
 /// Waits until there is something to read and room to put it; `None` once nobody wants it any more. Cancel-safe: nothing
 /// is read yet. In this order, or idle connections would fill the room.
-async fn readable<'a>(stream: &TcpStream, events: &'a mpsc::Sender<Report>) -> Option<Permit<'a, Report>> {
-    // An error shows when reading.
-    let _ = stream.readable().await;
+async fn readable<'a>(stream: &Stream, events: &'a mpsc::Sender<Report>) -> Option<Permit<'a, Report>> {
+    stream.readable().await;
     events.reserve().await.ok()
 }
 
-/// Reads what is there; `None` at the end of the stream. The buffer lives only for the call, so that idle connections
-/// take no memory, and its content is copied, so that a message which is kept does not keep the buffer.
-fn read(stream: &TcpStream) -> io::Result<Option<Bytes>> {
-    let mut buffer = Vec::with_capacity(READ_MAX);
-    let len = stream.try_read_buf(&mut buffer)?;
-    Ok((len > 0).then(|| Bytes::copy_from_slice(&buffer)))
+/// A broker to be connected to.
+struct Dial {
+    endpoint: Endpoint,
+    client: Option<ClientId>,
+    certificates: Certificates,
 }
 
-/// Finds the broker and connects to the first of its addresses that answers. Each may take its share of the time.
-async fn connect(endpoint: &Endpoint, within: Duration) -> Result<TcpStream, LinkFailure> {
-    let deadline = Instant::now() + within;
-    let addrs = resolve(endpoint, deadline).await?;
-    let mut reasons: Vec<String> = Vec::new();
-    for (tried, &addr) in addrs.iter().enumerate() {
-        let share = deadline.saturating_duration_since(Instant::now()) / (addrs.len() - tried) as u32;
-        let reason = match timeout(share, open(addr)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => plain(&error),
-            Err(_) => format!("no answer within {:.0} s", share.as_secs_f32().ceil()),
-        };
-        debug!(%addr, reason, "cannot connect");
-        if !reasons.contains(&reason) {
-            reasons.push(reason);
+impl Dial {
+    /// Finds the broker and connects to the first of its addresses that answers. Each may take its share of the time.
+    async fn connect(&self, within: Duration) -> Result<Stream, LinkFailure> {
+        let Self { endpoint, client, certificates } = self;
+        let deadline = Instant::now() + within;
+        let addrs = resolve(endpoint, deadline).await?;
+        let mut failures: Vec<LinkFailure> = Vec::new();
+        for (tried, &addr) in addrs.iter().enumerate() {
+            let share = deadline.saturating_duration_since(Instant::now()) / (addrs.len() - tried) as u32;
+            match Stream::open(addr, endpoint, client.as_ref(), certificates, share).await {
+                Ok(stream) => return Ok(stream),
+                Err(failure) => {
+                    debug!(%addr, %failure, "cannot connect");
+                    if !failures.contains(&failure) {
+                        failures.push(failure);
+                    }
+                }
+            }
         }
+        Err(one_of(failures))
     }
-    Err(LinkFailure::Connect(reasons.join(", ")))
+}
+
+/// What several addresses come to: what TLS says of one that answered is worth more than that others do not.
+fn one_of(failures: Vec<LinkFailure>) -> LinkFailure {
+    let (tls, others): (Vec<_>, Vec<_>) =
+        failures.into_iter().partition(|it| matches!(it, LinkFailure::Tls(_)));
+    let reasons = |failures: Vec<LinkFailure>| {
+        let reason = |failure| match failure {
+            LinkFailure::Tls(reason) | LinkFailure::Connect(reason) => reason,
+            failure => failure.to_string(),
+        };
+        failures.into_iter().map(reason).collect::<Vec<_>>().join(", ")
+    };
+    if tls.is_empty() { LinkFailure::Connect(reasons(others)) } else { LinkFailure::Tls(reasons(tls)) }
 }
 
 async fn resolve(endpoint: &Endpoint, deadline: Instant) -> Result<Vec<SocketAddr>, LinkFailure> {
@@ -329,17 +329,6 @@ async fn resolve(endpoint: &Endpoint, deadline: Instant) -> Result<Vec<SocketAdd
     };
     let addrs: Vec<SocketAddr> = found.take(ADDRESSES_MAX).collect();
     if addrs.is_empty() { Err(failure("it has no address")) } else { Ok(addrs) }
-}
-
-async fn open(addr: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(addr).await?;
-    // On a free port of the range from which outgoing connections take theirs, TCP may connect to itself.
-    if stream.local_addr()? == stream.peer_addr()? {
-        return Err(io::ErrorKind::ConnectionRefused.into());
-    }
-    // Nagle's delay would wait for an ack of the broker with every small message.
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }
 
 /// The error in words, without its number.

@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 use crate::broker;
 use crate::gateway::Gateway;
 use crate::gateway::io::{Control, Input, Mode, Output, PortId, Settings, Target};
-use crate::link::{Links, Report};
+use crate::link::{Certificates, Links, Report};
 use crate::transport::{self, Inbox, Intake, OpenError, Transport};
 
 /// Frames handed to the core before its outputs are taken: what they have for the broker leaves in one write.
@@ -60,6 +60,8 @@ pub struct Setup {
     pub ports: Vec<transport::Options>,
     /// Where the embedded broker listens, if it is to run in this process.
     pub embedded_broker: Option<SocketAddr>,
+    /// For brokers that speak TLS.
+    pub certificates: Certificates,
 }
 
 /// Runs a gateway until SIGTERM or SIGINT; a second one cuts the leave-taking short. SIGHUP is told and ignored.
@@ -165,7 +167,7 @@ impl Runtime {
             let port = Transport::open(id, options, &inbox);
             ports.push(port.map_err(|source| RuntimeError::Port { name, source })?);
         }
-        let (links, events) = Links::new(setup.settings.broker.connect_timeout);
+        let (links, events) = Links::new(setup.settings.broker.connect_timeout, setup.certificates);
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         Ok(Self {
             tally: Tally::new(setup.settings.ports.iter().map(|port| port.name.clone()).collect()),
@@ -282,7 +284,7 @@ impl Runtime {
 
     /// Closes the connections to brokers, unless told to hurry.
     async fn close(mut self) -> Vec<(String, u64)> {
-        let (none, _) = Links::new(Duration::ZERO);
+        let (none, _) = Links::new(Duration::ZERO, Certificates::default());
         let links = std::mem::replace(&mut self.links, none);
         let hurry = async { while !matches!(self.orders.recv().await, Some(Order::Abort) | None) {} };
         tokio::select! {

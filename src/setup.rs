@@ -1,12 +1,13 @@
 //! A configuration as the parts of the program take it: [`Config`] in the user's terms becomes [`Setup`] in theirs.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+use std::{fmt, io};
 
 use bytes::Bytes;
 
@@ -15,6 +16,7 @@ use crate::gateway::io::{
     BrokerSettings, Endpoint, Mode, PortSettings, Protocol, QueueFull as Full, QueueSettings, Rebind,
     SessionSettings, Settings, Wills,
 };
+use crate::link::{Certificates, File, FileError, Files, Pair};
 use crate::runtime::Setup;
 use crate::topic::ClientId;
 use crate::transport;
@@ -29,49 +31,98 @@ const PASSWORD_LEN_MAX: usize = 65_535;
 /// Why a right configuration cannot be used here.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// The password file cannot be read.
-    #[error("cannot read the password in {}", path.display())]
+    /// A password file cannot be read.
+    #[error("{}: cannot read the password in {file}", file.key)]
     Password {
-        /// As configured.
-        path: PathBuf,
+        /// Which.
+        file: File,
         /// Why.
         source: io::Error,
     },
     /// The password does not fit into a CONNECT.
-    #[error("the password in {} has more than {PASSWORD_LEN_MAX} octets", path.display())]
+    #[error("{}: the password in {file} has more than {PASSWORD_LEN_MAX} octets", file.key)]
     LongPassword {
-        /// As configured.
-        path: PathBuf,
+        /// Which.
+        file: File,
     },
+    /// A certificate or key is of no use.
+    #[error(transparent)]
+    Certificate(FileError),
     /// Something that [`Config`] refuses already when it is read.
     #[error("{0} is not in this version")]
     NotBuilt(&'static str),
 }
 
+impl SetupError {
+    /// Whether somebody who may read more would not meet with it.
+    pub fn is_denied(&self) -> bool {
+        match self {
+            Self::Password { source, .. } | Self::Certificate(FileError::Read { source, .. }) => {
+                source.kind() == io::ErrorKind::PermissionDenied
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Everything that keeps a right configuration from being used here: never empty.
+///
+/// `Display` gives a line for each, with its cause.
+#[derive(Debug)]
+pub struct SetupErrors(pub Vec<SetupError>);
+
+impl Error for SetupErrors {}
+
+impl fmt::Display for SetupErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            write!(f, "{}{error}", if index == 0 { "" } else { "\n" })?;
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                write!(f, ": {error}")?;
+                cause = error.source();
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Setup {
-    /// What a gateway with this configuration is started with; reads the password file and makes up what is `auto`.
+    /// What a gateway with this configuration is started with; reads every file that it names and makes up what is `auto`.
     ///
     /// # Errors
-    /// [`SetupError`].
-    pub fn new(config: Config) -> Result<Self, SetupError> {
+    /// [`SetupErrors`], all of them at once.
+    pub fn new(config: Config) -> Result<Self, SetupErrors> {
+        let mut errors = Vec::new();
+        let certificates = certificates(&config.broker, &mut errors);
         let mode = config.broker.mode;
         let ports =
             config.transports.iter().map(|transport| port(transport, mode, &config.sessions)).collect();
-        let options = config.transports.into_iter().map(options).collect::<Result<_, _>>()?;
+        let options =
+            config.transports.into_iter().filter_map(|it| noted(options(it), &mut errors)).collect();
         let embedded = config.broker.urls.contains(&BrokerUrl::Embedded);
         let embedded_broker = embedded.then_some(config.broker.listen);
         let settings = Settings {
             gw_id: config.gateway.id,
             advertise_interval: config.gateway.advertise_interval,
             ports,
-            broker: broker(config.broker)?,
+            broker: broker(config.broker, &mut errors),
             predefined: config.topics.predefined,
             client_predefined: config.topics.clients,
             sessions: sessions(config.sessions),
             seed: random(),
         };
-        Ok(Self { settings, ports: options, embedded_broker })
+        if errors.is_empty() {
+            Ok(Self { settings, ports: options, embedded_broker, certificates })
+        } else {
+            Err(SetupErrors(errors))
+        }
     }
+}
+
+/// What there is, unless there is an error, which is noted.
+fn noted<T>(result: Result<T, SetupError>, errors: &mut Vec<SetupError>) -> Option<T> {
+    result.map_err(|error| errors.push(error)).ok()
 }
 
 fn port(transport: &Transport, mode: config::Mode, sessions: &Sessions) -> PortSettings {
@@ -103,17 +154,16 @@ fn options(transport: Transport) -> Result<transport::Options, SetupError> {
     }
 }
 
-fn broker(broker: Broker) -> Result<BrokerSettings, SetupError> {
+fn broker(broker: Broker, errors: &mut Vec<SetupError>) -> BrokerSettings {
     let endpoint = |url| match url {
-        BrokerUrl::Embedded => Ok(reachable(broker.listen)),
-        BrokerUrl::Mqtt { host, port } => Ok(Endpoint { host, port, tls: false }),
-        BrokerUrl::Mqtts { .. } => Err(SetupError::NotBuilt("mqtts://")),
+        BrokerUrl::Embedded => reachable(broker.listen),
+        BrokerUrl::Mqtt { host, port } => Endpoint { host, port, tls: false },
+        BrokerUrl::Mqtts { host, port } => Endpoint { host, port, tls: true },
     };
     let client_id_is_random = broker.client_id.is_none();
     let client_id = broker.client_id.map_or_else(made_up_id, |id| id.as_str().into());
-    let password = broker.password_file.map(password).transpose()?.unwrap_or_default();
-    Ok(BrokerSettings {
-        endpoints: broker.urls.into_iter().map(endpoint).collect::<Result<_, _>>()?,
+    BrokerSettings {
+        endpoints: broker.urls.into_iter().map(endpoint).collect(),
         protocol: match broker.protocol {
             config::Protocol::Auto => Protocol::Auto,
             config::Protocol::V311 => Protocol::V311,
@@ -121,8 +171,8 @@ fn broker(broker: Broker) -> Result<BrokerSettings, SetupError> {
         },
         client_id,
         client_id_is_random,
-        credentials: broker.username.map(|username| (username, password)),
-        client_credentials: credentials_of(broker.clients)?,
+        credentials: credentials("broker", broker.username, broker.password_file, errors),
+        client_credentials: client_credentials(broker.clients, errors),
         client_id_template: broker.client_id_template,
         wills: match broker.wills {
             config::Wills::Gateway => Wills::Gateway,
@@ -132,19 +182,58 @@ fn broker(broker: Broker) -> Result<BrokerSettings, SetupError> {
         ack_timeout: broker.ack_timeout,
         grace: broker.grace,
         connect_timeout: CONNECT_TIMEOUT,
-    })
+    }
+}
+
+/// The user name and password below `key` of the configuration.
+fn credentials(
+    key: &str,
+    username: Option<String>,
+    password_file: Option<PathBuf>,
+    errors: &mut Vec<SetupError>,
+) -> Option<(String, Bytes)> {
+    let file = password_file.map(|path| File { key: format!("{key}.password_file"), path });
+    let password = file.and_then(|file| noted(password(file), errors)).unwrap_or_default();
+    username.map(|username| (username, password))
 }
 
 /// User names and passwords of single clients.
-fn credentials_of(
+fn client_credentials(
     clients: BTreeMap<ClientId, config::Credentials>,
-) -> Result<BTreeMap<ClientId, (String, Bytes)>, SetupError> {
-    let mut credentials = BTreeMap::new();
+    errors: &mut Vec<SetupError>,
+) -> BTreeMap<ClientId, (String, Bytes)> {
+    let mut all = BTreeMap::new();
     for (id, client) in clients {
-        let password = client.password_file.map(password).transpose()?.unwrap_or_default();
-        credentials.extend(client.username.map(|username| (id, (username, password))));
+        let key = format!("broker.clients.{id}");
+        let shown = credentials(&key, client.username, client.password_file, errors);
+        all.extend(shown.map(|shown| (id, shown)));
     }
-    Ok(credentials)
+    all
+}
+
+/// What TLS trusts and shows. Without a broker that speaks it nothing is read.
+fn certificates(broker: &Broker, errors: &mut Vec<SetupError>) -> Certificates {
+    if !broker.urls.iter().any(|url| matches!(url, BrokerUrl::Mqtts { .. })) {
+        return Certificates::default();
+    }
+    let file = |key: String| move |path: &PathBuf| File { key, path: path.clone() };
+    let pair = |key: &str, cert: &Option<PathBuf>, private: &Option<PathBuf>| {
+        let cert = cert.as_ref().map(file(format!("{key}.cert")));
+        let key = private.as_ref().map(file(format!("{key}.key")));
+        cert.zip(key).map(|(cert, key)| Pair { cert, key })
+    };
+    let client = |(id, client): (&ClientId, &config::Credentials)| {
+        Some((id.clone(), pair(&format!("broker.clients.{id}"), &client.cert, &client.key)?))
+    };
+    let files = Files {
+        ca: broker.tls.ca.as_ref().map(file("broker.tls.ca".into())),
+        own: pair("broker.tls", &broker.tls.cert, &broker.tls.key),
+        clients: broker.clients.iter().filter_map(client).collect(),
+    };
+    Certificates::load(files).unwrap_or_else(|wrong| {
+        errors.extend(wrong.into_iter().map(SetupError::Certificate));
+        Certificates::default()
+    })
 }
 
 /// Where a broker that listens on `addr` is reached from this machine.
@@ -158,15 +247,15 @@ fn reachable(addr: SocketAddr) -> Endpoint {
 }
 
 /// The password in a file, without the end of its line.
-fn password(path: PathBuf) -> Result<Bytes, SetupError> {
-    let mut password = match fs::read(&path) {
+fn password(file: File) -> Result<Bytes, SetupError> {
+    let mut password = match fs::read(&file.path) {
         Ok(password) => password,
-        Err(source) => return Err(SetupError::Password { path, source }),
+        Err(source) => return Err(SetupError::Password { file, source }),
     };
     let end = password.strip_suffix(b"\n").map(|line| line.strip_suffix(b"\r").unwrap_or(line).len());
     password.truncate(end.unwrap_or(password.len()));
     if password.len() > PASSWORD_LEN_MAX {
-        Err(SetupError::LongPassword { path })
+        Err(SetupError::LongPassword { file })
     } else {
         Ok(password.into())
     }
@@ -218,7 +307,7 @@ mod tests {
 
     use super::*;
 
-    fn made_of(yaml: &str) -> Result<Setup, SetupError> {
+    fn made_of(yaml: &str) -> Result<Setup, SetupErrors> {
         Setup::new(Config::parse("f", yaml.as_bytes(), &|_| None).unwrap())
     }
 
@@ -302,14 +391,38 @@ mod tests {
         }
         let alone = made_of("broker: { username: u }").unwrap().settings.broker.credentials;
         assert_eq!(alone, Some(("u".into(), Bytes::new())));
-        let error = made_of("broker: { username: u, password_file: /nowhere/p }").unwrap_err();
-        assert_eq!(error.to_string(), "cannot read the password in /nowhere/p");
+        let error = made_of(
+            "broker: { username: u, password_file: /nowhere/p, clients: { a: { username: b, password_file: /nowhere/q } } }",
+        );
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "broker.password_file: cannot read the password in /nowhere/p: No such file or directory (os error 2)\n\
+             broker.clients.a.password_file: cannot read the password in /nowhere/q: No such file or directory (os error 2)"
+        );
+    }
+
+    #[test]
+    fn a_url_says_whether_tls_is_spoken() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let yaml =
+            format!("broker: {{ urls: [mqtts://a, mqtt://b], tls: {{ ca: {} }} }}", file.path().display());
+        // Nobody is in that file; without TLS it is not looked at.
+        assert!(made_of(&yaml).unwrap_err().to_string().contains("holds no certificate"));
+        let endpoint = |host: &str, port, tls| Endpoint { host: host.into(), port, tls };
+        let mut config = Config::default();
+        config.broker.urls = vec![
+            BrokerUrl::Mqtts { host: "a".into(), port: 8883 },
+            BrokerUrl::Mqtt { host: "b".into(), port: 1883 },
+        ];
+        let settings = broker(config.broker, &mut Vec::new());
+        assert_eq!(settings.endpoints, [endpoint("a", 8883, true), endpoint("b", 1883, false)]);
     }
 
     #[test]
     fn what_is_not_built_is_refused_even_if_it_was_not_read_from_a_file() {
+        let serial = config::Serial { device: "/dev/x".into(), baud: 9600, framing: config::Framing::Slip };
         let mut config = Config::default();
-        config.broker.urls = vec![BrokerUrl::Mqtts { host: "a".into(), port: 1 }];
-        assert_eq!(Setup::new(config).unwrap_err().to_string(), "mqtts:// is not in this version");
+        config.transports.push(Transport::new("radio", TransportKind::Serial(serial)));
+        assert_eq!(Setup::new(config).unwrap_err().to_string(), "type: serial is not in this version");
     }
 }

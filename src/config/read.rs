@@ -444,13 +444,6 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Refuses `key` if it is there, whatever it holds.
-    pub(super) fn not_in_this_version(&mut self, key: &'static str) {
-        if let Some((Key { at, .. }, _)) = self.entry(key) {
-            self.report.problem(*at, format!("{}{key}", self.path), "not in this version");
-        }
-    }
-
     /// Takes any further key for known, because what is known cannot be told.
     pub(super) fn accept_any_key(&mut self) {
         self.any_key = true;

@@ -68,11 +68,10 @@ fn gateway(keys: &mut Keys<'_>) -> Gateway {
 fn broker(keys: &mut Keys<'_>) -> Broker {
     let default = Broker::default();
     keys.need("password_file", "username");
-    for key in ["tls", "clients"] {
-        keys.not_in_this_version(key);
-    }
-    Broker {
-        urls: urls(keys).unwrap_or(default.urls),
+    let urls = urls(keys);
+    let are_known = urls.is_some() || !(keys.has("url") || keys.has("urls"));
+    let broker = Broker {
+        urls: urls.unwrap_or(default.urls),
         mode: keys.or("mode", choice(), default.mode),
         protocol: keys.or("protocol", choice(), default.protocol),
         client_id: keys.or("client_id", client_id().or("auto"), default.client_id),
@@ -88,13 +87,28 @@ fn broker(keys: &mut Keys<'_>) -> Broker {
         ack_timeout: keys.or("ack_timeout", duration(millis(100)..=secs(3600)), default.ack_timeout),
         grace: keys.or("grace", duration(secs(1)..=secs(86_400)), default.grace),
         listen: keys.or("listen", reachable_address(), default.listen),
+    };
+    // A url that was wrong has been told, and may have been meant for one of TLS.
+    if are_known && !broker.urls.iter().any(|url| matches!(url, BrokerUrl::Mqtts { .. })) {
+        refuse_certificates(keys, &broker);
+    }
+    broker
+}
+
+/// Whoever names certificates means to be safe, and is not without a broker that speaks TLS.
+fn refuse_certificates(keys: &mut Keys<'_>, broker: &Broker) {
+    if broker.tls != Tls::default() {
+        keys.wrong("tls", "stands without a url that begins with mqtts://, expected both");
+    }
+    if let Some((id, _)) = broker.clients.iter().find(|(_, client)| client.cert.is_some()) {
+        let text = format!("the cert of {id} stands without a url that begins with mqtts://, expected both");
+        keys.wrong("clients", text);
     }
 }
 
 fn urls(keys: &mut Keys<'_>) -> Option<Vec<BrokerUrl>> {
-    let url = || built(broker_url(), |url| !matches!(url, BrokerUrl::Mqtts { .. }));
-    let one = keys.get("url", url());
-    let several = keys.get("urls", list(url(), 1..=URLS_MAX));
+    let one = keys.get("url", broker_url());
+    let several = keys.get("urls", list(broker_url(), 1..=URLS_MAX));
     if keys.has("url") && keys.has("urls") {
         keys.wrong("urls", "stands beside url, expected one of the two");
     }

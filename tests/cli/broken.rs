@@ -276,9 +276,34 @@ const TABLE: &[(&str, &str)] = &[
         "3:5: topics.clients.\"\": \"\" is empty, expected a client id of 1 to 128 octets",
     ),
     ("broker:\n  protocol: 4\n", "2:13: broker.protocol: found 4, expected auto, 3.1.1 or 5"),
-    ("broker:\n  url: mqtts://a\n", "2:8: broker.url: \"mqtts://a\" is not in this version"),
-    ("broker:\n  tls: { ca: /ca }\n", "2:3: broker.tls: not in this version"),
-    ("broker:\n  clients: { pump-7: { username: a } }\n", "2:3: broker.clients: not in this version"),
+    (
+        "broker:\n  tls: { ca: /ca }\n",
+        "2:8: broker.tls: stands without a url that begins with mqtts://, expected both",
+    ),
+    (
+        "broker:\n  url: embedded\n  clients: { a: { cert: /c, key: /k } }\n",
+        "3:12: broker.clients: the cert of a stands without a url that begins with mqtts://, expected both",
+    ),
+    (
+        "broker:\n  url: mqtts://a\n  tls: { cert: /c }\n",
+        "3:16: broker.tls.cert: stands without key, expected both",
+    ),
+    (
+        "broker:\n  url: mqtts://a\n  tls: { key: /c }\n",
+        "3:15: broker.tls.key: stands without cert, expected both",
+    ),
+    (
+        "broker:\n  url: mqtts://a\n  clients: { a: { key: /c } }\n",
+        "3:24: broker.clients.a.key: stands without cert, expected both",
+    ),
+    (
+        "broker:\n  url: mqtts://\n  tls: { ca: /ca }\n",
+        "2:8: broker.url: \"mqtts://\" has no host, expected mqtt://host:port, mqtts://host:port or embedded",
+    ),
+    (
+        "broker:\n  url: mqtts://a\n  tls: { insecure: true }\n",
+        "3:10: broker.tls.insecure: unknown key, expected ca, cert or key",
+    ),
     (
         "transports:\n  - { name: a, type: serial, device: /dev/ttyUSB0 }\n",
         "2:22: transports[0].type: \"serial\" is not in this version",

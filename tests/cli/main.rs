@@ -195,6 +195,7 @@ fn init_puts_the_broker_in() {
         ("mqtt://broker.example:1884", "mqtt://broker.example:1884"),
         ("mqtt://a", "mqtt://a:1883"),
         ("mqtt://[::1]", "mqtt://[::1]:1883"),
+        ("mqtts://broker.example", "mqtts://broker.example:8883"),
         ("embedded", "embedded, listens on 127.0.0.1:1883"),
     ] {
         let folder = Folder::new();
@@ -225,7 +226,6 @@ fn init_refuses_what_cannot_stand_in_the_file() {
         (&["init", "--broker", "tcp://a"][..], "did you mean \"mqtt://a\"?"),
         (&["init", "--broker", "mqtt://"], "has no host"),
         (&["init", "--broker", "mqtt://a\nb"], "has no valid host name"),
-        (&["init", "--broker", "mqtts://a"], "mqtts:// is not in this version"),
         (&["init", "--serial", "ttyUSB0"], "expected a path such as /dev/ttyUSB0"),
         (&["init", "--serial", "/dev/x\"\n- y"], "expected a path such as /dev/ttyUSB0"),
     ] {
@@ -260,6 +260,13 @@ fn decode_says_why_octets_are_no_frame() {
     assert_eq!(ended.stdout, "");
     assert!(ended.stderr.starts_with("mqtt-sn-gateway: not a frame: "), "{}", ended.stderr);
     assert_eq!(ended.code, 1);
+    for (typed, why) in
+        [("03FE00", "an encapsulation holds no message"), ("03", "1 octet is too few for a message")]
+    {
+        let ended = run(&["decode", typed]);
+        assert_eq!(ended.stderr, format!("mqtt-sn-gateway: not a frame: {why}\n"));
+        assert_eq!(ended.code, 1);
+    }
 }
 
 #[test]

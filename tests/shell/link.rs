@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mqtt_sn_gateway::gateway::io::{Endpoint, LinkCommand, LinkEvent, LinkFailure, LinkId};
-use mqtt_sn_gateway::link::{Links, Report};
+use mqtt_sn_gateway::link::{Certificates, Links, Report};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -262,7 +262,7 @@ struct Shell {
 
 impl Shell {
     fn new(connect_timeout: Duration) -> Self {
-        let (links, events) = Links::new(connect_timeout);
+        let (links, events) = Links::new(connect_timeout, Certificates::default());
         Self { links, events }
     }
 

@@ -338,7 +338,12 @@ fn setup(broker: SocketAddr) -> Setup {
     };
     let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
     let options = udp::Options { name: "lan".into(), listen, group: None };
-    Setup { settings, ports: vec![transport::Options::Udp(options)], embedded_broker: None }
+    Setup {
+        settings,
+        ports: vec![transport::Options::Udp(options)],
+        embedded_broker: None,
+        certificates: Default::default(),
+    }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
