@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -21,6 +22,9 @@ use crate::runtime::{self, RuntimeError, Setup};
 use crate::setup::{SetupError, SetupErrors};
 use crate::transport::OpenError;
 use crate::wire;
+
+/// Commands of later versions.
+const LATER: [&str; 9] = ["devices", "nodes", "topics", "kick", "forget", "top", "tap", "health", "reload"];
 
 /// Where `run` and `check` look when they are not told, in this order; `init` writes the first.
 const CONFIG_FILES: [&str; 2] = ["./gateway.yaml", "/etc/mqtt-sn-gateway/gateway.yaml"];
@@ -126,6 +130,8 @@ enum Failure {
     NotHex(String),
     #[error("not a frame")]
     NotAFrame(#[source] wire::DecodeError),
+    #[error("{0} is not in this version")]
+    NotBuilt(String),
     #[error(transparent)]
     Setup(#[from] SetupErrors),
     #[error(transparent)]
@@ -142,7 +148,7 @@ impl Failure {
             }
             Self::NoConfiguration | Self::Load(_) => Exit::Configuration,
             Self::Exists(_) => Exit::WouldOverwrite,
-            Self::NotHex(_) => Exit::Usage,
+            Self::NotHex(_) | Self::NotBuilt(_) => Exit::Usage,
             Self::Setup(SetupErrors(errors)) if errors.iter().all(SetupError::is_denied) => {
                 Exit::NoPermission
             }
@@ -169,14 +175,13 @@ fn denied(error: &io::Error) -> bool {
 
 /// Does what the command line asks for and says how it went.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let done = match arguments.command {
+    let done = arguments().and_then(|arguments| match arguments.command {
         Command::Run { config } => run(config),
         Command::Demo { exit_after } => demo(exit_after),
         Command::Check { file } => check(file),
         Command::Init { broker, serial } => init(broker.as_ref(), serial.as_deref()),
         Command::Decode { hex } => decode(&hex),
-    };
+    });
     match done {
         Ok(exit) => exit.into(),
         Err(failure) => {
@@ -184,6 +189,16 @@ pub fn main() -> ExitCode {
             failure.exit().into()
         }
     }
+}
+
+/// The command line; ends here if it is wrong or asks for help.
+fn arguments() -> Result<Arguments, Failure> {
+    Arguments::try_parse().map_err(|error| match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(command)) if LATER.contains(&command.as_str()) => {
+            Failure::NotBuilt(command.clone())
+        }
+        _ => error.exit(),
+    })
 }
 
 /// Prints an error and its causes once, as `mqtt-sn-gateway: a: b: c`, after what is wrong with a configuration.

@@ -296,11 +296,6 @@ fn decode_wants_pairs_of_digits() {
 fn a_wrong_command_line_is_2() {
     for arguments in [
         &[][..],
-        &["nodes"],
-        &["topics"],
-        &["kick", "a"],
-        &["devices"],
-        &["reload"],
         &["rum"],
         &["run", "--confg", "x"],
         &["run", "gateway.yaml"],
@@ -315,6 +310,26 @@ fn a_wrong_command_line_is_2() {
         assert_eq!((ended.stdout.as_str(), ended.code), ("", 2), "{arguments:?}");
         assert!(!ended.stderr.is_empty(), "{arguments:?}");
     }
+}
+
+#[test]
+fn commands_of_later_versions_are_named_as_such() {
+    for arguments in [
+        &["nodes"][..],
+        &["topics", "--json"],
+        &["kick", "a"],
+        &["forget", "a"],
+        &["top"],
+        &["tap"],
+        &["health"],
+        &["reload"],
+        &["devices"],
+    ] {
+        let ended = run(arguments);
+        let expected = format!("mqtt-sn-gateway: {} is not in this version\n", arguments[0]);
+        assert_eq!((ended.stdout.as_str(), ended.stderr, ended.code), ("", expected, 2));
+    }
+    assert!(run(&["chek"]).stderr.contains("'check'"), "a typing error has its hint");
 }
 
 #[test]
