@@ -141,7 +141,10 @@ async fn run(mut outlet: Outlet, dial: Dial, within: Duration) {
         Connection { stream, outlet, unsent, writing: false, drained: false, connected: false };
     match connection.serve().await {
         Ok(()) => connection.stream.leave(&connection.unsent, FLUSH_MAX).await,
-        Err(failure) => connection.outlet.report_end(failure).await,
+        Err(failure) => {
+            let failure = connection.stream.explain(failure);
+            connection.outlet.report_end(failure).await;
+        }
     }
 }
 

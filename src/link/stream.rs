@@ -34,7 +34,9 @@ const ALERT: [u8; 2] = [0x15, 0x03];
 pub(super) enum Stream {
     Plain {
         tcp: TcpStream,
-        /// Whether the broker has said anything.
+        /// Whether we have said anything.
+        spoke: bool,
+        /// Whether the broker has.
         heard: bool,
     },
     Tls {
@@ -69,7 +71,7 @@ impl Stream {
             Err(_) => return Err(LinkFailure::Connect(format!("no answer {within}"))),
         };
         if !endpoint.tls {
-            return Ok(Self::Plain { tcp, heard: false });
+            return Ok(Self::Plain { tcp, spoke: false, heard: false });
         }
         match timeout_at(deadline, shake_hands(tcp, endpoint, client, certificates)).await {
             Ok(stream) => stream.map_err(LinkFailure::Tls),
@@ -98,7 +100,7 @@ impl Stream {
     /// is copied, so that a message which is kept does not keep the buffer.
     pub(super) fn read(&mut self) -> Result<Heard, LinkFailure> {
         match self {
-            Self::Plain { tcp, heard } => {
+            Self::Plain { tcp, heard, .. } => {
                 let mut buffer = Vec::with_capacity(READ_MAX);
                 match tcp.try_read_buf(&mut buffer) {
                     Ok(0) => Ok(Heard::End),
@@ -152,7 +154,10 @@ impl Stream {
         loop {
             let written = match self {
                 Self::Plain { .. } if octets.is_empty() => return Ok(true),
-                Self::Plain { tcp, .. } => tcp.try_write(octets).inspect(|written| octets.advance(*written)),
+                Self::Plain { tcp, spoke, .. } => {
+                    *spoke = true;
+                    tcp.try_write(octets).inspect(|written| octets.advance(*written))
+                }
                 Self::Tls { stream, .. } => {
                     let (tcp, session) = stream.get_mut();
                     // No more than 64 KiB ahead of the socket.
@@ -169,6 +174,16 @@ impl Stream {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// The end of the connection with what may be behind it: a broker that waits for TLS closes at our first words.
+    pub(super) fn explain(&self, failure: LinkFailure) -> LinkFailure {
+        match (self, failure) {
+            (Self::Plain { spoke: true, heard: false, .. }, LinkFailure::Closed | LinkFailure::Io(_)) => {
+                LinkFailure::Io("closed without a word: is it the broker's port for TLS (mqtts://)?".into())
+            }
+            (_, failure) => failure,
         }
     }
 

@@ -7,6 +7,8 @@ mod app;
 mod commands;
 mod messages;
 mod outage;
+mod pki;
 mod process;
 mod sensor;
+mod tls;
 mod tool;

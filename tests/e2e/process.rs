@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::pki::{self, Leaf};
+
 /// Longer than anything takes on a busy machine; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -112,24 +114,74 @@ fn collect(from: impl std::io::Read + Send + 'static, into: &Arc<Mutex<String>>)
 /// A Mosquitto of the test's own.
 pub struct Mosquitto {
     pub port: u16,
+    /// Where it speaks TLS, if it does.
+    pub tls_port: u16,
     folder: TempDir,
+    /// More of its configuration.
+    more: String,
     process: Option<Process>,
 }
 
 impl Mosquitto {
     pub fn start() -> Self {
-        let mut broker = Self { port: free_tcp(), folder: TempDir::new().unwrap(), process: None };
+        Self::start_with(|_, _| String::new())
+    }
+
+    /// One that speaks TLS too: with this certificate, this configuration of the listener for it, and in its presence
+    /// those clients whose certificate `ca` has signed.
+    pub fn with_tls(server: &Leaf, ca: &str, more: &str) -> Self {
+        Self::start_with(|folder, tls_port| {
+            let [cert, key, ca] =
+                [("cert.pem", server.cert.as_str()), ("key.pem", &server.key), ("ca.pem", ca)]
+                    .map(|(name, text)| pki::write(folder, name, text).display().to_string());
+            format!(
+                "listener {tls_port} 127.0.0.1\nallow_anonymous true\n\
+                 certfile {cert}\nkeyfile {key}\ncafile {ca}\n{more}"
+            )
+        })
+    }
+
+    /// Speaks no newer TLS than 1.2 from the next start on.
+    pub fn limit_to_tls_1_2(&mut self) {
+        self.down();
+        let text =
+            "openssl_conf = o\n[o]\nssl_conf = s\n[s]\nsystem_default = d\n[d]\nMaxProtocol = TLSv1.2\n";
+        pki::write(self.folder.path(), "openssl.cnf", text);
+        self.up();
+    }
+
+    fn start_with(more: impl FnOnce(&Path, u16) -> String) -> Self {
+        let (folder, tls_port) = (TempDir::new().unwrap(), free_tcp());
+        let more = more(folder.path(), tls_port);
+        let mut broker = Self { port: free_tcp(), tls_port, folder, more, process: None };
         broker.up();
         broker
     }
 
+    /// Shows another certificate from the next start on.
+    pub fn renew(&mut self, server: &Leaf) {
+        self.down();
+        pki::write(self.folder.path(), "cert.pem", &server.cert);
+        pki::write(self.folder.path(), "key.pem", &server.key);
+        self.up();
+    }
+
     pub fn up(&mut self) {
         let config = self.folder.path().join("mosquitto.conf");
-        std::fs::write(&config, format!("listener {} 127.0.0.1\nallow_anonymous true\n", self.port)).unwrap();
+        let text = format!(
+            "per_listener_settings true\nmax_queued_messages 0\nlistener {} 127.0.0.1\nallow_anonymous true\n{}",
+            self.port, self.more
+        );
+        std::fs::write(&config, text).unwrap();
         let program =
             ["/usr/sbin/mosquitto", "/usr/bin/mosquitto"].into_iter().find(|path| Path::new(path).exists());
         let program = program.expect("the package mosquitto is not installed; tools/test installs it");
-        self.process = Some(Process::start(Command::new(program).arg("-c").arg(config)));
+        let openssl = self.folder.path().join("openssl.cnf");
+        let mut command = Command::new(program);
+        if openssl.exists() {
+            command.env("OPENSSL_CONF", openssl);
+        }
+        self.process = Some(Process::start(command.arg("-c").arg(config)));
         wait_until("mosquitto listening", || TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok());
     }
 

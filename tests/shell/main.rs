@@ -5,7 +5,14 @@
 
 mod apart;
 mod link;
+#[path = "../e2e/pki.rs"]
+#[allow(dead_code, unreachable_pub, reason = "made for another binary")]
+mod pki;
+#[path = "../e2e/process.rs"]
+#[allow(dead_code, unreachable_pub, reason = "made for another binary")]
+mod process;
 mod runtime;
+mod tls;
 mod udp;
 
 use std::future::Future;

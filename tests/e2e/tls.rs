@@ -1,0 +1,1 @@
+//! TLS, with the real program.
