@@ -245,7 +245,10 @@ impl Session {
             return;
         }
         self.downlink.exchange = Some(Exchange { msg_id, request, repeated: 0, since: cx.now });
-        self.set_timer(ClientTimer::Retry, cx.now + self.retry_interval(cx.settings), cx);
+        // To a sleeper nothing is repeated: it was an answer (Interpretation: R-142).
+        if self.is_receiving() {
+            self.set_timer(ClientTimer::Retry, cx.now + self.retry_interval(cx.settings), cx);
+        }
     }
 
     fn send_within_mtu(&self, packet: Packet<'_>, cx: &mut Cx<'_>) -> bool {
@@ -298,10 +301,7 @@ impl Session {
                         && (item.qos == QoS::AtLeastOnce || ack.code != ReturnCode::Accepted))
         });
         let Some(Exchange { request: Request::Publish { topic, item, repair }, .. }) = open else {
-            if ack.msg_id == 0 && ack.code == ReturnCode::InvalidTopicId {
-                self.registry.unconfirm(ack.topic_id);
-            }
-            return;
+            return self.handle_late_puback(ack, cx);
         };
         match ack.code {
             ReturnCode::Accepted => {
@@ -316,6 +316,47 @@ impl Session {
             }
         }
         self.advance(cx);
+    }
+
+    /// PUBACK for what is not open: for QoS 0 (Interpretation: A-07), or for a message that waits to be sent again, because
+    /// the client fell asleep meanwhile.
+    fn handle_late_puback(&mut self, ack: TopicAck, cx: &mut Cx<'_>) {
+        let ends = !matches!(ack.code, ReturnCode::Congestion | ReturnCode::InvalidTopicId);
+        let accepted = ack.code == ReturnCode::Accepted;
+        let sent = |item: &Item| !accepted || item.qos == QoS::AtLeastOnce;
+        if ends && let Some(item) = self.take_sent(ack.msg_id, Some(ack.topic_id), sent, cx) {
+            let counter = if accepted {
+                &mut cx.counters.downlink_delivered
+            } else {
+                &mut cx.counters.downlink_refused
+            };
+            *counter += 1;
+            cx.settle(&item);
+        } else if ack.msg_id == 0 && ack.code == ReturnCode::InvalidTopicId {
+            self.registry.unconfirm(ack.topic_id);
+        }
+    }
+
+    /// Takes out the message that was sent under this MsgId, and on this topic id, and waits to be sent again.
+    fn take_sent(
+        &mut self,
+        msg_id: u16,
+        topic_id: Option<u16>,
+        wanted: impl Fn(&Item) -> bool,
+        cx: &mut Cx<'_>,
+    ) -> Option<Item> {
+        let mut outbox = std::mem::take(&mut self.downlink.outbox);
+        let mut total = *cx.queued_octets;
+        let item = outbox.take_first(&mut total, |item| {
+            item.sent_as == Some(msg_id)
+                && wanted(item)
+                && topic_id.is_none_or(|id| {
+                    matches!(self.name(&item.message.topic, cx), Naming::Known(topic) if topic.raw() == id)
+                })
+        });
+        *cx.queued_octets = total;
+        self.downlink.outbox = outbox;
+        item
     }
 
     /// The client does not know the topic id: it is registered again, once for each message (§6.10).
@@ -343,6 +384,15 @@ impl Session {
 
     /// PUBREC (§5.4.14): the client has the message. A late one gets its PUBREL again.
     pub(super) fn handle_pubrec(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
+        let is_exact = |item: &Item| item.qos == QoS::ExactlyOnce;
+        // Sent again, it would be another message to the client, which is done with this one.
+        if self.downlink.exchange.is_none()
+            && let Some(item) = self.take_sent(msg_id, None, is_exact, cx)
+        {
+            cx.counters.downlink_delivered += 1;
+            cx.settle(&item);
+            return self.open(Request::Release, Some(msg_id), cx);
+        }
         let open = self.downlink.take_exchange(|exchange| match &exchange.request {
             Request::Publish { item, .. } => exchange.msg_id == msg_id && item.qos == QoS::ExactlyOnce,
             // It answers the PUBLISH of an earlier connection, which is about to be repeated.

@@ -121,6 +121,44 @@ fn what_was_under_way_when_the_client_fell_asleep_is_kept_with_its_msgid() {
     w.expect(A, Packet::PingResp);
 }
 
+/// Sent again, it would be a second message to a client that is done with the first one.
+#[test]
+fn what_a_client_acknowledges_after_it_fell_asleep_is_not_sent_again() {
+    let mut w = world();
+    w.active(A, "n1");
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::ExactlyOnce));
+    w.broker_publishes(5, "s/1", "a", QoS::ExactlyOnce);
+    let a = w.expect_publish(A, topic, Qos::ExactlyOnce, false, "a");
+    w.send(A, sleep(SLEEP));
+    w.expect(A, disconnect());
+    // It left before the DISCONNECT did, or was heard late.
+    w.send(A, pubrec(a));
+    w.expect(A, pubrel(a));
+    w.pass(RETRY * 4);
+    w.quiet();
+    w.send(A, wake());
+    w.expect(A, pubrel(a));
+    w.send(A, pubcomp(a));
+    w.expect(A, Packet::PingResp);
+    assert_eq!(w.broker_next(), v4::Packet::PubRec(v4::PubRec { pkid: 5 }));
+
+    w.send(A, connect("n1"));
+    w.expect(A, connack(ReturnCode::Accepted));
+    assert!(matches!(w.broker_next(), v4::Packet::Unsubscribe(_)));
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    w.broker_publishes(6, "s/1", "b", QoS::AtLeastOnce);
+    let b = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "b");
+    w.send(A, sleep(SLEEP));
+    w.expect(A, disconnect());
+    w.send(A, puback(TopicRef::Normal(topic.raw() + 1), b, ReturnCode::Accepted));
+    w.send(A, puback(topic, b + 1, ReturnCode::Accepted));
+    assert_eq!(w.gw.waiting_messages(), 1);
+    w.send(A, puback(topic, b, ReturnCode::Accepted));
+    assert_eq!((w.gw.waiting_messages(), w.gw.counters().downlink_delivered), (0, 2));
+    w.send(A, wake());
+    w.expect(A, Packet::PingResp);
+}
+
 #[test]
 fn a_sleeper_is_lost_after_its_duration_with_tolerance_and_each_wake_counts_anew() {
     let mut w = world();
