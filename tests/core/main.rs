@@ -10,6 +10,7 @@ mod limits;
 mod link;
 mod mqtt5;
 mod sleep;
+mod states;
 mod transparent;
 mod uplink;
 mod world;
