@@ -21,7 +21,7 @@ use super::links::Delivery;
 use super::outbox::{Item, Joined, Outbox};
 use super::registry::Naming;
 use super::session::{Cx, Session, State};
-use super::timer::{ClientTimer, Timer};
+use super::timer::{ClientTimer, Timer, Timers};
 use crate::mqtt::{Message, QoS};
 use crate::topic::TopicName;
 use crate::wire::{MsgIdOnly, Packet, ReturnCode, TopicAck, TopicRef};
@@ -45,13 +45,15 @@ pub(super) struct Downlink {
     drain: usize,
 }
 
-/// What a client said `congestion` to, for T_WAIT.
+/// What a client said `congestion` to, for T_WAIT, or nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pause {
     /// A PUBLISH: it gets none.
     Everything,
     /// A REGISTER: it gets what it knows the topic of.
     Registrations,
+    /// Nothing, to a REGISTER and all repetitions: as above, until it is heard.
+    Unheard,
 }
 
 /// What a client that cannot be reached is.
@@ -59,7 +61,8 @@ enum Pause {
 pub(super) enum Reach {
     /// It answers, or may.
     There,
-    /// It was not heard since the request left for the first time, for all repetitions (Interpretation: R-113).
+    /// It was not heard since a PUBLISH or PUBREL left for the first time, for all repetitions (Interpretation: R-113). Not
+    /// for a REGISTER: there are clients that know no such message from a gateway (Interpretation: A-45).
     Lost,
 }
 
@@ -92,7 +95,7 @@ impl Session {
         expires: Option<Instant>,
         cx: &mut Cx<'_>,
     ) {
-        let mut item = Item { message, qos, delivery, sent_as: None, expires };
+        let mut item = Item { message, qos, delivery, sent_as: None, offered: None, expires };
         if !self.broker_waits(cx) {
             cx.settle(&item);
             item.delivery = None;
@@ -187,7 +190,7 @@ impl Session {
 
     /// The message that is next; while registrations pause, the first whose topic the client knows.
     fn next_item(&mut self, cx: &mut Cx<'_>) -> Option<Item> {
-        if self.downlink.paused != Some(Pause::Registrations) {
+        if !matches!(self.downlink.paused, Some(Pause::Registrations | Pause::Unheard)) {
             return self.downlink.outbox.pop(cx.queued_octets);
         }
         let mut outbox = std::mem::take(&mut self.downlink.outbox);
@@ -234,7 +237,10 @@ impl Session {
     }
 
     /// Sends a request for the first time, or again under the MsgId it had, and waits for its answer.
-    fn open(&mut self, request: Request, sent_as: Option<u16>, cx: &mut Cx<'_>) {
+    fn open(&mut self, mut request: Request, sent_as: Option<u16>, cx: &mut Cx<'_>) {
+        if let Request::Register { item, .. } = &mut request {
+            item.offered.get_or_insert(cx.now);
+        }
         let msg_id = sent_as.unwrap_or_else(|| self.downlink.next_msg_id());
         if !self.send_within_mtu(request.packet(msg_id, sent_as.is_some()), cx) {
             cx.counters.downlink_oversize += 1;
@@ -244,7 +250,8 @@ impl Session {
             }
             return;
         }
-        self.downlink.exchange = Some(Exchange { msg_id, request, repeated: 0, since: cx.now });
+        let again = sent_as.is_some();
+        self.downlink.exchange = Some(Exchange { msg_id, request, again, repeated: 0, since: cx.now });
         // To a sleeper nothing is repeated: it was an answer (Interpretation: R-142).
         if self.is_receiving() {
             self.set_timer(ClientTimer::Retry, cx.now + self.retry_interval(cx.settings), cx);
@@ -300,9 +307,11 @@ impl Session {
                     if topic.raw() == ack.topic_id
                         && (item.qos == QoS::AtLeastOnce || ack.code != ReturnCode::Accepted))
         });
-        let Some(Exchange { request: Request::Publish { topic, item, repair }, .. }) = open else {
+        let Some(Exchange { request: Request::Publish { topic, item, repair }, again, repeated, .. }) = open
+        else {
             return self.handle_late_puback(ack, cx);
         };
+        let dup = again || repeated > 0;
         match ack.code {
             ReturnCode::Accepted => {
                 cx.counters.downlink_delivered += 1;
@@ -310,6 +319,10 @@ impl Session {
             }
             ReturnCode::Congestion => self.pause(Pause::Everything, item, cx),
             ReturnCode::InvalidTopicId if repair == Repair::Possible => self.repair(topic, item, cx),
+            // It may be DUP that it does not know; then it has not had the message (Interpretation: A-45).
+            ReturnCode::NotSupported if dup && item.qos == QoS::AtLeastOnce && repair == Repair::Possible => {
+                self.send_publish(Item { sent_as: None, ..item }, topic, Repair::Tried, cx);
+            }
             ReturnCode::InvalidTopicId | ReturnCode::NotSupported | ReturnCode::Reserved(_) => {
                 cx.counters.downlink_refused += 1;
                 cx.settle(&item);
@@ -369,12 +382,19 @@ impl Session {
         self.send_named(item, naming, Repair::Tried, cx);
     }
 
-    /// The client is congested: the message goes back, and it is left alone until T_WAIT is over.
+    /// The client is congested or silent: the message goes back, and it is left alone until T_WAIT is over.
     fn pause(&mut self, pause: Pause, item: Item, cx: &mut Cx<'_>) {
         self.downlink.outbox.push_front(item, cx.queued_octets);
         self.downlink.paused = Some(pause);
         self.release_broker(cx);
         self.set_timer(ClientTimer::Pause, cx.now + T_WAIT, cx);
+    }
+
+    /// The client was heard: what it did not answer it may answer now.
+    pub(super) fn end_silence(&self, now: Instant, timers: &mut Timers) {
+        if self.downlink.paused == Some(Pause::Unheard) {
+            timers.set(Timer::Client(self.key, ClientTimer::Pause), now);
+        }
     }
 
     pub(super) fn handle_pause_over(&mut self, cx: &mut Cx<'_>) {
@@ -438,7 +458,11 @@ impl Session {
             self.sleep_on(false, cx);
             return Reach::There;
         }
-        let heard = self.last_heard > exchange.since;
+        let since = match &exchange.request {
+            Request::Register { item, .. } => item.offered.unwrap_or(exchange.since),
+            Request::Publish { .. } | Request::Release => exchange.since,
+        };
+        let heard = self.last_heard > since;
         match exchange.request {
             // It learnt the id from a SUBACK or REGACK meanwhile.
             Request::Register { topic_id, item, repair } if self.registry.is_known(topic_id) => {
@@ -449,10 +473,7 @@ impl Session {
                 cx.counters.downlink_unanswered += 1;
                 cx.settle(&item);
             }
-            Request::Register { item, .. } => {
-                self.downlink.outbox.push_front(item, cx.queued_octets);
-                return Reach::Lost;
-            }
+            Request::Register { item, .. } => self.pause(Pause::Unheard, item, cx),
             Request::Publish { item, .. } if heard => {
                 cx.counters.downlink_unanswered += 1;
                 cx.settle(&item);
@@ -487,6 +508,9 @@ impl Session {
     fn reopen(&mut self, cx: &mut Cx<'_>) {
         self.downlink.paused = None;
         self.put_back(cx);
+        for item in self.downlink.outbox.iter_mut() {
+            item.offered = None;
+        }
         if let Some(Exchange { msg_id, request, .. }) = self.downlink.exchange.take() {
             self.open(request, Some(msg_id), cx);
         }
@@ -499,7 +523,7 @@ impl Session {
             Some(Exchange { msg_id, request: Request::Publish { item, .. }, .. }) => {
                 Item { sent_as: Some(msg_id), ..item }
             }
-            Some(Exchange { request: Request::Register { item, .. }, .. }) => item,
+            Some(Exchange { request: Request::Register { item, .. }, .. }) => Item { offered: None, ..item },
             released => {
                 self.downlink.exchange = released;
                 return;

@@ -11,6 +11,8 @@ use crate::wire::{MsgIdOnly, Packet, Publish, Qos, Register, TopicRef};
 pub(super) struct Exchange {
     pub(super) msg_id: u16,
     pub(super) request: Request,
+    /// It had left before, in another connection or cycle.
+    pub(super) again: bool,
     /// Repetitions so far.
     pub(super) repeated: u32,
     /// When the request left for the first time.
@@ -28,12 +30,13 @@ pub(super) enum Request {
     Release,
 }
 
-/// Whether the client has said already that it does not know the topic id of this message (§6.10).
+/// Whether the client has refused this message already in a way that can be mended: it does not know the topic id
+/// (§6.10), or DUP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Repair {
-    /// It may: the topic is then registered again.
+    /// It may: the topic is then registered again, or the message sent again as a new one.
     Possible,
-    /// It has: the message is dropped if it says so again.
+    /// It has: the message is dropped if it is refused again.
     Tried,
 }
 

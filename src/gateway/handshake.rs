@@ -106,6 +106,7 @@ impl Gateway {
             && session.id.as_str().as_bytes() == id
         {
             session.last_heard = self.now;
+            session.end_silence(self.now, &mut self.timers);
         }
     }
 

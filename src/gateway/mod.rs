@@ -300,6 +300,7 @@ impl Gateway {
     fn handle_from_client(&mut self, key: ClientKey, route: Route, packet: Packet<'_>, frame: &Bytes) {
         let Some((session, mut cx)) = self.session_cx(key) else { return };
         session.handle_heard(route, cx.now);
+        session.end_silence(cx.now, cx.timers);
         (session.connect, session.prompted) = (None, false);
         match packet {
             Packet::Register(register) => session.handle_register(&register, &mut cx),

@@ -20,6 +20,8 @@ pub(super) struct Item {
     pub(super) delivery: Option<Delivery>,
     /// The MsgId under which it was sent before: it keeps it, and says DUP (§6.13).
     pub(super) sent_as: Option<u16>,
+    /// When the client was first asked to learn its topic, in this connection.
+    pub(super) offered: Option<Instant>,
     /// Until when it is worth to be sent (MQTT 5 §3.3.2.3.3).
     pub(super) expires: Option<Instant>,
 }

@@ -384,9 +384,35 @@ fn a_persistent_client_out_of_reach_loses_nothing_while_a_topic_is_registered() 
         w.pass(RETRY);
     }
     // Nothing was heard of it: a PUBLISH without an answer would have made it Lost and stayed with the session.
-    assert_eq!(w.gw.counters().downlink_unanswered, 0);
-    connected(&mut w, A, persistent("n1"));
+    w.quiet();
+    assert_eq!((w.gw.counters().downlink_unanswered, w.gw.counters().clients_lost), (0, 0));
+    // It was away for a moment.
+    w.send(A, pingreq());
+    w.expect(A, Packet::PingResp);
+    w.pass(secs(0));
     w.expect_register(A, "s/1");
+    w.pass(RETRY * 3);
+    w.send(A, connect_with("n1", false, false, 500));
+    for _ in 0..3 {
+        w.expect_register(A, "s/1");
+    }
+    w.expect(A, connack(ReturnCode::Accepted));
+    for _ in 0..=3 {
+        w.expect_register(A, "s/1");
+        w.pass(RETRY);
+    }
+    assert_eq!(w.gw.counters().downlink_unanswered, 0);
+    // It reboots, and says the same as before.
+    w.send(A, connect_with("n1", false, false, 500));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.pass(secs(0));
+    w.expect_register(A, "s/1");
+    // It is there, and does not answer.
+    w.pass(RETRY * 4);
+    assert_eq!((w.gw.counters().downlink_unanswered, w.gw.waiting_messages()), (1, 0));
+    assert_eq!(w.gw.counters().clients_lost, 0);
+    w.pass(secs(551));
+    assert_eq!(w.gw.counters().clients_lost, 1);
 }
 
 #[test]

@@ -107,6 +107,10 @@ pub(crate) struct Session {
     /// What the client's MsgIds stand for.
     up: BTreeMap<u16, (No, Qos)>,
     exchange: Option<Exchange>,
+    /// When the client was first asked in this connection to learn a name.
+    offered: BTreeMap<TopicName, Instant>,
+    /// It was deaf to all of that and has not been asked again.
+    silent: bool,
     /// What was open when the connection ended: it may go on.
     resumable: Option<(u16, No)>,
     /// What the client did not know the topic id of: it is sent once more.
@@ -175,6 +179,8 @@ impl Session {
             unanswered: BTreeMap::new(),
             up: BTreeMap::new(),
             exchange: None,
+            offered: BTreeMap::new(),
+            silent: false,
             resumable: None,
             repairing: None,
             under_way: None,
@@ -511,6 +517,7 @@ impl Air {
         if let Some(Exchange { kind: Kind::Register(id, name), .. }) = session.exchange.take_if(matches)
             && ack.code == ReturnCode::Accepted
         {
+            session.offered.remove(&name);
             session.known.insert(id);
             session.under_way = Some(name);
         }
@@ -605,7 +612,7 @@ impl Air {
             if session.active {
                 session.queue.push_back((no, qos));
                 // The broker does not wait for one that has left a request unanswered.
-                if session.exchange.as_ref().is_none_or(|open| open.sent <= 1) {
+                if !session.silent && session.exchange.as_ref().is_none_or(|open| open.sent <= 1) {
                     self.blocks.entry(no).or_default().insert(*who);
                 }
             } else if qos > Qos::AtMostOnce && !session.clean {
@@ -675,13 +682,26 @@ impl Air {
             if let Some(open) = session.exchange.as_mut()
                 && exhausted(open)
             {
-                let heard = session.last_heard > open.first;
-                if !heard {
+                let first = match &open.kind {
+                    Kind::Register(_, name) => session.offered.get(name).copied().unwrap_or(open.first),
+                    Kind::Publish { .. } | Kind::Release => open.first,
+                };
+                let heard = session.last_heard > first;
+                if !heard && matches!(open.kind, Kind::Register(..)) {
+                    // There are clients that know no REGISTER: it gets what else there is.
+                    (session.exchange, session.silent) = (None, true);
+                    ledger.overtaken(who);
+                    let waiting: Vec<No> = session.queue.iter().map(|(no, _)| *no).collect();
+                    for no in waiting {
+                        self.unblock(who, no);
+                    }
+                } else if !heard {
                     lost = true;
                 } else if let Some(open) = session.exchange.take() {
                     let dropped = match open.kind {
                         Kind::Publish { no, retain, .. } => (!retain).then_some(no),
                         Kind::Register(_, name) => {
+                            session.offered.remove(&name);
                             let mut queue = session.queue.iter().map(|(no, _)| *no);
                             queue.find(|no| ledger.entry(*no).topic == name)
                         }
@@ -801,6 +821,8 @@ impl Air {
         session.last_heard = now;
         (session.prompted, session.connect) = (frame.is_none(), frame);
         session.known.clear();
+        session.offered.clear();
+        session.silent = false;
         session.under_way = None;
         match session.exchange.take() {
             Some(Exchange { kind: Kind::Publish { no, .. }, msg_id, .. }) => {
@@ -972,6 +994,10 @@ impl Air {
         Law::DownlinkWanted.check(wanted || self.is_open(who, msg_id), || {
             format!("{name} is registered at s{who}, which does not want it")
         })?;
+        if let Some(session) = self.sessions.get_mut(&who) {
+            session.offered.entry(name.clone()).or_insert(self.now);
+            session.silent = false;
+        }
         self.sent(who, msg_id, Kind::Register(topic_id, name), false)
     }
 

@@ -74,7 +74,8 @@ pub(crate) struct Ledger {
     /// What a sensor got at all.
     ever: BTreeSet<(Who, No)>,
     /// The highest order a sensor got in one of its sessions.
-    last_down: BTreeMap<(Who, u32), u64>,
+    last_down: BTreeMap<(Who, u32, Option<TopicName>), u64>,
+    overtaken: BTreeSet<Who>,
 }
 
 /// A message as a sensor gets it.
@@ -244,12 +245,23 @@ impl Ledger {
             return Ok(no);
         }
         let order = entry.order.unwrap_or(0);
-        let last = self.last_down.entry((who, got.session)).or_default();
-        Law::DownlinkOrder.check(*last < order, || {
-            format!("s{who} got m{no} (taken by the broker as {order}) after the one taken as {last}")
-        })?;
-        *last = order;
+        // Of one topic always.
+        for topic in [Some(entry.topic.clone()), None] {
+            if topic.is_none() && self.overtaken.contains(&who) {
+                continue;
+            }
+            let last = self.last_down.entry((who, got.session, topic)).or_default();
+            Law::DownlinkOrder.check(*last < order, || {
+                format!("s{who} got m{no} (taken by the broker as {order}) after the one taken as {last}")
+            })?;
+            *last = order;
+        }
         Ok(no)
+    }
+
+    /// A sensor did not answer for a topic: from now on messages of others overtake those on it.
+    pub(crate) fn overtaken(&mut self, who: Who) {
+        self.overtaken.insert(who);
     }
 
     /// Whether a sensor ever got a message.

@@ -121,7 +121,7 @@ once_broken! {
     seed_160_an_id_the_client_held_was_taken_back: 160;
     seed_162_a_disconnect_was_answered_that_answered_ours: 162;
     seed_321_a_refused_repetition_ended_the_subscription: 321;
-    seed_354_a_client_deaf_to_register_was_not_lost: 354;
+    seed_354_a_client_was_deaf_to_register: 354;
     seed_441_a_late_suback_ended_the_subscription: 441;
     seed_917_an_old_suback_lowered_the_qos_of_a_newer_subscribe: 917;
     seed_1018_an_answer_ended_the_prompts: 1018;
