@@ -183,7 +183,10 @@ fn decode_message(octets: &[u8]) -> Result<Packet<'_>, DecodeError> {
     if declared < minimum {
         return Err(DecodeError::Length(declared));
     }
-    if declared != octets.len() {
+    // A widespread library does not count the two octets that the long form has more, where the short one would just do; no
+    // other message can look like that (Interpretation: A-30).
+    let is_miscounted = minimum == 4 && declared == SHORT_LEN_MAX && octets.len() == SHORT_LEN_MAX + 2;
+    if declared != octets.len() && !is_miscounted {
         return Err(DecodeError::LengthMismatch { declared, received: octets.len() });
     }
     decode_body(msg_type, body)

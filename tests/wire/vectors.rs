@@ -274,7 +274,11 @@ const REFUSED: &[(&str, DecodeError)] = &[
     ("01 0005 16", DecodeError::LengthMismatch { declared: 5, received: 4 }),
     ("01 0004 16 00", DecodeError::LengthMismatch { declared: 4, received: 5 }),
     ("FF 0C 00 1A2B 0000 41x249", DecodeError::LengthMismatch { declared: 255, received: 256 }),
-    ("01 00FF 0C 00 1A2B 0000 41x248", DecodeError::LengthMismatch { declared: 255, received: 257 }),
+    ("01 00FF 0C 00 1A2B 0000 41x247", DecodeError::LengthMismatch { declared: 255, received: 256 }),
+    ("01 00FF 0C 00 1A2B 0000 41x249", DecodeError::LengthMismatch { declared: 255, received: 258 }),
+    ("01 00FE 0C 00 1A2B 0000 41x247", DecodeError::LengthMismatch { declared: 254, received: 256 }),
+    ("01 0100 0C 00 1A2B 0000 41x249", DecodeError::LengthMismatch { declared: 256, received: 258 }),
+    ("01 0101 0C 00 1A2B 0000 41x250", DecodeError::LengthMismatch { declared: 257, received: 259 }),
     ("01 FE00 0C 00 1A2B 0000 41x65014", DecodeError::LengthMismatch { declared: 65024, received: 65023 }),
     // Reserved types.
     ("02 03", DecodeError::ReservedType(0x03)), // T-010, these five
@@ -429,6 +433,20 @@ const TAILS: &[Tail] = &[
     (3, |tail| willtopicupd(Q1, RETAIN, tail)),
     (2, |tail| willmsgupd(tail)),
 ];
+
+/// the Paho library means 255 octets and sends 257.
+#[test]
+fn a_long_form_that_does_not_count_itself_is_understood_at_255_octets() {
+    let miscounted = [&[1, 0, 255, 0x0C, 0, 0x1A, 0x2B, 0, 0][..], &[0x41; 248]].concat();
+    let right = [&[255, 0x0C, 0, 0x1A, 0x2B, 0, 0][..], &[0x41; 248]].concat();
+    assert_eq!(decode(&miscounted), decode(&right));
+    let forwarded = |message: &[u8]| [&[4, 0xFE, 0, 7][..], message].concat();
+    let forwarded = [forwarded(&miscounted), forwarded(&right)];
+    assert!(decode(&forwarded[1]).is_ok());
+    assert_eq!(decode(&forwarded[0]), decode(&forwarded[1]));
+    // What has the fields cut is no message for that.
+    assert!(decode(&[1, 0, 255]).is_err());
+}
 
 #[test]
 fn no_message_has_a_size_of_256_or_257_octets() {
