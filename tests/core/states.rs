@@ -18,13 +18,15 @@ use self::bench::{Bench, Hold, How, Open};
 use crate::world::{At, encode};
 
 /// The modes in which everything here is tried.
-const MODES: [Mode; 1] = [Mode::Aggregating];
+const MODES: [Mode; 2] = [Mode::Aggregating, Mode::Transparent];
 
 /// The peer of the client that a conversation is about, n1.
 const A: At = 1;
 
 /// The states by groups, each with how it looks from outside ([`Look`]). `waiting` is a group of sleepers for which
 /// something waits; what stands after `=` was under way when they fell asleep.
+///
+/// `broker?`: the broker of a client's own link has not accepted it yet (transparent mode).
 ///
 /// Probes, each on a conversation of its own: `ping` is answered so; T_RETRY later `retry` is heard; a `message` of the
 /// broker on s/1 brings this; a message and a `ping`, this (`fetch`).
@@ -35,6 +37,7 @@ strangers  gone         DISCONNECT        -                 -            DISCONN
 strangers  lost         DISCONNECT        -                 -            DISCONNECT
 handshake  topic?       -                 -                 -            -
 handshake  msg?         -                 -                 -            -
+handshake  broker?      -                 -                 -            -
 active     active       PINGRESP          -                 PUBLISH_q1_n PUBLISH_q1_n,PINGRESP
 active     reg          PINGRESP          REGISTER_m        -            PINGRESP
 active     pub1         PINGRESP          PUBLISH_q1_m_dup  -            PINGRESP
@@ -86,21 +89,21 @@ const TABLE: &str = "
 ADVERTISE            strangers handshake session -                                           | R-014 N-08
 GWINFO               strangers handshake session -                                           | R-014 N-08
 SEARCHGW             strangers handshake session ok                                          | R-012
-CONNECT              none topic? msg? ok>fresh; gone lost ok>fresh/ok>back;                  | R-020 R-026 R-030
+CONNECT              none topic? msg? ok>fresh; broker? -; gone lost ok>fresh/ok>back;                  | R-020 R-026 R-030
                      session ok>fresh/ok>back; up1 asleep=up1 ok>fresh/ok>back=up1;          | R-029 R-031 R-136
                      up2 asleep=up2 ok>fresh/ok>back=up2; up3 asleep=up3 ok>fresh/ok>back=up3; | R-064
                      reg pub1 pub2 paused declined ok>fresh/ok+reg>reg;                      | R-058
                      asleep+pub asleep+reg asleep=pub1 asleep=pub2 ok>fresh/ok+reg>reg;      | R-136
                      awake-reg awake-pub1 awake-pub2 ok>fresh/ok+reg>reg;                    | R-136
                      rel ok>fresh/ok+rel; asleep=rel awake-rel ok>fresh/ok+rel>rel           | R-064
-CONNECT will         none gone lost topic? msg? ok>topic?; session ok>*&topic?               | R-021 R-026
-CONNECT n2           strangers handshake session ok>fresh                                    | R-101
+CONNECT will         none gone lost handshake ok>topic?; session ok>*&topic?               | R-021 R-026
+CONNECT n2           strangers handshake session ok>fresh; broker? ?                         | R-101
 CONNECT refused      strangers session ok; handshake over ok>?                               | R-022 R-023 R-025
 from gateways        strangers handshake session -                                           | R-003
-WILLTOPIC            strangers session -; topic? ok>msg?; msg? ok;                           | R-021 R-026
+WILLTOPIC            strangers handshake session -; topic? ok>msg?; msg? ok;                           | R-021 R-026
                      active&topic? ok>active&msg?; active&msg? ok; asleep&topic? ok>asleep&msg? | R-026
-WILLTOPIC empty      strangers session -; topic? msg? ok>fresh; over ok>fresh/ok>back        | R-032 R-136
-WILLTOPIC bad        strangers session -; topic? msg? ok>none; over ok>base                  | R-028
+WILLTOPIC empty      strangers handshake session -; topic? msg? ok>fresh; over ok>fresh/ok>back        | R-032 R-136
+WILLTOPIC bad        strangers handshake session -; topic? msg? ok>none; over ok>base                  | R-028
 WILLMSG              strangers handshake session -; msg? ok>fresh; active&msg? ok>fresh/ok>back | R-021 R-027
 REGISTER             strangers D; handshake -; session ok; over ok>base                      | R-050 R-142
 REGISTER s/1         strangers D; handshake -; session ok; over ok>base                      | R-052
@@ -194,7 +197,7 @@ struct Message {
 #[test]
 fn every_state_looks_as_it_should() {
     for how in hows() {
-        for state in states() {
+        for state in states(how.mode) {
             let stage = || stage(how, &state);
             assert_eq!(look(&stage), expected_look(&state), "{state} {how:?}");
         }
@@ -222,7 +225,7 @@ fn check_all(wanted: impl Fn(&How) -> bool) {
     let mut cells = 0;
     for how in hows().into_iter().filter(wanted) {
         for (name, row) in rows() {
-            for state in states() {
+            for state in states(how.mode) {
                 let cell = row.get(&state).unwrap_or_else(|| panic!("{name} in {state}"));
                 let variants = messages(&name, &stage(how, &state)).len();
                 for index in 0..if how.forwarded { 1 } else { variants } {
@@ -274,7 +277,12 @@ fn check(how: How, state: &str, name: &str, index: usize, cell: &str) -> Result<
         return Err(format!("heard {heard:?}, not {answer:?}"));
     }
     let broker = broker(codes, state, &after, how, &message.broker);
-    if sorted(&seen) != sorted(&broker) {
+    let has_moved = after != state && ["gone", "fresh", "none"].contains(&after.as_str());
+    let connects =
+        codes.starts_with("ok") && ["CONNECT", "CONNECT n2", "WILLTOPIC empty", "WILLMSG"].contains(&name);
+    if how.mode == Mode::Transparent && (has_moved || connects) {
+        check_link(&seen, &after, how)?;
+    } else if sorted(&seen) != sorted(&broker) {
         return Err(format!("the broker saw {seen:?}, not {broker:?}"));
     }
     if after == "?" {
@@ -296,6 +304,7 @@ fn check(how: How, state: &str, name: &str, index: usize, cell: &str) -> Result<
     if matches!(after.as_str(), "none" | "gone" | "lost") {
         let kept = after != "none" && !how.clean;
         let (mut bench, _) = play();
+        bench.release();
         bench.forget();
         bench.publish("s/1", "late", QoS::AtLeastOnce);
         bench.send(A, connect("n1", false, false));
@@ -339,16 +348,38 @@ fn broker(codes: &str, state: &str, after: &str, how: How, ok: &str) -> String {
     }
     // A message that the client has settled, or that cannot reach it for now, is not left with the broker, whose window is
     // shared (design section 3).
-    let unsettled = |state: &str| ["reg", "pub1", "pub2"].contains(&state.split('&').next().unwrap_or(""));
+    // On a link of the client's own it waits for the client to take it, asleep or not.
+    let unsettled = |state: &str| {
+        let state = state.split('&').next().unwrap_or("");
+        let open = ["reg", "pub1", "pub2"];
+        let waits = ["paused", "declined", "asleep+reg", "asleep+pub", "asleep+pub2"];
+        open.contains(&state)
+            || (how.mode == Mode::Transparent
+                && (waits.contains(&state) || open.iter().any(|open| state.ends_with(open))))
+    };
     if unsettled(state) && !unsettled(after) {
-        seen.push(if state.starts_with("pub2") { "PUBREC" } else { "PUBACK" }.to_owned());
+        seen.push(if state.ends_with("pub2") { "PUBREC" } else { "PUBACK" }.to_owned());
     }
-    let has_session = !["none", "gone", "lost", "topic?", "msg?"].contains(&state);
+    let has_session = !["none", "gone", "lost", "topic?", "msg?", "broker?"].contains(&state);
     if how.clean && has_session && ["gone", "fresh"].contains(&after) {
         seen.push("UNSUBSCRIBE s/1 v/1 w/+".to_owned());
     }
     seen.retain(|text| text != "-");
     if seen.is_empty() { "-".into() } else { seen.join(", ") }
+}
+
+/// What the broker of a client's own link sees when that comes or goes.
+fn check_link(seen: &str, after: &str, how: How) -> Result<(), String> {
+    let seen: Vec<_> = seen.split(", ").collect();
+    let has = |packet: &str| seen.iter().any(|text| text.starts_with(packet));
+    if has("PUBLISH") || has("SUBSCRIBE") {
+        return Err(format!("the broker saw {seen:?}"));
+    }
+    // R-020: no CONNACK before the broker's. R-120, R-033: the session there ends with a clean one here, and with no other.
+    if (after == "fresh" && !has("CONNECT")) || (after == "gone" && how.clean && !has("DISCONNECT")) {
+        return Err(format!("the broker saw {seen:?}, {after}"));
+    }
+    Ok(())
 }
 
 fn expected_look(state: &str) -> Look {
@@ -361,6 +392,7 @@ fn expected_look(state: &str) -> Look {
         Some((before, "2")) => (format!("{before}up1"), "PUBACK,PUBREC"),
         _ if base.ends_with("up1") => (base.to_owned(), "PUBACK"),
         _ if base.ends_with("up3") => (base.to_owned(), "PUBCOMP"),
+        _ if base == "broker?" => (base.to_owned(), "CONNACK"),
         _ => (base.to_owned(), "-"),
     };
     let shown = if shown.starts_with("back=") { "back".to_owned() } else { shown };
@@ -441,11 +473,18 @@ fn look_of_messages(stage: &dyn Fn() -> Bench) -> [String; 2] {
 
 /// A conversation that has come to a state.
 fn stage(how: How, state: &str) -> Bench {
-    let mut bench = Bench::with(how, |settings| settings.broker.ack_timeout = Duration::from_secs(3600));
+    let mut bench = Bench::with(how, |settings| {
+        settings.broker.ack_timeout = Duration::from_secs(3600);
+        settings.broker.connect_timeout = Duration::from_secs(3600);
+    });
     let b = &mut bench;
     match state {
         "none" => {}
         "topic?" | "msg?" => begin_handshake(b, state),
+        "broker?" => {
+            b.hold = Hold::Connect;
+            b.send(A, connect("n1", false, how.clean));
+        }
         _ => {
             connected(b);
             match state.split_once('&') {
@@ -874,20 +913,20 @@ fn sleep(duration: Option<u16>) -> Packet<'static> {
     Packet::Disconnect(Disconnect { duration })
 }
 
-/// Everything that is tried twice or more: both CleanSessions, with a forwarder between and without, each mode.
+/// Every mode with both CleanSessions, and one of them through a forwarder.
 fn hows() -> Vec<How> {
     let mut hows = Vec::new();
     for mode in MODES {
-        for (clean, forwarded) in [(true, false), (false, false), (true, true), (false, true)] {
-            hows.push(How { mode, clean, forwarded });
-        }
+        hows.extend([true, false].map(|clean| How { mode, clean, forwarded: false }));
+        hows.push(How { mode, clean: mode == Mode::Aggregating, forwarded: true });
     }
     hows
 }
 
 /// The states in which messages are tried.
-fn states() -> Vec<String> {
-    lines(STATES).filter(|words| words[0] != "-").map(|words| words[1].to_owned()).collect()
+fn states(mode: Mode) -> Vec<String> {
+    let tried = lines(STATES).filter(|words| words[0] != "-").map(|words| words[1].to_owned());
+    tried.filter(|state| mode == Mode::Transparent || state != "broker?").collect()
 }
 
 fn lines(table: &'static str) -> impl Iterator<Item = Vec<&'static str>> {

@@ -45,6 +45,8 @@ pub enum Hold {
     Release,
     /// PUBLISH too.
     Publish,
+    /// And CONNECT.
+    Connect,
 }
 
 /// What the gateway asked of the client last.
@@ -59,6 +61,8 @@ pub struct Bench {
     pub now: Instant,
     pub gw: Gateway,
     links: BTreeMap<LinkId, Link>,
+    /// Sessions without a connection, by client id.
+    sessions: BTreeMap<String, Session>,
     pub hold: Hold,
     held: VecDeque<(LinkId, v4::Packet)>,
     frames: VecDeque<(At, String)>,
@@ -74,8 +78,38 @@ pub struct Bench {
 #[derive(Debug, Default)]
 struct Link {
     octets: BytesMut,
+    client_id: String,
+    clean: bool,
+    session: Session,
+}
+
+/// What a broker keeps for a client.
+#[derive(Debug, Default)]
+struct Session {
     filters: BTreeMap<String, QoS>,
+    /// By packet id.
+    unacknowledged: BTreeMap<u16, v4::Publish>,
     last_pkid: u16,
+}
+
+impl Session {
+    /// The message as this client gets it, if it subscribed to the topic.
+    fn publish(&mut self, topic: &str, payload: &str, qos: QoS) -> Option<v4::Publish> {
+        let name = TopicName::new(topic).unwrap();
+        let matching = self
+            .filters
+            .iter()
+            .filter(|(filter, _)| TopicFilter::new(filter.as_str()).unwrap().matches(&name));
+        let granted = matching.map(|(_, qos)| *qos).max_by_key(|qos| *qos as u8)?;
+        let qos = if (qos as u8) < granted as u8 { qos } else { granted };
+        let mut publish = v4::Publish::new(topic, qos, payload);
+        if qos != QoS::AtMostOnce {
+            self.last_pkid += 1;
+            publish.pkid = self.last_pkid;
+            self.unacknowledged.insert(publish.pkid, publish.clone());
+        }
+        Some(publish)
+    }
 }
 
 /// What a client knows, and what the gateway may therefore send it.
@@ -111,6 +145,7 @@ impl Bench {
             now,
             gw: Gateway::new(settings, now),
             links: BTreeMap::new(),
+            sessions: BTreeMap::new(),
             hold: Hold::Nothing,
             held: VecDeque::new(),
             frames: VecDeque::new(),
@@ -195,21 +230,14 @@ impl Bench {
 
     /// A message for whoever subscribed.
     pub fn publish(&mut self, topic: &str, payload: &str, qos: QoS) {
-        let name = TopicName::new(topic).unwrap();
+        for session in self.sessions.values_mut() {
+            session.publish(topic, payload, qos);
+        }
         for id in self.links.keys().copied().collect::<Vec<_>>() {
-            let Some(link) = self.links.get_mut(&id) else { continue };
-            let matching = link
-                .filters
-                .iter()
-                .filter(|(filter, _)| TopicFilter::new(filter.as_str()).unwrap().matches(&name));
-            let Some(granted) = matching.map(|(_, qos)| *qos).max_by_key(|qos| *qos as u8) else { continue };
-            let qos = if (qos as u8) < granted as u8 { qos } else { granted };
-            let mut publish = v4::Publish::new(topic, qos, payload);
-            if qos != QoS::AtMostOnce {
-                link.last_pkid += 1;
-                publish.pkid = link.last_pkid;
+            let link = self.links.get_mut(&id);
+            if let Some(publish) = link.and_then(|link| link.session.publish(topic, payload, qos)) {
+                self.say(id, &v4::Packet::Publish(publish));
             }
-            self.say(id, &v4::Packet::Publish(publish));
         }
         self.drain();
     }
@@ -226,10 +254,17 @@ impl Bench {
     /// The brokers hang up.
     pub fn hang_up(&mut self) {
         self.held.clear();
-        for (id, _) in std::mem::take(&mut self.links) {
+        for id in self.links.keys().copied().collect::<Vec<_>>() {
+            self.part(id);
             self.gw.handle(self.now, Input::Link(id, LinkEvent::Closed(LinkFailure::Closed)));
         }
         self.drain();
+    }
+
+    fn part(&mut self, id: LinkId) {
+        if let Some(link) = self.links.remove(&id).filter(|link| !link.clean) {
+            self.sessions.insert(link.client_id, link.session);
+        }
     }
 
     fn say(&mut self, id: LinkId, packet: &v4::Packet) {
@@ -251,9 +286,7 @@ impl Bench {
                     self.gw.handle(self.now, Input::Link(id, LinkEvent::Connected));
                 }
                 Output::Link(id, LinkCommand::Write(octets)) => self.take_octets(id, &octets),
-                Output::Link(id, LinkCommand::Close) => {
-                    self.links.remove(&id);
-                }
+                Output::Link(id, LinkCommand::Close) => self.part(id),
                 Output::Stopped => {}
             }
         }
@@ -269,6 +302,7 @@ impl Bench {
             let needs = match &packet {
                 v4::Packet::Publish(_) => Hold::Publish,
                 v4::Packet::PubRel(_) => Hold::Release,
+                v4::Packet::Connect(_) => Hold::Connect,
                 _ => {
                     self.answer(id, packet);
                     continue;
@@ -284,20 +318,22 @@ impl Bench {
 
     fn answer(&mut self, id: LinkId, packet: v4::Packet) {
         let answer = match packet {
-            v4::Packet::Connect(_) => {
-                v4::Packet::ConnAck(v4::ConnAck { session_present: false, code: ConnectReturnCode::Success })
-            }
+            v4::Packet::Connect(connect) => return self.accept(id, connect),
+            v4::Packet::PubAck(v4::PubAck { pkid }) => return self.acknowledged(id, pkid),
             v4::Packet::Publish(publish) => match publish.qos {
                 QoS::AtMostOnce => return,
                 QoS::AtLeastOnce => v4::Packet::PubAck(v4::PubAck { pkid: publish.pkid }),
                 QoS::ExactlyOnce => v4::Packet::PubRec(v4::PubRec { pkid: publish.pkid }),
             },
-            v4::Packet::PubRec(received) => v4::Packet::PubRel(v4::PubRel { pkid: received.pkid }),
+            v4::Packet::PubRec(received) => {
+                self.acknowledged(id, received.pkid);
+                v4::Packet::PubRel(v4::PubRel { pkid: received.pkid })
+            }
             v4::Packet::PubRel(released) => v4::Packet::PubComp(v4::PubComp { pkid: released.pkid }),
             v4::Packet::Subscribe(subscribe) => {
                 let Some(link) = self.links.get_mut(&id) else { return };
                 let return_codes = subscribe.filters.iter().map(|asked| {
-                    link.filters.insert(asked.path.clone(), asked.qos);
+                    link.session.filters.insert(asked.path.clone(), asked.qos);
                     v4::SubscribeReasonCode::Success(asked.qos)
                 });
                 let return_codes = return_codes.collect();
@@ -306,7 +342,7 @@ impl Bench {
             v4::Packet::Unsubscribe(unsubscribe) => {
                 let Some(link) = self.links.get_mut(&id) else { return };
                 for filter in &unsubscribe.topics {
-                    link.filters.remove(filter);
+                    link.session.filters.remove(filter);
                 }
                 v4::Packet::UnsubAck(v4::UnsubAck { pkid: unsubscribe.pkid })
             }
@@ -314,6 +350,28 @@ impl Bench {
             _ => return,
         };
         self.say(id, &answer);
+    }
+
+    fn accept(&mut self, id: LinkId, connect: v4::Connect) {
+        let before = self.sessions.remove(&connect.client_id).filter(|_| !connect.clean_session);
+        let session_present = before.is_some();
+        let session = before.unwrap_or_default();
+        let unacknowledged: Vec<_> = session.unacknowledged.values().cloned().collect();
+        if let Some(link) = self.links.get_mut(&id) {
+            (link.client_id, link.clean, link.session) = (connect.client_id, connect.clean_session, session);
+        }
+        let code = ConnectReturnCode::Success;
+        self.say(id, &v4::Packet::ConnAck(v4::ConnAck { session_present, code }));
+        for mut publish in unacknowledged {
+            publish.dup = true;
+            self.say(id, &v4::Packet::Publish(publish));
+        }
+    }
+
+    fn acknowledged(&mut self, id: LinkId, pkid: u16) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.session.unacknowledged.remove(&pkid);
+        }
     }
 
     fn see(&mut self, packet: &v4::Packet) {
