@@ -509,8 +509,9 @@ impl Connection {
             Packet::Publish { id, dup, message, extras } => self.handle_publish(id, dup, message, extras),
             Packet::Oversized { id, dup, qos } => self.handle_oversized(id, dup, qos),
             Packet::PubAck(id, result) => {
-                let token = self.outbound.acknowledged(id);
-                self.end(token, |token| Event::Completed(token, result));
+                let ended = self.outbound.acknowledged(id);
+                self.counters.lowered += u64::from(matches!(ended, Some((_, QoS::ExactlyOnce))));
+                self.end(ended.map(|(token, _)| token), |token| Event::Completed(token, result));
             }
             Packet::PubRec(id, Ok(())) => {
                 // Also when nothing waits for it: PUBREL lets the broker forget the id (MQTT 3.1.1 §4.3.3).
@@ -805,7 +806,8 @@ pub enum Event {
     /// The broker has taken over a QoS 2 publish (PUBREC). Comes again if the broker lost its session after that.
     Received(Token),
     /// The broker is done with a publish (PUBACK, PUBCOMP), or refuses it (also PUBREC), or does not take it, see
-    /// [`Connection::publish`]. MQTT 3.1.1 knows no refusal.
+    /// [`Connection::publish`]. MQTT 3.1.1 knows no refusal. At QoS 2 without [`Event::Received`] before it, the broker
+    /// treated it as QoS 1.
     Completed(Token, Result<(), Refused>),
     /// The broker's answer to each filter, in their order (SUBACK).
     Subscribed(Token, Vec<Result<QoS, Refused>>),
@@ -843,6 +845,8 @@ pub struct Counters {
     pub stale_settles: u64,
     /// PINGREQ packets.
     pub pings: u64,
+    /// QoS 2 publishes that the broker acknowledged as if they had QoS 1: it may have published them more than once.
+    pub lowered: u64,
     /// Accepted connections to a broker that had lost our session.
     pub sessions_lost: u64,
     /// Sessions that were removed from the broker.

@@ -16,6 +16,8 @@ use crate::topic::TopicFilter;
 ///                                 PUBREC             PUBCOMP
 /// ```
 ///
+/// PUBACK ends a QoS 2 publish too, from a broker that knows no QoS 2.
+///
 /// Tokens grow, so their order is the order in which everything was asked for, and in which it is repeated.
 #[derive(Debug, Default)]
 pub(super) struct Outbound {
@@ -190,9 +192,14 @@ impl Outbound {
         })
     }
 
-    /// A PUBACK.
-    pub(super) fn acknowledged(&mut self, id: u16) -> Option<Token> {
-        self.complete(id, QoS::AtLeastOnce, Phase::Sent)
+    /// A PUBACK, and the QoS of the publish that it ends. RabbitMQ 3 knows no QoS 2: it answers such a publish with PUBACK,
+    /// and would answer its repetition so for ever.
+    pub(super) fn acknowledged(&mut self, id: u16) -> Option<(Token, QoS)> {
+        let qos = match self.open.get(&id)? {
+            Open::Publish { message, .. } => message.qos,
+            Open::Subscribe { .. } | Open::Unsubscribe { .. } => return None,
+        };
+        Some((self.complete(id, qos, Phase::Sent)?, qos))
     }
 
     /// A PUBREC that takes the message over. `None` if nothing waits for it.

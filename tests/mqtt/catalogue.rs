@@ -22,6 +22,7 @@ in_both_versions! {
     a_release_of_an_unknown_id_is_answered_and_does_not_end_the_connection,
     a_repeated_exactly_once_message_is_handed_on_once,
     stray_acknowledgements_do_not_end_the_connection,
+    a_broker_without_qos_2_ends_such_a_publish_with_puback,
     a_blocked_socket_loses_nothing,
     connection_attempts_that_are_cut_do_no_harm,
     the_id_of_an_unanswered_subscribe_is_not_handed_out_again,
@@ -271,6 +272,26 @@ fn stray_acknowledgements_do_not_end_the_connection(protocol: Protocol) {
     world.run();
     assert_eq!(world.clients[0].completed(), [token]);
     assert_eq!(world.clients[0].connects, 1);
+    healthy(&world);
+}
+
+/// RabbitMQ 3.10 answers a QoS 2 publish with PUBACK and is done with it: so is its publisher, who would else wait for ever,
+/// with its window full after sixteen of them.
+fn a_broker_without_qos_2_ends_such_a_publish_with_puback(protocol: Protocol) {
+    let mut world = world(protocol, |_| {});
+    world.inject(withhold("p", Kind::PubRec, 0, usize::MAX));
+    let mut tokens = Vec::new();
+    for number in 1..=50 {
+        tokens.push(world.publish(0, QoS::ExactlyOnce, number).unwrap());
+        world.run();
+        world.inject(Fault::Send { client: id("p"), packet: Packet::PubAck(PubAck::new(number)) });
+        world.run();
+    }
+    assert_eq!(world.clients[0].completed(), tokens);
+    world.broker.restart(Memory::Kept);
+    world.run();
+    let counters = world.clients[0].connection.counters();
+    assert_eq!((counters.lowered, counters.strays, counters.resent), (50, 0, 0), "nothing comes again");
     healthy(&world);
 }
 
