@@ -1,9 +1,10 @@
-//! The real program with real sockets: beside its embedded broker, and beside a Mosquitto process.
+//! The real program with real sockets: beside its embedded broker, and beside brokers in processes of their own.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(unreachable_pub, reason = "one binary, several files")]
 
 mod app;
+mod brokers;
 mod commands;
 mod messages;
 mod outage;

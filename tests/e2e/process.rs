@@ -197,8 +197,6 @@ pub enum Beside {
     Embedded,
     /// In MQTT 5.
     Mosquitto,
-    /// In MQTT 3.1.1, because the gateway was told so.
-    MosquittoIn311,
 }
 
 /// A gateway with its broker.
@@ -221,18 +219,16 @@ impl Gateway {
                 let port = free_tcp();
                 Self::start("embedded", port, &format!("  listen: 127.0.0.1:{port}\n"), None)
             }
-            Beside::Mosquitto | Beside::MosquittoIn311 => {
+            Beside::Mosquitto => {
                 let mosquitto = Mosquitto::start();
                 let port = mosquitto.port;
-                let more = if let Beside::MosquittoIn311 = broker { "  protocol: 3.1.1\n" } else { "" };
-                Self::start(&format!("mqtt://127.0.0.1:{port}"), port, more, Some(mosquitto))
+                Self::start(&format!("mqtt://127.0.0.1:{port}"), port, "", Some(mosquitto))
             }
         };
         gateway.process.wait_for_line("connected to the broker");
         let (version, retried) = match broker {
             Beside::Embedded => ("protocol=MQTT 3.1.1", true),
             Beside::Mosquitto => ("protocol=MQTT 5", false),
-            Beside::MosquittoIn311 => ("protocol=MQTT 3.1.1", false),
         };
         let printed = gateway.process.printed();
         assert!(printed.contains(version), "{printed}");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mqtt_sn_gateway::node::{Event, Filter, Message, Node, Options, Outcome, Topic};
 use mqtt_sn_gateway::topic::{ClientId, TopicFilter, TopicName};
-use mqtt_sn_gateway::wire::Qos;
+use mqtt_sn_gateway::wire::{Qos, ReturnCode};
 
 use crate::process::PATIENCE;
 
@@ -40,13 +40,18 @@ impl Sensor {
 
     #[track_caller]
     pub fn subscribe(&mut self, filter: &str, qos: Qos) {
+        assert_eq!(self.subscribe_for(filter, qos), Ok(qos));
+    }
+
+    /// Subscribes, and says what was granted.
+    #[track_caller]
+    pub fn subscribe_for(&mut self, filter: &str, qos: Qos) -> Result<Qos, ReturnCode> {
         let filter = Filter::Name(TopicFilter::new(filter).unwrap());
         self.node.subscribe(Instant::now(), filter, qos).unwrap();
-        let granted = self.wait_for(|event| match event {
+        self.wait_for(|event| match event {
             Event::Subscribed { result, .. } => Some(*result),
             _ => None,
-        });
-        assert_eq!(granted, Ok(qos));
+        })
     }
 
     /// Publishes and waits for what becomes of it.
@@ -66,6 +71,14 @@ impl Sensor {
             Event::Message(message) => Some(message.clone()),
             _ => None,
         })
+    }
+
+    /// No message comes for a moment.
+    #[track_caller]
+    pub fn quiet(&mut self) {
+        self.live(Duration::from_millis(200));
+        let message = self.events.iter().find(|event| matches!(event, Event::Message(_)));
+        assert_eq!(message, None);
     }
 
     /// Messages that came and were not looked at.
