@@ -291,6 +291,12 @@ impl Node {
         matches!(self.connection, Connection::Connected { .. })
     }
 
+    /// Whether there is a connection, and everything that was subscribed to is granted or refused, again where the gateway may
+    /// have forgotten it.
+    pub fn is_subscribed(&self) -> bool {
+        self.is_connected() && self.requests.is_empty()
+    }
+
     /// Whether there is a connection, and nothing that was asked of the node waits or is under way, subscriptions made again
     /// included: the time to fall asleep.
     pub fn is_idle(&self) -> bool {

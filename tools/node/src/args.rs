@@ -257,7 +257,7 @@ pub(crate) struct SubArgs {
     #[arg(long, value_name = "AB", value_parser = value::short)]
     short: Vec<[u8; 2]>,
     /// QoS: 0, 1 or 2.
-    #[arg(short, long, default_value = "0", value_parser = value::qos)]
+    #[arg(short, long, default_value = "0", allow_hyphen_values = true, value_parser = value::qos)]
     qos: Qos,
     /// End after so many messages.
     #[arg(short = 'C', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -358,8 +358,12 @@ pub(crate) struct FleetArgs {
     /// How often each sensor publishes: 1/s, 30/m, 1/10s.
     #[arg(long, default_value = "1/s", value_parser = value::rate)]
     rate: Duration,
+    /// How often each sensor gets a message, which is published at the broker of --verify on the sensor's topic with /down
+    /// behind it [default: never].
+    #[arg(long, value_name = "RATE", value_parser = value::rate, requires = "verify")]
+    down: Option<Duration>,
     /// QoS: 0, 1 or 2.
-    #[arg(short, long, default_value = "1", value_parser = value::qos)]
+    #[arg(short, long, default_value = "1", allow_hyphen_values = true, value_parser = value::qos)]
     qos: Qos,
     /// Time after which an unanswered request is repeated.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = value::interval)]
@@ -403,7 +407,8 @@ pub(crate) struct FleetArgs {
     /// The sensors keep their sessions over reconnections.
     #[arg(short = 'c', long)]
     disable_clean_session: bool,
-    /// Check at this broker that every acknowledged message arrives: at least once at QoS 1, exactly once at QoS 2.
+    /// Check at this broker that every acknowledged message arrives: at least once at QoS 1, exactly once at QoS 2. The
+    /// same for messages to the sensors (--down).
     #[arg(long, value_name = "mqtt://HOST[:PORT]")]
     verify: Option<String>,
     /// Write the result to this file as JSON.
@@ -421,6 +426,9 @@ impl FleetArgs {
             )));
         }
         let template = fleet::Template::new(&self.topic).map_err(|e| usage(format!("--topic {e}")))?;
+        if self.down.is_some() && !template.is_of_one() {
+            return Err(usage("--down needs {node} in --topic".into()));
+        }
         let verify = self.verify.map(|url| broker(&url)).transpose()?;
         let spread = self.spread.unwrap_or(Duration::from_secs(5).min(self.duration / 4));
         if spread > self.duration {
@@ -438,6 +446,7 @@ impl FleetArgs {
             gateway: self.gateway.meant(),
             nodes: self.nodes,
             period: self.rate,
+            down: self.down,
             qos: self.qos,
             retry: self.retry,
             retry_limit: self.retry_limit,

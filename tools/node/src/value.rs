@@ -89,7 +89,7 @@ pub(crate) fn hex(text: &str) -> Result<Bytes, String> {
         return Err("has an odd number of hex digits".into());
     }
     let octet = |[high, low]: &[char; 2]| {
-        let digit = |c: char| c.to_digit(16).ok_or(format!("{c:?} is not a hex digit"));
+        let digit = |c: char| c.to_digit(16).ok_or(format!("has {c:?}, which is not a hex digit"));
         Ok::<u8, String>((digit(*high)? * 16 + digit(*low)?) as u8)
     };
     pairs.iter().map(octet).collect()

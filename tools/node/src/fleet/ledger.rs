@@ -28,6 +28,14 @@ pub(super) fn payload(run: u32, node: u32, sequence: u32, size: usize) -> Bytes 
     text.into()
 }
 
+/// Which sensor and message of this run a payload says it is.
+pub(super) fn parse(payload: &[u8], run: u32) -> Option<(u32, u32)> {
+    let mut words = payload.splitn(4, |octet| *octet == b' ').map(|word| std::str::from_utf8(word).ok());
+    let named = u32::from_str_radix(words.next()??, 16).ok()?;
+    let (node, sequence) = (words.next()??.parse().ok()?, words.next()??.parse().ok()?);
+    (named == run).then_some((node, sequence))
+}
+
 #[derive(Debug)]
 pub(super) struct Ledger {
     run: u32,
@@ -81,7 +89,7 @@ pub(super) struct Offences {
 }
 
 impl Offences {
-    fn add(&mut self, text: impl FnOnce() -> String) {
+    pub(super) fn add(&mut self, text: impl FnOnce() -> String) {
         self.count += 1;
         if self.named.len() < NAMED_MAX {
             self.named.push(text());
@@ -89,7 +97,7 @@ impl Offences {
     }
 }
 
-/// What the broker's deliveries say about the promises.
+/// What deliveries say about the promises.
 #[derive(Debug, Default)]
 pub(super) struct Verdict {
     /// Acknowledged, and never delivered.
@@ -137,6 +145,8 @@ impl Ledger {
             Note::ConnectRefused => self.tally.connects_refused += 1,
             Note::ConnectionLost => self.tally.connections_lost += 1,
             Note::Restarted => self.tally.restarts += 1,
+            // Of messages to the sensors.
+            Note::Hears { .. } | Note::Forgets { .. } | Note::Got { .. } => {}
             Note::Done { counters, lost, unreachable } => {
                 self.counters.frames_sent += counters.frames_sent;
                 self.counters.frames_received += counters.frames_received;
@@ -166,13 +176,13 @@ impl Ledger {
     }
 
     /// The broker delivered a message.
-    pub(super) fn seen(&mut self, (message, at): &(BrokerMessage, Instant), template: &Template) {
-        let Some((node, sequence)) = self.parse(&message.payload) else {
+    pub(super) fn seen(&mut self, message: &BrokerMessage, at: Instant, template: &Template) {
+        let Some((node, sequence)) = parse(&message.payload, self.run) else {
             self.tally.foreign += 1;
             return;
         };
         self.tally.seen += 1;
-        self.last_seen = Some(*at);
+        self.last_seen = Some(at);
         let expected = payload(self.run, node, sequence, self.payload_size);
         let on_topic = template.topic(node).is_ok_and(|topic| topic == message.topic);
         let Some(entry) = self.entry(node, sequence) else {
@@ -189,14 +199,6 @@ impl Ledger {
         } else if message.payload != expected {
             self.strange.add(|| format!("{node}:{sequence} was altered on its way"));
         }
-    }
-
-    /// Which message of this run a payload says it is.
-    fn parse(&self, payload: &[u8]) -> Option<(u32, u32)> {
-        let mut words = payload.splitn(4, |octet| *octet == b' ').map(|word| std::str::from_utf8(word).ok());
-        let run = u32::from_str_radix(words.next()??, 16).ok()?;
-        let (node, sequence) = (words.next()??.parse().ok()?, words.next()??.parse().ok()?);
-        (run == self.run).then_some((node, sequence))
     }
 
     /// The place of a message, made if need be: the broker may be quicker than the sensor's note. A message that is far

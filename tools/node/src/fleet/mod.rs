@@ -1,9 +1,11 @@
 //! `mqtt-sn-node fleet`: many sensors on a bad radio, and a look at the broker whether their messages arrive.
 //!
 //! Each sensor is a value ([`Sensor`]) with a task and a socket of its own. What happens to their messages comes together
-//! in one [`Ledger`], which also hears what arrives at the broker and gives the verdict.
+//! in one [`Ledger`], which also hears what arrives at the broker and gives the verdict; [`Down`] is the same for messages
+//! to the sensors.
 
 mod air;
+mod down;
 mod ledger;
 mod report;
 mod sensor;
@@ -24,9 +26,10 @@ use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{interval, sleep_until, timeout};
 
+use self::down::Down;
 use self::ledger::Ledger;
 use self::sensor::{Note, Sensor};
-use self::verify::Verifier;
+use self::verify::{Heard, Post, Verifier};
 use crate::failure::Failure;
 use crate::shell::{Gateway, open};
 
@@ -34,7 +37,7 @@ pub(crate) use self::air::Weather;
 pub(crate) use self::ledger::{PAYLOAD_MAX, PAYLOAD_MIN};
 
 /// Messages of a run: the ledger keeps some 100 octets of each.
-const MESSAGES_MAX: u128 = 20_000_000;
+const MESSAGES_MAX: f64 = 20_000_000.0;
 
 /// Open files beside the sensors' sockets.
 const FILES_BESIDE: u64 = 32;
@@ -54,6 +57,8 @@ pub(crate) struct Plan {
     pub(crate) gateway: Gateway,
     pub(crate) nodes: u32,
     pub(crate) period: Duration,
+    /// Between two messages to a sensor; `None`: there are none.
+    pub(crate) down: Option<Duration>,
     pub(crate) qos: Qos,
     pub(crate) retry: Duration,
     pub(crate) retry_limit: u32,
@@ -88,6 +93,16 @@ impl Template {
         TopicName::new(self.0.replace("{node}", &node.to_string()))
     }
 
+    /// The topic of messages to a sensor; never one that [`Template::filter`] matches.
+    pub(crate) fn down(&self, node: u32) -> Result<TopicName, NameError> {
+        TopicName::new(self.0.replace("{node}", &node.to_string()) + "/down")
+    }
+
+    /// Whether each sensor has a topic of its own.
+    pub(crate) fn is_of_one(&self) -> bool {
+        self.0.contains("{node}")
+    }
+
     /// The topics of all sensors.
     pub(crate) fn filter(&self) -> Result<TopicFilter, NameError> {
         let levels = self.0.split('/').map(|level| if level.contains("{node}") { "+" } else { level });
@@ -95,69 +110,162 @@ impl Template {
     }
 }
 
+/// What the sensors are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Publish,
+    /// No more.
+    Stop,
+    /// Nothing more is owed to you.
+    Leave,
+}
+
 pub(crate) async fn run(plan: Plan) -> Result<(), Failure> {
-    let messages = plan.duration.as_nanos() / plan.period.as_nanos().max(1) * u128::from(plan.nodes);
+    let each = plan.down.map_or(1.0, |down| 1.0 + plan.period.as_secs_f64() / down.as_secs_f64());
+    let messages = plan.duration.as_secs_f64() / plan.period.as_secs_f64() * f64::from(plan.nodes) * each;
     if messages > MESSAGES_MAX {
         return Err(Failure::Usage(format!(
-            "{messages} messages are too many for one run (at most {MESSAGES_MAX})"
+            "{messages:.0} messages are too many for one run (at most {MESSAGES_MAX})"
         )));
     }
     allow_sockets(plan.nodes)?;
     let plan = Arc::new(plan);
     let to = reachable(&plan.gateway).await?;
     let run = fastrand::u32(..);
-    let (seen_sender, mut seen) = mpsc::channel(NOTES_MAX);
+    let (heard_sender, heard) = mpsc::channel(NOTES_MAX);
+    let (post, posts) = mpsc::channel(NOTES_MAX);
     let verifier = match &plan.verify {
         Some(broker) => {
             let filter = plan.template.filter().map_err(|e| Failure::Usage(e.to_string()))?;
-            Some(Verifier::start(broker.clone(), filter, run, seen_sender).await?)
+            Some(Verifier::start(broker.clone(), filter, plan.qos, run, heard_sender, posts).await?)
         }
         None => None,
     };
 
     let start = Instant::now();
-    let (stop, stopped) = watch::channel(false);
-    let (note_sender, mut notes) = mpsc::channel(NOTES_MAX);
+    let (order, orders) = watch::channel(Order::Publish);
+    let (note_sender, notes) = mpsc::channel(NOTES_MAX);
     for number in 0..plan.nodes {
         let sensor =
             Sensor::new(number, run, start, Arc::clone(&plan)).map_err(|e| Failure::Usage(e.to_string()))?;
         let socket = open(to).await?;
-        tokio::spawn(drive(sensor, socket, note_sender.clone(), stopped.clone()));
+        tokio::spawn(drive(sensor, socket, note_sender.clone(), orders.clone()));
     }
     drop(note_sender);
 
-    let mut ledger = Ledger::new(&plan, run);
-    let mut progress = Progress::new(&plan, start);
-    let mut tick = interval(Duration::from_millis(500));
-    let mut ends = None;
-    // Until every sensor is done, and then until the broker has delivered what it must, and a little longer.
-    loop {
-        let ripe = ends.map(|ends: Instant| ledger.ripe_at(QUIET).map_or(ends, |ripe| ripe.min(ends)));
-        tokio::select! {
-            biased;
-            // First what the broker delivers, lest it wait for us.
-            Some(message) = seen.recv() => ledger.seen(&message, &plan.template),
-            note = notes.recv(), if ends.is_none() => match note {
-                Some(note) => ledger.note(note),
-                None if verifier.is_none() => break,
-                None => ends = Some(Instant::now() + plan.settle),
-            },
-            () = sleep(ripe) => break,
-            _ = tick.tick() => progress.show(&ledger),
-            _ = tokio::signal::ctrl_c() => if stop.send_replace(true) { break },
-        }
-    }
-    progress.done();
-    drop(seen);
+    let topics = (0..plan.nodes).map(|node| plan.template.down(node)).collect::<Result<Vec<_>, _>>();
+    let topics = topics.map_err(|e| Failure::Usage(e.to_string()))?;
+    let down = plan.down.map(|period| Down::new(&plan, period, run, start, topics));
+    let books = Books { ledger: Ledger::new(&plan, run), down };
+    let ends = Ends { heard, notes, post, order };
+    let books = watch_run(&plan, books, ends, start, verifier.is_some()).await;
     let gaps = match verifier {
         Some(verifier) => Some(verifier.stop().await),
         None => None,
     };
-    finish(&plan, ledger, gaps, to)
+    finish(&plan, books, gaps, to)
 }
 
-fn finish(plan: &Plan, ledger: Ledger, gaps: Option<u64>, to: SocketAddr) -> Result<(), Failure> {
-    let report = report::Report::new(plan, ledger, gaps);
+/// What became of the messages of both directions.
+struct Books {
+    ledger: Ledger,
+    down: Option<Down>,
+}
+
+/// Our ends of the channels to sensors and verifier.
+struct Ends {
+    heard: mpsc::Receiver<Heard>,
+    notes: mpsc::Receiver<Note>,
+    post: mpsc::Sender<Post>,
+    order: watch::Sender<Order>,
+}
+
+/// Keeps the books until every sensor is done, and then until the broker has delivered what it must, and a little longer.
+async fn watch_run(plan: &Plan, mut books: Books, ends: Ends, start: Instant, verified: bool) -> Books {
+    let Ends { mut heard, mut notes, post, order } = ends;
+    let mut progress = Progress::new(plan, start);
+    let mut tick = interval(Duration::from_millis(500));
+    let mut last = None;
+    loop {
+        let ripe = last.map(|last: Instant| books.ledger.ripe_at(QUIET).map_or(last, |ripe| ripe.min(last)));
+        let release = books.release_at().filter(|_| *order.borrow() != Order::Leave);
+        tokio::select! {
+            biased;
+            // First what the broker delivers, lest it wait for us.
+            Some(heard) = heard.recv() => books.hear(heard, plan),
+            note = notes.recv(), if last.is_none() => match note {
+                Some(note) => books.note(note),
+                None if !verified => break,
+                None => last = Some(Instant::now() + plan.settle),
+            },
+            () = sleep(ripe) => break,
+            () = sleep(release) => {
+                order.send_replace(Order::Leave);
+            }
+            () = sleep(books.letter_at()) => books.post(&post),
+            _ = tick.tick() => progress.show(&books.ledger),
+            _ = tokio::signal::ctrl_c() => {
+                if order.send_replace(Order::Stop) != Order::Publish {
+                    break;
+                }
+                books.stop(Instant::now());
+            }
+        }
+    }
+    progress.done();
+    books
+}
+
+impl Books {
+    fn hear(&mut self, heard: Heard, plan: &Plan) {
+        match (heard, &mut self.down) {
+            (Heard::Message(message, at), _) => self.ledger.seen(&message, at, &plan.template),
+            (Heard::Taken(letter, at), Some(down)) => down.taken(letter, at),
+            (Heard::Taken(..), None) => {}
+        }
+    }
+
+    fn note(&mut self, note: Note) {
+        match (&note, &mut self.down) {
+            (Note::Hears { node }, Some(down)) => down.hears(*node, Instant::now()),
+            (Note::Forgets { node }, Some(down)) => down.forgets(*node),
+            (Note::Got { node, message, fetched, at }, Some(down)) => {
+                down.got(*node, message, *at);
+                down.tally.fetched += u64::from(*fetched);
+            }
+            _ => self.ledger.note(note),
+        }
+    }
+
+    fn letter_at(&self) -> Option<Instant> {
+        self.down.as_ref()?.poll_timeout(Instant::now())
+    }
+
+    fn release_at(&self) -> Option<Instant> {
+        self.down.as_ref()?.ripe_at(QUIET)
+    }
+
+    fn stop(&mut self, now: Instant) {
+        if let Some(down) = &mut self.down {
+            down.stop(now);
+        }
+    }
+
+    /// Hands over what is due. What finds no room, because the broker is away, is not sent.
+    fn post(&mut self, post: &mpsc::Sender<Post>) {
+        let Some(down) = &mut self.down else { return };
+        while let Ok(permit) = post.try_reserve() {
+            let Some(letter) = down.poll(Instant::now()) else { return };
+            if let Some(message) = down.message(letter) {
+                permit.send(Post { letter, message });
+            }
+        }
+        down.postpone(Instant::now());
+    }
+}
+
+fn finish(plan: &Plan, books: Books, gaps: Option<u64>, to: SocketAddr) -> Result<(), Failure> {
+    let report = report::Report::new(plan, books.ledger, books.down, gaps);
     print!("{report}");
     if let Some(path) = &plan.report {
         let failed = |source| Failure::Write { path: path.clone(), source };
@@ -178,7 +286,7 @@ async fn drive(
     mut sensor: Sensor,
     socket: UdpSocket,
     notes: mpsc::Sender<Note>,
-    mut stop: watch::Receiver<bool>,
+    mut orders: watch::Receiver<Order>,
 ) {
     let mut buffer = vec![0; PAYLOAD_MAX + 1024];
     loop {
@@ -204,7 +312,11 @@ async fn drive(
                 Err(_) => sensor.unreachable(),
             },
             () = sleep(sensor.poll_timeout()) => {}
-            Ok(()) = stop.changed() => sensor.stop(Instant::now()),
+            Ok(()) = orders.changed() => match *orders.borrow_and_update() {
+                Order::Publish => {}
+                Order::Stop => sensor.stop(Instant::now()),
+                Order::Leave => sensor.release(),
+            },
         }
     }
     let _ = notes.send(sensor.done()).await;
@@ -279,8 +391,12 @@ impl Progress {
 
     fn show(&mut self, ledger: &Ledger) {
         let (now, elapsed) = (Instant::now(), self.start.elapsed());
-        let line =
-            format!("{:.0} s of {:.0} s: {}", elapsed.as_secs_f64(), self.total.as_secs_f64(), ledger.line());
+        let (at, total) = (elapsed.as_secs_f64(), self.total.as_secs_f64());
+        let line = if elapsed <= self.total {
+            format!("{at:.0} s of {total:.0} s: {}", ledger.line())
+        } else {
+            format!("finishing for {:.0} s: {}", at - total, ledger.line())
+        };
         if !self.bar.is_hidden() {
             self.bar.set_position(elapsed.as_millis().try_into().unwrap_or(u64::MAX));
             self.bar.set_message(line);
@@ -304,6 +420,8 @@ mod tests {
         let template = Template::new("a/{node}/x").unwrap();
         assert_eq!(template.topic(7).unwrap().as_str(), "a/7/x");
         assert_eq!(template.filter().unwrap().as_str(), "a/+/x");
+        assert_eq!(template.down(7).unwrap().as_str(), "a/7/x/down");
+        assert!(template.is_of_one() && !Template::new("same").unwrap().is_of_one());
         assert_eq!(Template::new("n{node}").unwrap().filter().unwrap().as_str(), "+");
         assert_eq!(Template::new("same").unwrap().filter().unwrap().as_str(), "same");
         for bad in ["", "a/#", "+/{node}"] {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use mqtt_sn_gateway::wire::Qos;
 use serde::Serialize;
 
+use super::down::{Down, DownTally};
 use super::ledger::{Ledger, Offences, Verdict};
 use super::{Plan, Weather};
 
@@ -36,6 +37,30 @@ pub(super) struct Report {
     port_unreachable: u64,
     ack_latency: Latency,
     verified: Option<Verified>,
+    to_sensors: Option<ToSensors>,
+}
+
+/// What came of messages to the sensors.
+#[derive(Debug, Serialize)]
+struct ToSensors {
+    ok: bool,
+    period_ms: f64,
+    sent: u64,
+    /// Acknowledged by the broker.
+    acked: u64,
+    delivered: u64,
+    fetched_by_sleepers: u64,
+    lost: u64,
+    duplicates: u64,
+    duplicates_at_qos_2: u64,
+    strange: u64,
+    /// Given up before they came, because the sensor began a clean session anew.
+    forgotten_with_clean_sessions: u64,
+    unacknowledged_and_not_delivered: u64,
+    first_lost: Vec<String>,
+    first_duplicates_at_qos_2: Vec<String>,
+    first_strange: Vec<String>,
+    latency: Latency,
 }
 
 /// What was seen at the broker.
@@ -67,7 +92,7 @@ struct Latency {
 }
 
 impl Report {
-    pub(super) fn new(plan: &Plan, mut ledger: Ledger, gaps: Option<u64>) -> Self {
+    pub(super) fn new(plan: &Plan, mut ledger: Ledger, down: Option<Down>, gaps: Option<u64>) -> Self {
         let ack_latency = Latency::new(std::mem::take(&mut ledger.ack_latency));
         let broker_latency = Latency::new(std::mem::take(&mut ledger.broker_latency));
         let unfinished = ledger.unfinished();
@@ -124,30 +149,73 @@ impl Report {
             port_unreachable: tally.unreachable,
             ack_latency,
             verified,
+            to_sensors: plan.down.zip(down).map(|(period, down)| ToSensors::new(period, down)),
         }
     }
 
     /// What is wrong, if something is.
     pub(super) fn verdict(&self) -> Option<String> {
-        let verified = self.verified.as_ref().filter(|verified| !verified.ok)?;
         let mut parts = Vec::new();
-        for (count, what, named) in [
-            (verified.lost, "acknowledged and not delivered", &verified.first_lost),
-            (verified.duplicates_at_qos_2, "delivered more than once", &verified.first_duplicates_at_qos_2),
-            (verified.strange, "not as sent", &verified.first_strange),
-        ] {
-            if count > 0 {
-                let more = if count > named.len() as u64 { ", …" } else { "" };
-                parts.push(format!("{count} {what} (sensor:message {}{more})", named.join(", ")));
-            }
+        if let Some(verified) = &self.verified {
+            let Verified { lost, duplicates_at_qos_2, strange, .. } = *verified;
+            parts.extend([
+                offence(lost, "acknowledged and not delivered", &verified.first_lost),
+                offence(duplicates_at_qos_2, "delivered more than once", &verified.first_duplicates_at_qos_2),
+                offence(strange, "not as sent", &verified.first_strange),
+            ]);
         }
-        if verified.gaps > 0 {
-            parts.push(format!(
-                "the broker forgot our subscription {} times, which may be the cause",
-                verified.gaps
-            ));
+        if let Some(down) = &self.to_sensors {
+            let ToSensors { lost, duplicates_at_qos_2, strange, .. } = *down;
+            parts.extend([
+                offence(lost, "not delivered to sensors", &down.first_lost),
+                offence(
+                    duplicates_at_qos_2,
+                    "delivered to sensors more than once",
+                    &down.first_duplicates_at_qos_2,
+                ),
+                offence(strange, "not delivered to sensors as sent", &down.first_strange),
+            ]);
+        }
+        let mut parts: Vec<_> = parts.into_iter().flatten().collect();
+        if parts.is_empty() {
+            return None;
+        }
+        let gaps = self.verified.as_ref().map_or(0, |verified| verified.gaps);
+        if gaps > 0 {
+            parts.push(format!("the broker forgot our subscription {gaps} times, which may be the cause"));
         }
         Some(parts.join("; "))
+    }
+}
+
+fn offence(count: u64, what: &str, named: &[String]) -> Option<String> {
+    let more = if count > named.len() as u64 { ", …" } else { "" };
+    (count > 0).then(|| format!("{count} {what} (sensor:message {}{more})", named.join(", ")))
+}
+
+impl ToSensors {
+    fn new(period: Duration, mut down: Down) -> Self {
+        let latency = Latency::new(std::mem::take(&mut down.latency));
+        let DownTally { sent, taken, got, fetched, forgotten } = down.tally;
+        let Verdict { lost, repeated, strange, duplicates, unacked_missing } = down.verdict();
+        Self {
+            ok: lost.count + repeated.count + strange.count == 0,
+            period_ms: period.as_secs_f64() * 1000.0,
+            sent,
+            acked: taken,
+            delivered: got,
+            fetched_by_sleepers: fetched,
+            lost: lost.count,
+            duplicates,
+            duplicates_at_qos_2: repeated.count,
+            strange: strange.count,
+            forgotten_with_clean_sessions: forgotten,
+            unacknowledged_and_not_delivered: unacked_missing,
+            first_lost: lost.named,
+            first_duplicates_at_qos_2: repeated.named,
+            first_strange: strange.named,
+            latency,
+        }
     }
 }
 
@@ -177,12 +245,27 @@ impl fmt::Display for Report {
             row("unacked, not delivered", &verified.unacknowledged_and_not_delivered)?;
             row("not as sent", &verified.strange)?;
         }
+        if let Some(down) = &self.to_sensors {
+            row("sent to sensors", &down.sent)?;
+            row("acked by the broker", &down.acked)?;
+            row("delivered to sensors", &down.delivered)?;
+            row("  fetched by sleepers", &down.fetched_by_sleepers)?;
+            row("lost on the way", &down.lost)?;
+            row("duplicates at sensors", &(down.duplicates + down.duplicates_at_qos_2))?;
+            row("gone with clean sessions", &down.forgotten_with_clean_sessions)?;
+            row("unacked, not delivered", &down.unacknowledged_and_not_delivered)?;
+            row("not as sent", &down.strange)?;
+        }
         if self.qos > 0 {
             writeln!(f, "publish to ack               {}", self.ack_latency)?;
         }
         if let Some(verified) = &self.verified {
             writeln!(f, "publish to broker            {}", verified.broker_latency)?;
-            let result = if verified.ok { "every promise kept" } else { "FAILED" };
+            if let Some(down) = &self.to_sensors {
+                writeln!(f, "broker to sensor             {}", down.latency)?;
+            }
+            let ok = verified.ok && self.to_sensors.as_ref().is_none_or(|down| down.ok);
+            let result = if ok { "every promise kept" } else { "FAILED" };
             writeln!(f, "verification                 {result}")?;
         }
         Ok(())

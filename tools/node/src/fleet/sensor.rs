@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mqtt_sn_gateway::node::{Backoff, Counters, Event, Node, Options, Outcome, PublishId, Topic};
-use mqtt_sn_gateway::topic::{ClientId, NameError, TopicName};
+use mqtt_sn_gateway::node::{
+    Backoff, Counters, Event, Filter, Message, Node, Options, Outcome, PublishId, Topic,
+};
+use mqtt_sn_gateway::topic::{ClientId, NameError, TopicFilter, TopicName};
 
 use super::Plan;
 use super::air::Air;
@@ -36,6 +38,12 @@ pub(super) enum Note {
     ConnectionLost,
     /// The session began anew without the sensor's doing.
     Restarted,
+    /// The gateway holds its subscription.
+    Hears { node: u32 },
+    /// It begins a clean session anew, and with it its subscription.
+    Forgets { node: u32 },
+    /// A message came; `fetched`: by a sleeper that woke for it.
+    Got { node: u32, message: Message, fetched: bool, at: Instant },
     /// The sensor is done.
     Done { counters: Counters, lost: u64, unreachable: u64 },
 }
@@ -52,6 +60,12 @@ pub(super) struct Sensor {
     up: Air,
     down: Air,
     stage: Stage,
+    /// Whether the gateway holds its subscription, and shall.
+    hears: bool,
+    /// Its subscription was refused; it asks again with its next message.
+    resubscribe: bool,
+    /// Nothing more is owed to it.
+    may_leave: bool,
     next_publish: Instant,
     end: Instant,
     sequence: u32,
@@ -98,6 +112,9 @@ impl Sensor {
             up: Air::new(plan.weather, random.u64(..)),
             down: Air::new(plan.weather, random.u64(..)),
             stage: Stage::Off(on),
+            hears: false,
+            resubscribe: false,
+            may_leave: plan.down.is_none(),
             next_publish: on + plan.period.mul_f64(random.f64()),
             end: start + plan.duration,
             number,
@@ -122,6 +139,7 @@ impl Sensor {
         {
             self.stage = Stage::On;
             self.node.connect(now);
+            self.subscribe(now);
         }
         // Open loop: a message is due when it is due, whatever became of the one before.
         while self.stage == Stage::On && self.next_publish <= now && self.next_publish < self.end {
@@ -133,6 +151,7 @@ impl Sensor {
         }
         self.node.handle_timeout(now);
         self.listen(now);
+        self.attend();
         self.leave(now);
         self.nap(now);
         while let Some(frame) = self.node.poll_transmit() {
@@ -144,7 +163,8 @@ impl Sensor {
         let next = match self.stage {
             Stage::Off(at) => Some(at),
             Stage::On if self.next_publish < self.end => Some(self.next_publish),
-            Stage::On => Some(if self.node.pending() == 0 { self.end } else { self.end + self.plan.settle }),
+            Stage::On if self.node.pending() == 0 && self.may_leave => Some(self.end),
+            Stage::On => Some(self.end + self.plan.settle),
             Stage::Leaving | Stage::Done => None,
         };
         let others = [self.node.poll_timeout(), self.up.poll_timeout(), self.down.poll_timeout()];
@@ -170,6 +190,11 @@ impl Sensor {
         self.end = self.end.min(now);
     }
 
+    /// Leaves as soon as its own messages are settled.
+    pub(super) fn release(&mut self) {
+        self.may_leave = true;
+    }
+
     pub(super) fn is_done(&self) -> bool {
         self.stage == Stage::Done
     }
@@ -181,6 +206,9 @@ impl Sensor {
     }
 
     fn publish(&mut self, now: Instant) {
+        if std::mem::take(&mut self.resubscribe) {
+            self.subscribe(now);
+        }
         let payload = payload(self.run, self.number, self.sequence, self.plan.payload_size);
         let topic = Topic::Name(self.topic.clone());
         match self.node.publish(now, topic, payload, self.plan.qos, false) {
@@ -191,6 +219,31 @@ impl Sensor {
                 self.sequence += 1;
             }
             Err(_) => self.notes.push_back(Note::Shed),
+        }
+    }
+
+    fn subscribe(&mut self, now: Instant) {
+        // A topic that is too long for SUBSCRIBE is too long for REGISTER too, and nothing was published either.
+        if self.plan.down.is_some()
+            && let Ok(filter) =
+                self.plan.template.down(self.number).and_then(|t| TopicFilter::new(t.to_string()))
+        {
+            let _ = self.node.subscribe(now, Filter::Name(filter), self.plan.qos);
+        }
+    }
+
+    /// Notes when the subscription is in force.
+    fn attend(&mut self) {
+        if self.plan.down.is_some() && !self.hears && !self.resubscribe && self.node.is_subscribed() {
+            self.hears = true;
+            self.notes.push_back(Note::Hears { node: self.number });
+        }
+    }
+
+    /// A clean session begins anew, now or with the next connection.
+    fn forget(&mut self) {
+        if self.plan.clean_session && std::mem::take(&mut self.hears) {
+            self.notes.push_back(Note::Forgets { node: self.number });
         }
     }
 
@@ -206,8 +259,23 @@ impl Sensor {
                 Event::Asleep => self.notes.push_back(Note::Asleep),
                 Event::Connected => self.notes.push_back(Note::Connected),
                 Event::ConnectRefused(_) => self.notes.push_back(Note::ConnectRefused),
-                Event::ConnectionLost(_) => self.notes.push_back(Note::ConnectionLost),
-                Event::Restarted => self.notes.push_back(Note::Restarted),
+                Event::ConnectionLost(_) => {
+                    self.notes.push_back(Note::ConnectionLost);
+                    self.forget();
+                }
+                Event::Restarted => {
+                    self.notes.push_back(Note::Restarted);
+                    self.forget();
+                }
+                Event::Subscribed { result: Err(_), .. } => {
+                    self.notes.push_back(Note::Refused);
+                    self.resubscribe = true;
+                    self.forget();
+                }
+                Event::Message(message) => {
+                    let (node, fetched) = (self.number, self.node.is_asleep());
+                    self.notes.push_back(Note::Got { node, message, fetched, at: now });
+                }
                 Event::Disconnected => self.stage = Stage::Done,
                 _ => {}
             }
@@ -220,12 +288,14 @@ impl Sensor {
         if self.stage == Stage::On && self.node.is_idle() {
             self.node.sleep(now, sleep);
         } else if self.node.is_asleep() && self.node.pending() > 0 {
+            self.forget();
             self.node.connect(now);
         }
     }
 
     fn leave(&mut self, now: Instant) {
-        let over = now >= self.end && (self.node.pending() == 0 || now >= self.end + self.plan.settle);
+        let settled = self.node.pending() == 0 && self.may_leave;
+        let over = now >= self.end && (settled || now >= self.end + self.plan.settle);
         if over && matches!(self.stage, Stage::On | Stage::Off(_)) {
             self.stage = Stage::Leaving;
             self.node.disconnect(now);

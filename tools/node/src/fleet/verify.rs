@@ -1,16 +1,19 @@
-//! A subscriber at the broker.
+//! A subscriber at the broker, which also publishes what the sensors are sent.
 
+use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mqtt_sn_gateway::mqtt::{Connection, Event, Message, Options, QoS};
+use mqtt_sn_gateway::mqtt::{Connection, Event, Message, Options, QoS, Token};
 use mqtt_sn_gateway::topic::TopicFilter;
+use mqtt_sn_gateway::wire::Qos;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
+use super::down::Letter;
 use crate::failure::Failure;
 use crate::shell::Gateway;
 
@@ -20,8 +23,24 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two attempts to come back to the broker.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// What the broker delivers, and when.
-pub(super) type Seen = (Message, Instant);
+/// Messages to sensors that the broker has not acknowledged: more wait outside, while it is away or slow.
+const UNDER_WAY: usize = 256;
+
+/// What the broker says, and when.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// A message of a sensor.
+    Message(Message, Instant),
+    /// It has taken over a message to a sensor.
+    Taken(Letter, Instant),
+}
+
+/// A message to a sensor.
+#[derive(Debug)]
+pub(super) struct Post {
+    pub(super) letter: Letter,
+    pub(super) message: Message,
+}
 
 /// A subscriber with a session of its own, so that it misses nothing while it is away; the session is removed at the end.
 /// It has a thread of its own: brokers drop messages for a subscriber that is slow to acknowledge, and a thousand sensors
@@ -37,8 +56,10 @@ impl Verifier {
     pub(super) async fn start(
         broker: Gateway,
         filter: TopicFilter,
+        qos: Qos,
         run: u32,
-        seen: mpsc::Sender<Seen>,
+        heard: mpsc::Sender<Heard>,
+        posts: mpsc::Receiver<Post>,
     ) -> Result<Self, Failure> {
         let name = format!("{}:{}", broker.host, broker.port);
         let failed = |reason: String| Failure::Broker { broker: name.clone(), reason };
@@ -48,8 +69,11 @@ impl Verifier {
             connection: Connection::new(Options::new(format!("mqtt-sn-node-verify-{run:08x}"))),
             broker,
             filter,
+            qos: if qos == Qos::ExactlyOnce { QoS::ExactlyOnce } else { QoS::AtLeastOnce },
             ready: Some(ready),
-            seen,
+            heard,
+            posts,
+            letters: BTreeMap::new(),
             gaps: 0,
         };
         let (done, ended) = oneshot::channel();
@@ -79,9 +103,14 @@ struct Subscriber {
     connection: Connection,
     broker: Gateway,
     filter: TopicFilter,
+    /// What the broker must grant: less may lose or double by itself.
+    qos: QoS,
     /// Until we have subscribed for the first time.
     ready: Option<oneshot::Sender<Result<(), String>>>,
-    seen: mpsc::Sender<Seen>,
+    heard: mpsc::Sender<Heard>,
+    posts: mpsc::Receiver<Post>,
+    /// Those under way.
+    letters: BTreeMap<Token, Letter>,
     gaps: u64,
 }
 
@@ -142,6 +171,10 @@ impl Subscriber {
                     len => self.connection.handle_bytes(Instant::now(), &buffer[..len]),
                 },
                 () = super::sleep(self.connection.poll_timeout()) => self.connection.handle_timeout(Instant::now()),
+                Some(post) = self.posts.recv(), if self.has_room() => {
+                    self.post(post).await?;
+                    Ok(())
+                }
                 Ok(()) = stop.changed() => {
                     self.connection.purge();
                     Ok(())
@@ -151,30 +184,54 @@ impl Subscriber {
         }
     }
 
+    fn has_room(&self) -> bool {
+        self.connection.is_connected() && self.connection.unfinished() < UNDER_WAY
+    }
+
+    async fn post(&mut self, Post { letter, message }: Post) -> Result<(), String> {
+        match self.connection.publish(message).map_err(|e| e.to_string())? {
+            Some(token) => {
+                self.letters.insert(token, letter);
+            }
+            None => self.tell(Heard::Taken(letter, Instant::now())).await,
+        }
+        Ok(())
+    }
+
+    /// An error: nobody listens any more, the run is over.
+    async fn tell(&self, heard: Heard) {
+        let _ = self.heard.send(heard).await;
+    }
+
     async fn events(&mut self) -> Result<Option<End>, String> {
         while let Some(event) = self.connection.poll_event() {
             match event {
                 Event::Connected { session_present: false } => {
                     self.gaps += u64::from(self.ready.is_none());
-                    let filters = [(self.filter.clone(), QoS::ExactlyOnce)];
+                    let filters = [(self.filter.clone(), self.qos)];
                     self.connection.subscribe(&filters).map_err(|e| e.to_string())?;
                 }
                 Event::Subscribed(_, granted) => match (granted.first(), self.ready.take()) {
-                    (Some(Ok(QoS::ExactlyOnce)), Some(ready)) => {
+                    (Some(Ok(qos)), Some(ready)) if *qos >= self.qos => {
                         let _ = ready.send(Ok(()));
                     }
-                    (Some(Ok(QoS::ExactlyOnce)), None) => {}
+                    (Some(Ok(qos)), None) if *qos >= self.qos => {}
                     (_, ready) => {
                         self.ready = ready;
-                        return Err(format!("it refuses the subscription to {} at QoS 2", self.filter));
+                        let (filter, qos) = (&self.filter, self.qos as u8);
+                        return Err(format!("it refuses the subscription to {filter} at QoS {qos}"));
                     }
                 },
                 Event::Message { message, delivery, .. } => {
                     if let Some(delivery) = delivery {
                         self.connection.settle(delivery);
                     }
-                    // Nobody listens any more: the run is over.
-                    let _ = self.seen.send((message, Instant::now())).await;
+                    self.tell(Heard::Message(message, Instant::now())).await;
+                }
+                Event::Completed(token, Ok(())) => {
+                    if let Some(letter) = self.letters.remove(&token) {
+                        self.tell(Heard::Taken(letter, Instant::now())).await;
+                    }
                 }
                 Event::Refused(refusal) => return Err(refusal.to_string()),
                 Event::Reconnect => return Ok(Some(End::Again)),

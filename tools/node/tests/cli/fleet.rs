@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mqtt_sn_gateway::wire::{Frame, Packet, Publish, Qos};
+use mqtt_sn_gateway::wire::{
+    FilterRef, Frame, MsgIdOnly, Packet, Publish, Qos, ReturnCode, SubAck, Subscribe, TopicAck, TopicRef,
+};
 use serde_json::Value;
 
-use crate::gateway::{Gateway, good};
+use crate::gateway::{Gateway, Octets, encode, good, message};
 use crate::run;
 
 #[test]
@@ -94,6 +97,56 @@ fn a_message_on_the_wrong_topic_or_altered_is_named() {
 }
 
 #[test]
+fn messages_to_the_sensors_are_accounted_for_as_well() {
+    for qos in [1, 2] {
+        let (gateway, broker) = bridge(Fault::None);
+        let dir = tempfile::tempdir().unwrap();
+        let report = dir.path().join("report.json");
+        let ran = run(&format!(
+            "fleet {} --nodes 4 --sleepers 50% --keepalive 1 --rate 2/s --down 5/s --qos {qos} --retry 100ms --loss 5% \
+             --duration 1s --settle 10s -c --verify mqtt://127.0.0.1:{broker} --report {}",
+            gateway.args(),
+            report.display()
+        ))
+        .ends_with(0);
+        let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+        let number = |name: &str| report["to_sensors"][name].as_u64().unwrap();
+        assert!(number("sent") > 5, "{report}");
+        assert_eq!(number("acked"), number("sent"), "{report}");
+        assert!(number("delivered") >= number("sent"), "{report}");
+        assert_eq!(number("lost") + number("duplicates_at_qos_2") + number("strange"), 0, "{report}");
+        assert!(
+            ran.out.contains("broker to sensor") && ran.out.contains("every promise kept"),
+            "{}",
+            ran.out
+        );
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_message_to_a_sensor_is_named() {
+    for (fault, said) in [
+        (Fault::Lose, "1 not delivered to sensors (sensor:message 1:2)"),
+        (Fault::Repeat, "1 delivered to sensors more than once (sensor:message 1:2 came 2 times)"),
+        (Fault::Alter, "1 not delivered to sensors as sent (sensor:message 1:2 was altered on its way)"),
+    ] {
+        let (gateway, broker) = faulty_bridge(Fault::None, fault);
+        run(&format!(
+            "fleet {} --nodes 2 --rate 10/s --down 5/s -q 2 -k 1 --duration 1s --settle 2s --verify mqtt://127.0.0.1:{broker}",
+            gateway.args()
+        ))
+        .ends_with(1)
+        .says(said);
+    }
+}
+
+#[test]
+fn messages_to_sensors_need_a_broker_and_a_topic_for_each() {
+    run("fleet --down 1/s").ends_with(2).says("--verify");
+    run("fleet --down 1/s --topic same --verify mqtt://127.0.0.1").ends_with(2).says("{node}");
+}
+
+#[test]
 fn it_works_without_a_broker() {
     let (gateway, _) = bridge(Fault::None);
     let ran = run(&format!("fleet {} --nodes 3 --rate 5/s --duration 1s --payload-size 100", gateway.args()));
@@ -156,10 +209,20 @@ enum Fault {
 
 /// A gateway, and the port of a broker to which it brings every message once.
 fn bridge(fault: Fault) -> (Gateway, u16) {
+    faulty_bridge(fault, Fault::None)
+}
+
+/// Messages that the broker has for sensors.
+type Post = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
+/// One that does wrong to messages of sensors, and to messages to them.
+fn faulty_bridge(fault: Fault, down: Fault) -> (Gateway, u16) {
     let (deliver, deliveries) = channel();
-    let broker = broker(deliveries);
+    let post = Post::default();
+    let broker = broker(deliveries, Arc::clone(&post));
     let mut names = BTreeMap::new();
     let mut done = BTreeSet::new();
+    let mut bag = Bag { post, fault: down, open: BTreeMap::new(), topics: BTreeMap::new(), msg_id: 0 };
     let gateway = Gateway::start(move |from, frame| {
         match frame.packet {
             Packet::Register(register) => {
@@ -170,14 +233,82 @@ fn bridge(fault: Fault) -> (Gateway, u16) {
             }
             _ => {}
         }
-        answer(from, frame)
+        let mut out = bag.hand_out(from, frame);
+        // Behind what it hands out: a PINGRESP is the end of it.
+        out.extend(answer(from, frame));
+        out
     });
     (gateway, broker)
+}
+
+/// Messages for sensors, which get theirs when they say something, and again until they acknowledge.
+struct Bag {
+    post: Post,
+    fault: Fault,
+    topics: BTreeMap<String, (SocketAddr, Qos)>,
+    /// By sensor and MsgId.
+    open: BTreeMap<(SocketAddr, u16), Open>,
+    msg_id: u16,
+}
+
+/// A message with its QoS, or nothing more than the PUBREL of one.
+type Open = Option<(Qos, Vec<u8>)>;
+
+impl Bag {
+    const TOPIC: u16 = 8;
+
+    fn hand_out(&mut self, from: SocketAddr, frame: &Frame<'_>) -> Vec<Octets> {
+        match frame.packet {
+            Packet::Subscribe(Subscribe { qos, topic: FilterRef::Name(name), .. }) => {
+                self.topics.insert(String::from_utf8(name.to_vec()).unwrap(), (from, qos));
+                return Vec::new();
+            }
+            // It sleeps from now on.
+            Packet::Disconnect(_) => return Vec::new(),
+            Packet::PubAck(TopicAck { msg_id, .. }) | Packet::PubComp(MsgIdOnly { msg_id }) => {
+                self.open.remove(&(from, msg_id));
+            }
+            Packet::PubRec(MsgIdOnly { msg_id }) => {
+                self.open.insert((from, msg_id), None);
+            }
+            _ => {}
+        }
+        for (topic, data) in std::mem::take(&mut *self.post.lock().unwrap()) {
+            let (to, qos) = self.topics[&topic];
+            let mut data = data;
+            let faulty = data[8..].starts_with(b" 1 2 ");
+            if faulty && self.fault == Fault::Alter {
+                *data.last_mut().unwrap() = b'!';
+            }
+            let times = match self.fault {
+                Fault::Lose if faulty => 0,
+                Fault::Repeat if faulty => 2,
+                _ => 1,
+            };
+            for _ in 0..times {
+                self.msg_id += 1;
+                self.open.insert((to, self.msg_id), Some((qos, data.clone())));
+            }
+        }
+        let topic = TopicRef::Normal(Self::TOPIC);
+        let packet = |(msg_id, open): (u16, &Open)| match open {
+            Some((qos, data)) => message(frame, topic, *qos, msg_id, data),
+            None => encode(frame, Packet::PubRel(MsgIdOnly { msg_id })),
+        };
+        let of_it = self.open.range((from, 0)..=(from, u16::MAX));
+        let out = of_it.map(|((_, msg_id), open)| packet((*msg_id, open))).collect();
+        self.open.retain(|(to, _), open| *to != from || !matches!(open, Some((Qos::AtMostOnce, _))));
+        out
+    }
 }
 
 fn answer(_: SocketAddr, frame: &Frame<'_>) -> Vec<Vec<u8>> {
     match frame.packet {
         Packet::Publish(Publish { qos: Qos::AtMostOnce, .. }) => Vec::new(),
+        Packet::Subscribe(Subscribe { qos, msg_id, .. }) => {
+            let code = ReturnCode::Accepted;
+            vec![encode(frame, Packet::SubAck(SubAck { qos, topic_id: Bag::TOPIC, msg_id, code }))]
+        }
         _ => good(frame),
     }
 }
@@ -200,19 +331,19 @@ fn bring(deliver: &Sender<(String, Vec<u8>)>, topic: &str, publish: Publish<'_>,
     }
 }
 
-/// A broker that takes one subscriber after another and sends it what comes, at QoS 0.
-fn broker(deliveries: Receiver<(String, Vec<u8>)>) -> u16 {
+/// A broker that takes one subscriber after another and sends it what comes, at QoS 0; what it publishes goes to the post.
+fn broker(deliveries: Receiver<(String, Vec<u8>)>, post: Post) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for socket in listener.incoming() {
-            serve(socket.unwrap(), &deliveries);
+            serve(socket.unwrap(), &deliveries, &post);
         }
     });
     port
 }
 
-fn serve(mut socket: TcpStream, deliveries: &Receiver<(String, Vec<u8>)>) {
+fn serve(mut socket: TcpStream, deliveries: &Receiver<(String, Vec<u8>)>, post: &Post) {
     socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
     let mut input = Vec::new();
     loop {
@@ -226,13 +357,7 @@ fn serve(mut socket: TcpStream, deliveries: &Receiver<(String, Vec<u8>)>) {
         // Everything a subscriber sends is shorter than 128 octets.
         while input.len() > 1 && input.len() >= 2 + usize::from(input[1]) {
             let packet: Vec<u8> = input.drain(..2 + usize::from(input[1])).collect();
-            let answer = match packet[0] >> 4 {
-                1 => vec![0x20, 2, 0, 0],
-                8 => vec![0x90, 3, packet[2], packet[3], 2],
-                12 => vec![0xD0, 0],
-                _ => Vec::new(),
-            };
-            if socket.write_all(&answer).is_err() {
+            if socket.write_all(&serve_packet(&packet, post)).is_err() {
                 return;
             }
         }
@@ -245,5 +370,26 @@ fn serve(mut socket: TcpStream, deliveries: &Receiver<(String, Vec<u8>)>) {
                 return;
             }
         }
+    }
+}
+
+fn serve_packet(packet: &[u8], post: &Post) -> Vec<u8> {
+    match packet[0] >> 4 {
+        1 => vec![0x20, 2, 0, 0],
+        3 => {
+            let (qos, topic_end) = (packet[0] >> 1 & 3, 4 + usize::from(packet[3]));
+            let id = if qos == 0 { &[][..] } else { &packet[topic_end..topic_end + 2] };
+            let topic = String::from_utf8(packet[4..topic_end].to_vec()).unwrap();
+            post.lock().unwrap().push((topic, packet[topic_end + id.len()..].to_vec()));
+            match (qos, id) {
+                (1, [high, low]) => vec![0x40, 2, *high, *low],
+                (2, [high, low]) => vec![0x50, 2, *high, *low],
+                _ => Vec::new(),
+            }
+        }
+        6 => vec![0x70, 2, packet[2], packet[3]],
+        8 => vec![0x90, 3, packet[2], packet[3], 2],
+        12 => vec![0xD0, 0],
+        _ => Vec::new(),
     }
 }
