@@ -5,6 +5,8 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use mqtt_sn_gateway::mqtt::QoS;
+use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::app::App;
 use crate::process::{Beside, Gateway, Process, free_udp, gateway_program};
@@ -105,5 +107,32 @@ fn a_fleet_on_a_bad_radio_loses_nothing_and_doubles_nothing_at_qos_2() {
         );
         let table = expect_end(fleet, 0);
         assert!(table.contains("every promise kept"), "{table}");
+    }
+}
+
+#[test]
+fn a_fleet_with_sleepers_on_a_bad_radio_loses_nothing_either_way() {
+    let folder = TempDir::new().unwrap();
+    for qos in ["1", "2"] {
+        let gateway = Gateway::beside(Beside::Mosquitto);
+        let broker = format!("mqtt://127.0.0.1:{}", gateway.broker_port);
+        let report = folder.path().join(qos);
+        let fleet = "fleet --nodes 40 --sleepers 30% --keepalive 1 --rate 1/2s --down 1/s --retry 500ms --loss 10% \
+                     --dup 2% --reorder 2% --duration 5s --seed 7 -c";
+        let mut arguments: Vec<_> = fleet.split_whitespace().collect();
+        arguments.extend(["--qos", qos, "--verify", &broker, "--report", report.to_str().unwrap()]);
+        let table = expect_end(node(gateway.port, &arguments), 0);
+        assert!(table.contains("every promise kept"), "{table}");
+        // Nothing was promised that was not tried.
+        let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+        let number = |part: &str, name: &str| report[part][name].as_u64().unwrap();
+        assert!(report["acked"].as_u64().unwrap() > 50 && report["naps"].as_u64().unwrap() > 12, "{report}");
+        assert!(
+            number("to_sensors", "acked") > 100 && number("to_sensors", "fetched_by_sleepers") > 12,
+            "{report}"
+        );
+        assert!(number("to_sensors", "delivered") >= number("to_sensors", "acked"), "{report}");
+        assert_eq!(number("verified", "lost") + number("to_sensors", "lost"), 0, "{report}");
+        assert_eq!(number("to_sensors", "forgotten_with_clean_sessions"), 0, "{report}");
     }
 }
