@@ -34,6 +34,8 @@ pub struct Facts {
     pub retained_qos_max: QoS,
     /// A filter with wildcards brings retained messages.
     pub retained_by_wildcards: bool,
+    /// A filter that begins with a wildcard brings no topic that begins with a dollar.
+    pub hides_dollar: bool,
     /// It still knows its sessions after `kill -9`.
     pub keeps_sessions: bool,
 }
@@ -46,6 +48,7 @@ impl Broker {
             qos_max: QoS::ExactlyOnce,
             retained_qos_max: QoS::ExactlyOnce,
             retained_by_wildcards: true,
+            hides_dollar: true,
             keeps_sessions: false, // not configured to
         };
         Self { port: mosquitto.port, facts, kind: Kind::Mosquitto(mosquitto) }
@@ -58,6 +61,7 @@ impl Broker {
             qos_max: QoS::AtLeastOnce,
             retained_qos_max: QoS::AtLeastOnce,
             retained_by_wildcards: false,
+            hides_dollar: false,
             keeps_sessions: true,
         };
         Self { port: rabbitmq.port, facts, kind: Kind::RabbitMq(rabbitmq) }
@@ -70,6 +74,7 @@ impl Broker {
             qos_max: QoS::ExactlyOnce,
             retained_qos_max: QoS::AtLeastOnce,
             retained_by_wildcards: true,
+            hides_dollar: true,
             keeps_sessions: false,
         };
         let mut broker = Self { port, facts, kind: Kind::Aedes { port, process: None } };
