@@ -1,13 +1,13 @@
 //! Runs rows ahead of the test functions that ask for them: a row mostly waits, so many run at once however few test threads
 //! there are, and the folder takes about as long as its longest row.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread;
 
-use crate::{RUN, TABLE, number, runner};
+use crate::runner;
 
 /// Rows that run at once: as many gateway processes, mostly idle.
 const AT_ONCE: usize = 32;
@@ -16,22 +16,21 @@ type Outcome = Result<(), String>;
 
 /// What a test function does.
 pub(crate) fn check(module: &str, row: &str) {
-    let (_, section) = module.rsplit_once("::").unwrap_or(("", module));
-    if let Err(report) = outcome(section, row) {
+    let (_, module) = module.split_once("::").unwrap_or(("", module));
+    if let Err(report) = outcome(&format!("{module}::{row}")) {
         panic!("{report}");
     }
 }
 
-/// How a row went; runs it here if nobody has foreseen that it would be asked for.
-pub(crate) fn outcome(section: &str, row: &str) -> Outcome {
+/// How the row of this test went; runs it here if nobody has foreseen that it would be asked for.
+pub(crate) fn outcome(name: &str) -> Outcome {
     static AHEAD: LazyLock<Arc<Ahead>> = LazyLock::new(Ahead::start);
-    let name = format!("{section}::{row}");
     if !AHEAD.foreseen.contains(&name) {
-        return carry_out(row);
+        return carry_out(name);
     }
     let mut done = AHEAD.done.lock().unwrap();
     loop {
-        if let Some(outcome) = done.get(&name) {
+        if let Some(outcome) = done.get(name) {
             return outcome.clone();
         }
         done = AHEAD.changed.wait(done).unwrap();
@@ -39,18 +38,17 @@ pub(crate) fn outcome(section: &str, row: &str) -> Outcome {
 }
 
 struct Ahead {
-    foreseen: Vec<String>,
-    waiting: Mutex<VecDeque<(String, &'static str)>>,
-    done: Mutex<BTreeMap<String, Outcome>>,
+    foreseen: BTreeSet<&'static str>,
+    waiting: Mutex<VecDeque<&'static str>>,
+    done: Mutex<BTreeMap<&'static str, Outcome>>,
     changed: Condvar,
 }
 
 impl Ahead {
     fn start() -> Arc<Self> {
         let asked = Asked::from_arguments();
-        let run = RUN.iter().map(|(section, row)| (format!("{section}::{row}"), *row));
-        let waiting: VecDeque<_> = run.filter(|(name, _)| asked.fits(name)).collect();
-        let foreseen = waiting.iter().map(|(name, _)| name.clone()).collect();
+        let waiting: VecDeque<_> = crate::tests().filter(|name| asked.fits(name)).collect();
+        let foreseen = waiting.iter().copied().collect();
         let ahead =
             Self { foreseen, waiting: Mutex::new(waiting), done: Mutex::default(), changed: Condvar::new() };
         let ahead = Arc::new(ahead);
@@ -63,18 +61,19 @@ impl Ahead {
 
     fn work(&self) {
         loop {
-            let Some((name, row)) = self.waiting.lock().unwrap().pop_front() else { return };
-            let outcome = carry_out(row);
+            let Some(name) = self.waiting.lock().unwrap().pop_front() else { return };
+            let outcome = carry_out(name);
             self.done.lock().unwrap().insert(name, outcome);
             self.changed.notify_all();
         }
     }
 }
 
-fn carry_out(row: &str) -> Outcome {
-    let row = &TABLE[&number(row)];
-    catch_unwind(AssertUnwindSafe(|| runner::run(row)))
-        .unwrap_or_else(|_| Err(format!("T-{:03}: the runner panicked; see above", row.number)))
+fn carry_out(name: &str) -> Outcome {
+    let (combination, row) = crate::of_test(name);
+    catch_unwind(AssertUnwindSafe(|| runner::run(row, combination)))
+        .unwrap_or_else(|_| Err("the runner panicked; see above".into()))
+        .map_err(|report| format!("{name}: {report}"))
 }
 
 /// Which tests the command line names, as far as it matters for running ahead.

@@ -1,12 +1,18 @@
 //! The conformance table: T-001 to T-206 as black-box tests of the real program, over UDP on one side and TCP on the other.
 //!
 //! The rows stand in the `.sn` files beside this one, a section each; `script.rs` says how they are written, `fixtures.sn` what
-//! "given" means. Every row has a gateway process, a broker (`stub.rs`) and sockets of its own. `cargo test --test conformance t079`
-//! runs one row; what fails is told with everything that was sent and received.
+//! "given" means. Every row has a gateway process, a broker and sockets of its own. The whole table is run three times, and a
+//! sample of it in the other combinations of mode, version of MQTT and broker (`combination.rs`):
+//! `cargo test --test conformance transparent::` is one of them, `t079` one row wherever it is run. What fails is told with
+//! everything that was sent and received.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by panicking")]
 
 mod ahead;
+mod broker;
+mod combination;
+mod dialect;
 mod process;
+mod real;
 mod runner;
 mod script;
 mod self_test;
@@ -17,6 +23,7 @@ use std::sync::LazyLock;
 
 use mqtt_sn_gateway::wire::{self, Packet};
 
+use crate::combination::Combination;
 use crate::script::{File, Mode, Part, Row, Step};
 
 macro_rules! files {
@@ -33,59 +40,191 @@ const FILES: [File; 13] = files! {
 /// Rows of the table: 1 to this.
 const ROWS: u16 = 206;
 
-/// The whole table for the mode that is built.
-static TABLE: LazyLock<BTreeMap<u16, Row>> = LazyLock::new(|| {
-    let read =
-        |file| script::rows(file, FIXTURES, Mode::Aggregating).unwrap_or_else(|problem| panic!("{problem}"));
-    FILES.into_iter().flat_map(read).map(|row| (row.number, row)).collect()
+/// The whole table as it reads in each mode.
+static TABLE: LazyLock<[BTreeMap<u16, Row>; 2]> = LazyLock::new(|| {
+    [Mode::Aggregating, Mode::Transparent].map(|mode| {
+        let read = |file| script::rows(file, FIXTURES, mode).unwrap_or_else(|problem| panic!("{problem}"));
+        FILES.into_iter().flat_map(read).map(|row| (row.number, row)).collect()
+    })
 });
+
+fn table(mode: Mode) -> &'static BTreeMap<u16, Row> {
+    &TABLE[usize::from(mode == Mode::Transparent)]
+}
 
 /// The row that a test function is named after.
 fn number(function: &str) -> u16 {
     function.trim_start_matches('t').parse().expect("a test is named t and the number of its row")
 }
 
-/// A test function for each row that must hold.
-macro_rules! rows {
-    ($($section:ident: $($row:ident)*;)*) => {
-        $(mod $section { $(#[test] fn $row() { crate::ahead::check(module_path!(), stringify!($row)) })* })*
-        /// The rows that must hold: section and name.
-        const RUN: &[(&str, &str)] = &[$($((stringify!($section), stringify!($row)),)*)*];
+/// What a test runs: `aggregating::a_framing::t001`, `transparent_v5_stub::t001`.
+fn of_test(name: &str) -> (Combination, &'static Row) {
+    let (combination, _) = name.split_once("::").expect("a combination and a row");
+    let (_, row) = name.rsplit_once("::").expect("a combination and a row");
+    let combination = Combination::named(combination).expect("modules are named after combinations");
+    (combination, &table(combination.mode)[&number(row)])
+}
+
+/// Hands all rows to a macro, by section. With a reason: the row needs a broker that does what the row says.
+macro_rules! all_rows {
+    ($use:ident! $combination:ident) => {
+        $use! { $combination
+            a_framing [
+                t001 t002 t003 t004 t005 t006 t007 t008 t009 t010 t011 t012 t013 t014 t015 t016 t017 t018
+                (t019 "the broker withholds an answer") t020
+            ]
+            b_discovery [
+                t021 t022 t023 t024 t025 t026 t027 t028
+            ]
+            c_connect [
+                t029 t030 t031 t032 t033 t034 t035 t036 (t037 "the broker refuses the connection") t038 t039 t040
+                t041 t042 t043 t044 t045 t046 t047 t048 t049 t050 t051 t052 t053 t054 t055 t056 t057 t058 t059
+                t060 t061 t062 t063 t064
+            ]
+            d_register [
+                t065 t066 t067 t068 t069 t070 t071 t072 t073 t074 t075 t076
+            ]
+            e_publish [
+                t077 t078 (t079 "the broker withholds an answer") (t080 "the broker withholds an answer") t081
+                t082 t083 t084 t085 t086 t087 t088 t089 t090 t091 t092 t093 t094 t095 t096 t097 t098 t099 t100
+                (t101 "the broker withholds an answer")
+            ]
+            f_qos_minus_one [
+                t102 t103 t104 t105 t106 t107 t108 t109
+            ]
+            g_subscribe [
+                t110 t111 t112 t113 t114 t115 t116 t117 (t118 "the broker grants less than was asked for")
+                (t119 "the broker refuses a subscription") t120 t121 t122 t123 t124 t125 t126 t127 t128 t129 t130
+                t131
+            ]
+            h_deliver [
+                t132 t133 t134 t135 t136 t137 (t138 "the broker sets the retain flag for an old subscriber") t139
+                t140 t141 t142 t143 t144 t145 t146 t147 t148 t149 t150 t151 t152 t153 t154
+            ]
+            i_keep_alive [
+                t155 t156 t157 t158 t159 t160 t161
+            ]
+            j_sleep [
+                t162 t163 t164 t165 t166 t167 t168 t169 t170 t171 t172 t173 t174 t175 t176 t177 t178 t179 t180
+                t181 t182 t183 t184 t185
+            ]
+            k_disconnect [
+                t186 t187 t188 t189 t190 t191
+            ]
+            l_forwarder [
+                t192 t193 t194 t195 t196 t197 t198 t199 t200 t201
+            ]
+            m_sessions [
+                t202 t203 t204 t205 t206
+            ]
+        }
     };
 }
 
-rows! {
-    a_framing:
-        t001 t002 t003 t004 t005 t006 t007 t008 t009 t010 t011 t012 t013 t014 t015 t016 t017 t018 t019 t020;
-    b_discovery:
-        t021 t022 t023 t024 t025 t026 t027 t028;
-    c_connect:
-        t029 t030 t031 t032 t033 t034 t035 t036 t037 t038 t039 t040 t041 t042 t043 t044 t045 t046 t047 t048 t049
-        t050 t051 t052 t053 t054 t055 t056 t057 t058 t059 t060 t061 t062 t063 t064;
-    d_register:
-        t065 t066 t067 t068 t069 t070 t071 t072 t073 t074 t075 t076;
-    e_publish:
-        t077 t078 t079 t080 t081 t082 t083 t084 t085 t086 t087 t088 t089 t090 t091 t092 t093 t094 t095 t096 t097
-        t098 t099 t100 t101;
-    f_qos_minus_one:
-        t102 t103 t104 t105 t106 t107 t108 t109;
-    g_subscribe:
-        t110 t111 t112 t113 t114 t115 t116 t117 t118 t119 t120 t121 t122 t123 t124 t125 t126 t127 t128 t129 t130
-        t131;
-    h_deliver:
-        t132 t133 t134 t135 t136 t137 t138 t139 t140 t141 t142 t143 t144 t145 t146 t147 t148 t149 t150 t151 t152
-        t153 t154;
-    i_keep_alive:
-        t155 t156 t157 t158 t159 t160 t161;
-    j_sleep:
-        t162 t163 t164 t165 t166 t167 t168 t169 t170 t171 t172 t173 t174 t175 t176 t177 t178 t179 t180 t181 t182
-        t183 t184 t185;
-    k_disconnect:
-        t186 t187 t188 t189 t190 t191;
-    l_forwarder:
-        t192 t193 t194 t195 t196 t197 t198 t199 t200 t201;
-    m_sessions:
-        t202 t203 t204 t205 t206;
+/// Hands the sample to a macro: rows of every section, all that read differently in the two modes and can be run against any
+/// broker, and those in which the broker does most.
+macro_rules! sample {
+    ($use:ident! $combination:ident) => {
+        $use! { $combination
+            t001 t014 t016 t023 t024 t025 t029 t030 t036 t039 t048 t050 t053 t059 t065 t074 t077 t078 t081 t085 t097
+            t102 t108 t110 t112 t114 t122 t123 t126 t131 t132 t133 t135 t139 t151 t155 t163 t167 t168 t172 t184 t186
+            t189 t191 t192 t199 t202 t203 t204 t206
+        }
+    };
+}
+
+/// A test function for each row. Against a broker that does as it pleases some are ignored.
+macro_rules! table_of_tests {
+    ($combination:ident $($section:ident [$($row:tt)*])*) => {
+        mod $combination { $(mod $section { $(one_test! { $combination $row })* })* }
+    };
+}
+
+macro_rules! sample_of_tests {
+    ($combination:ident $($row:ident)*) => {
+        mod $combination { $(one_test! { $combination $row })* }
+    };
+}
+
+macro_rules! one_test {
+    (mosquitto ($row:ident $why:literal)) => {
+        #[test]
+        #[ignore = $why]
+        fn $row() {
+            crate::ahead::check(module_path!(), stringify!($row))
+        }
+    };
+    ($combination:ident ($row:ident $why:literal)) => {
+        one_test! { $combination $row }
+    };
+    ($combination:ident $row:ident) => {
+        #[test]
+        fn $row() {
+            crate::ahead::check(module_path!(), stringify!($row))
+        }
+    };
+}
+
+/// The names of tests, an empty one for each that is ignored.
+macro_rules! table_of_names {
+    ($combination:ident $($section:ident [$($row:tt)*])*) => { &[$($(one_name! { $combination $section $row }),*),*] };
+}
+
+macro_rules! sample_of_names {
+    ($combination:ident $($row:ident)*) => { &[$(concat!(stringify!($combination), "::", stringify!($row))),*] };
+}
+
+macro_rules! one_name {
+    (mosquitto $section:ident ($row:ident $why:literal)) => {
+        ""
+    };
+    ($combination:ident $section:ident ($row:ident $why:literal)) => {
+        one_name! { $combination $section $row }
+    };
+    ($combination:ident $section:ident $row:ident) => {
+        concat!(stringify!($combination), "::", stringify!($section), "::", stringify!($row))
+    };
+}
+
+/// The rows by section, and why a row needs the stub.
+macro_rules! sections {
+    (rows $($section:ident [$($row:tt)*])*) => { &[$($((stringify!($section), one_row!($row)),)*)*] };
+}
+
+macro_rules! one_row {
+    (($row:ident $why:literal)) => {
+        (stringify!($row), Some($why))
+    };
+    ($row:ident) => {
+        (stringify!($row), None)
+    };
+}
+
+macro_rules! combinations {
+    (tables: $($table:ident)*; samples: $($sample:ident)*;) => {
+        $(all_rows! { table_of_tests! $table })*
+        $(sample! { sample_of_tests! $sample })*
+        /// The tests by combination.
+        const RUN: &[(&str, &[&str])] = &[
+            $((stringify!($table), all_rows! { table_of_names! $table }),)*
+            $((stringify!($sample), sample! { sample_of_names! $sample }),)*
+        ];
+    };
+}
+
+combinations! {
+    tables: aggregating mosquitto;
+    samples:
+        aggregating_v5_stub aggregating_auto_stub aggregating_v311_mosquitto aggregating_v5_mosquitto
+        aggregating_v311_embedded aggregating_auto_embedded;
+}
+
+/// All rows by section, and why if one needs the stub.
+const ALL: &[(&str, (&str, Option<&str>))] = all_rows! { sections! rows };
+
+/// The tests that are run.
+fn tests() -> impl Iterator<Item = &'static str> {
+    RUN.iter().flat_map(|(_, names)| names.iter().copied()).filter(|name| !name.is_empty())
 }
 
 #[test]
@@ -94,16 +233,19 @@ fn every_row_is_here() {
     let rows: usize =
         FILES.iter().map(|(_, text)| text.lines().filter(|line| line.starts_with("T-")).count()).sum();
     assert_eq!(rows, all.len(), "no row is written twice");
-    assert_eq!(TABLE.keys().copied().collect::<BTreeSet<_>>(), all, "every row is written down");
-    let tests: Vec<_> = RUN.iter().map(|(_, row)| number(row)).collect();
-    assert_eq!(tests.len(), all.len(), "no row has two tests");
-    assert_eq!(tests.into_iter().collect::<BTreeSet<_>>(), all, "every row has a test");
-    assert!(TABLE.values().all(|row| !row.steps.is_empty()), "every row has steps");
+    for mode in [Mode::Aggregating, Mode::Transparent] {
+        let table = table(mode);
+        assert_eq!(table.keys().copied().collect::<BTreeSet<_>>(), all, "every row is written down");
+        assert!(table.values().all(|row| !row.steps.is_empty()), "every row has steps");
+    }
+    let listed: Vec<_> = ALL.iter().map(|(_, (row, _))| number(row)).collect();
+    assert_eq!(listed.len(), all.len(), "no row is listed twice");
+    assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), all, "every row is listed");
 }
 
 #[test]
 fn every_row_stands_in_its_section() {
-    for (section, row) in RUN {
+    for (section, (row, _)) in ALL {
         let headline = format!("\nT-{:03} ", number(row));
         let (file, _) = FILES.into_iter().find(|(_, text)| text.contains(&headline)).unwrap();
         assert_eq!(file, format!("{section}.sn"), "{row}");
@@ -111,19 +253,47 @@ fn every_row_stands_in_its_section() {
 }
 
 #[test]
-fn the_table_can_be_read_for_transparent_mode_too() {
-    for file in FILES {
-        let rows = script::rows(file, FIXTURES, Mode::Transparent).unwrap();
-        assert!(rows.iter().all(|row| !row.steps.is_empty()), "{}", file.0);
+fn only_rows_that_need_the_stub_are_not_run_against_mosquitto() {
+    for (_, (row, why)) in ALL {
+        let needed = combination::needs_the_stub(&table(Mode::Aggregating)[&number(row)]);
+        assert_eq!(*why, needed, "{row}");
+    }
+}
+
+/// Each section, and each row that reads differently in the two modes, as far as any broker will do.
+#[test]
+fn the_sample_has_something_of_everything() {
+    let names: &[&str] = sample! { sample_of_names! sample };
+    let sample: BTreeSet<_> = names.iter().map(|name| number(name.rsplit_once("::").unwrap().1)).collect();
+    assert_eq!(sample.len(), names.len(), "no row is twice in the sample");
+    for (section, _) in ALL {
+        let found = ALL.iter().any(|(other, (row, _))| other == section && sample.contains(&number(row)));
+        assert!(found, "{section}");
+    }
+    for number in 1..=ROWS {
+        let rows = [Mode::Aggregating, Mode::Transparent].map(|mode| &table(mode)[&number]);
+        if rows.iter().any(|row| combination::needs_the_stub(row).is_some()) {
+            assert!(!sample.contains(&number), "T-{number:03} needs the stub");
+        }
+    }
+}
+
+#[test]
+fn every_test_has_a_combination_and_no_combination_is_run_twice() {
+    let combinations: Vec<_> = RUN.iter().map(|(name, _)| Combination::named(name).unwrap()).collect();
+    for (at, combination) in combinations.iter().enumerate() {
+        assert!(!combinations[..at].contains(combination), "{combination:?}");
+    }
+    for name in tests() {
+        of_test(name);
     }
 }
 
 /// What clients send in the table is well formed, and what must be ignored is not or is nothing that a client may say.
 #[test]
 fn only_what_must_be_ignored_is_ill_formed() {
-    for (row, line) in
-        TABLE.values().flat_map(|row| row.given.iter().chain(&row.steps).map(move |line| (row, line)))
-    {
+    let rows = TABLE.iter().flat_map(BTreeMap::values);
+    for (row, line) in rows.flat_map(|row| row.given.iter().chain(&row.steps).map(move |line| (row, line))) {
         let Step::Send(send) = &line.step else { continue };
         let octets: Vec<_> = send.octets.0.iter().flat_map(example).collect();
         let allowed = wire::decode(&octets).is_ok_and(|frame| !from_gateways(&frame.packet));

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::script::Settings;
+use crate::combination::Combination;
+use crate::script::{Mode, Settings, Whose};
 
 /// Where gateways listen. Not where clients do: a port is free for a moment between being picked and being the gateway's, and a
 /// client of another row that was given it then would hear what is meant for the gateway.
@@ -30,6 +31,7 @@ const STOPPING: Duration = Duration::from_secs(5);
 /// A running gateway. It ends with this value.
 pub(crate) struct Process {
     child: Child,
+    combination: Combination,
     directory: TempDir,
     /// Where it listens.
     pub(crate) addr: SocketAddr,
@@ -38,14 +40,15 @@ pub(crate) struct Process {
 impl Process {
     pub(crate) fn start(
         settings: &Settings,
+        combination: Combination,
         broker: SocketAddr,
         group: Option<SocketAddr>,
     ) -> Result<Self, String> {
         let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
         let addr = free_port()?;
-        write_config(&directory, settings, broker, group, addr)?;
+        write_config(&directory, settings, combination, broker, group, addr)?;
         let child = spawn(&directory)?;
-        Ok(Self { child, directory, addr })
+        Ok(Self { child, combination, directory, addr })
     }
 
     /// Picks another port if somebody else has taken this one since it was picked.
@@ -60,7 +63,7 @@ impl Process {
         if status.code() != Some(IN_USE) || tried >= PORTS_TRIED {
             return Err(format!("the gateway has ended: {status}"));
         }
-        *self = Self::start(settings, broker, group)?;
+        *self = Self::start(settings, self.combination, broker, group)?;
         Ok(())
     }
 
@@ -116,6 +119,7 @@ fn free_port() -> Result<SocketAddr, String> {
 fn write_config(
     directory: &TempDir,
     settings: &Settings,
+    combination: Combination,
     broker: SocketAddr,
     group: Option<SocketAddr>,
     addr: SocketAddr,
@@ -131,8 +135,11 @@ gateway:
   advertise_interval: {advertise}s
 broker:
   url: mqtt://{broker}
-  protocol: 3.1.1
+  mode: {mode}
+  protocol: {protocol}
+  client_id: {client_id}
   outage: reject
+  grace: {grace}ms
 transports:
   - name: lan
     type: udp
@@ -152,6 +159,13 @@ store:
 control:
   socket: none
 "#,
+        mode = match combination.mode {
+            Mode::Aggregating => "aggregating",
+            Mode::Transparent => "transparent",
+        },
+        protocol = combination.protocol.name(),
+        client_id = Whose::GATEWAY,
+        grace = settings.grace.as_millis(),
         advertise = settings.advertise.unwrap_or(Duration::from_secs(900)).as_secs(),
         mtu = settings.mtu,
         qos_minus_one = settings.qos_minus_one,

@@ -11,12 +11,13 @@ use mqtt_sn_gateway::wire;
 use rumqttc::mqttbytes::v4::Packet;
 use socket2::{Domain, Socket, Type};
 
+use crate::broker::{Broker, PROBE_TOPIC, Seen};
+use crate::combination::Combination;
 use crate::process::Process;
 use crate::script::{
     Alternative, AtBroker, BrokerAct, BrokerAtStart, Kind, Line, Name, Part, Pattern, Receive, Row, Send,
-    Settings, Source, Step,
+    Settings, Source, Step, Whose,
 };
-use crate::stub::{PROBE_TOPIC, Seen, Stub};
 
 /// How long something that must come may take: two retransmission intervals of the table.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -37,8 +38,9 @@ const STARTING: Duration = Duration::from_secs(20);
 const GROUP: Ipv4Addr = Ipv4Addr::new(225, 1, 1, 1);
 
 /// Runs a row against the real gateway. The error is a report to be read.
-pub(crate) fn run(row: &Row) -> Result<(), String> {
-    let mut world = World::start(&row.settings).map_err(|problem| format!("{}\n{problem}", headline(row)))?;
+pub(crate) fn run(row: &Row, combination: Combination) -> Result<(), String> {
+    let world = World::start(&row.settings, combination);
+    let mut world = world.map_err(|problem| format!("{}\n{problem}", headline(row)))?;
     world.run(row)
 }
 
@@ -46,7 +48,7 @@ pub(crate) fn run(row: &Row) -> Result<(), String> {
 pub(crate) struct World {
     gateway: SocketAddr,
     process: Option<Process>,
-    broker: Stub,
+    broker: Broker,
     sockets: BTreeMap<Source, Port>,
     chosen: BTreeMap<Name, [u8; 2]>,
     /// The last optional datagram was seen.
@@ -79,8 +81,8 @@ impl From<String> for Problem {
 }
 
 impl World {
-    fn start(settings: &Settings) -> Result<Self, String> {
-        let broker = Stub::new();
+    fn start(settings: &Settings, combination: Combination) -> Result<Self, String> {
+        let broker = Broker::new(combination)?;
         match settings.broker {
             BrokerAtStart::Up => broker.up(),
             BrokerAtStart::Down => {}
@@ -91,7 +93,7 @@ impl World {
         }
         let group = settings.advertise.map(|_| Port::in_group());
         let group_addr = group.as_ref().map(Port::addr);
-        let process = Process::start(settings, broker.addr(), group_addr)?;
+        let process = Process::start(settings, combination, broker.addr(), group_addr)?;
         let mut world = Self::around(process.addr, broker);
         world.process = Some(process);
         world.sockets.extend(group.map(|port| (Source::Group, port)));
@@ -101,7 +103,7 @@ impl World {
     }
 
     /// A world around any gateway at this address.
-    pub(crate) fn around(gateway: SocketAddr, broker: Stub) -> Self {
+    pub(crate) fn around(gateway: SocketAddr, broker: Broker) -> Self {
         let sockets = BTreeMap::from([(Source::S1, Port::new()), (Source::S2, Port::new())]);
         let (chosen, started, diary) = (BTreeMap::new(), Instant::now(), Vec::new());
         Self { gateway, process: None, broker, sockets, chosen, seen: false, started, diary }
@@ -131,7 +133,8 @@ impl World {
                 }
             }
             if !answered {
-                let _ = probe.socket.send_to(&[0x03, 0x01, 0x00], self.gateway);
+                // PINGREQ of a stranger: it is answered whether there is a broker or not.
+                let _ = probe.socket.send_to(&[0x02, 0x16], self.gateway);
                 answered = probe.receive(self.gateway, Duration::from_millis(20)).is_some();
             } else if settings.broker != BrokerAtStart::Up {
                 reached = true;
@@ -181,8 +184,8 @@ impl World {
 
     fn steps<'r>(&mut self, row: &'r Row) -> Result<(), Failure<'r>> {
         for line in &row.steps {
-            if let Step::Broker(BrokerAct::Answers(ack, _)) = line.step {
-                self.broker.withhold(ack);
+            if let Step::Broker(BrokerAct::Answers(whose, ack, _)) = &line.step {
+                self.broker.withhold(whose, *ack);
             }
         }
         for line in &row.steps {
@@ -196,7 +199,7 @@ impl World {
             Step::Send(send) => self.send(send),
             Step::Receive(group) => self.receive(group),
             Step::Broker(act) => Ok(self.broker_act(act)?),
-            Step::AtBroker(expected) => Ok(self.at_broker(expected)?),
+            Step::AtBroker(whose, expected) => Ok(self.at_broker(whose, expected)?),
             Step::Quiet { window, source, or } => self.quiet(*window, *source, or),
             Step::Wait(time) => {
                 thread::sleep(*time);
@@ -287,15 +290,17 @@ impl World {
     fn broker_act(&mut self, act: &BrokerAct) -> Result<(), String> {
         match act {
             BrokerAct::Publish(message, delivery) => {
-                let reached = self.broker.publish(message, *delivery);
+                let reached = self.broker.publish(message, *delivery)?;
                 let size = message.payload.len();
-                let remark = if reached == 0 { " (nobody has subscribed to it)" } else { "" };
+                let remark = if reached == Some(0) { " (nobody has subscribed to it)" } else { "" };
                 self.note(format!("B> PUBLISH {} QoS {}, {size} octets{remark}", message.topic, message.qos));
             }
-            BrokerAct::Holds { message, before_suback } => self.broker.hold(message.clone(), *before_suback),
-            BrokerAct::Withholds(ack) => self.broker.withhold(*ack),
-            BrokerAct::Answers(ack, code) => {
-                self.broker.answer(*ack, *code, PATIENCE)?;
+            BrokerAct::Holds { message, before_suback } => {
+                self.broker.hold(message.clone(), *before_suback)?;
+            }
+            BrokerAct::Withholds(whose, ack) => self.broker.withhold(whose, *ack),
+            BrokerAct::Answers(whose, ack, code) => {
+                self.broker.answer(whose, *ack, *code, PATIENCE)?;
                 self.note(format!("B> answers {ack:?} by {code}"));
             }
             BrokerAct::Down => {
@@ -313,15 +318,15 @@ impl World {
                     }
                 }
             }
-            BrokerAct::Closes => {
-                self.broker.close();
-                self.note("B> closes".into());
+            BrokerAct::Closes(whose) => {
+                self.broker.close(whose);
+                self.note(format!("B@{}> closes", whose.0));
             }
         }
         Ok(())
     }
 
-    fn at_broker(&mut self, expected: &AtBroker) -> Result<(), String> {
+    fn at_broker(&mut self, whose: &Whose, expected: &AtBroker) -> Result<(), String> {
         let (kind, once) = match expected {
             AtBroker::No(kinds) => {
                 thread::sleep(ABSENCE);
@@ -334,15 +339,20 @@ impl World {
             AtBroker::Connect { .. } => (Kind::Connect, false),
             AtBroker::Disconnect => (Kind::Disconnect, false),
         };
-        let packet = self.broker.wait_for(PATIENCE, |seen| {
-            let next = seen.iter_mut().find(|seen| !seen.named && seen.kind() == Some(kind))?;
+        let seen = self.broker.wait_for(PATIENCE, |seen| {
+            let is_next = |seen: &&mut Seen| !seen.named && seen.kind() == Some(kind) && seen.whose == *whose;
+            let next = seen.iter_mut().find(is_next)?;
             next.named = true;
-            Some(next.packet.clone())
+            Some(next.clone())
         });
-        match packet {
-            None => return Err(format!("no {kind:?} has come to the broker within {PATIENCE:?}")),
-            Some(packet) if !expected.fits(&packet) => return Err(format!("at the broker: {packet:?}")),
-            Some(_) => {}
+        let Some(seen) = seen else {
+            return Err(format!("no {kind:?} of {} has come to the broker within {PATIENCE:?}", whose.0));
+        };
+        if !expected.fits(&seen) {
+            return Err(format!("at the broker: {seen}"));
+        }
+        if let Packet::Publish(publish) = &seen.packet {
+            self.broker.hands_out(&publish.topic, &publish.payload, PATIENCE)?;
         }
         if once {
             thread::sleep(ABSENCE);
@@ -353,9 +363,7 @@ impl World {
 
     fn absent(&self, kinds: &[Kind]) -> Result<(), String> {
         let surplus = self.broker.seen().into_iter().find(|seen| seen.is_surplus(kinds));
-        surplus.map_or(Ok(()), |seen| {
-            Err(format!("at the broker, though nothing asks for it: {:?}", seen.packet))
-        })
+        surplus.map_or(Ok(()), |seen| Err(format!("at the broker, though nothing asks for it: {seen}")))
     }
 
     fn quiet(&mut self, window: Duration, source: Option<Source>, or: &[Alternative]) -> Result<(), Problem> {
@@ -400,7 +408,11 @@ impl World {
                 return Err(format!("left over: {at} received {}", dump(&octets)).into());
             }
         }
-        Ok(self.absent(&[Kind::Publish])?)
+        self.absent(&[Kind::Publish])?;
+        match self.broker.handed_out() {
+            Some(message) => Err(format!("left over: the broker has handed out {message}").into()),
+            None => Ok(()),
+        }
     }
 
     fn hear(&mut self, at: Source, patience: Duration) -> Option<Vec<u8>> {
@@ -430,7 +442,7 @@ impl World {
         let mut report = headline(row);
         let mut entries = self.diary.clone();
         let seen = self.broker.seen();
-        entries.extend(seen.into_iter().map(|Seen { at, packet, .. }| (at, format!("=>B {packet:?}"))));
+        entries.extend(seen.into_iter().map(|seen| (seen.at, format!("=>B {seen}"))));
         entries.sort_by_key(|(at, _)| *at);
         for (at, entry) in entries {
             let seconds = at.saturating_duration_since(self.started).as_secs_f64();
@@ -548,6 +560,14 @@ impl Pattern {
         if rest.is_empty() { Ok(()) } else { Err(format!("{} octets too many", rest.len())) }
     }
 
+    /// The octet at this place, if it is the same whatever the gateway chooses.
+    pub(crate) fn octet(&self, at: usize) -> Option<u8> {
+        match self.0.first() {
+            Some(Part::Octets(octets)) => octets.get(at).copied(),
+            _ => None,
+        }
+    }
+
     fn show(&self, chosen: &BTreeMap<Name, [u8; 2]>) -> String {
         let parts = self.0.iter().map(|part| match part {
             Part::Octets(octets) => hex(octets),
@@ -577,8 +597,8 @@ impl Name {
 }
 
 impl AtBroker {
-    fn fits(&self, packet: &Packet) -> bool {
-        match (self, packet) {
+    fn fits(&self, seen: &Seen) -> bool {
+        match (self, &seen.packet) {
             (Self::Publish { topic, payload, qos, retain, .. }, Packet::Publish(publish)) => {
                 *topic == publish.topic
                     && payload.as_ref().is_none_or(|payload| *payload == publish.payload)
@@ -594,12 +614,18 @@ impl AtBroker {
             }
             (Self::Connect { client, clean, no_will }, Packet::Connect(connect)) => {
                 client.as_ref().is_none_or(|client| *client == connect.client_id)
-                    && clean.is_none_or(|clean| clean == connect.clean_session)
+                    && clean.is_none_or(|clean| clean == connect.clean_session && clean != seen.kept)
                     && !(*no_will && connect.last_will.is_some())
             }
             (Self::PubAck, Packet::PubAck(_)) | (Self::Disconnect, Packet::Disconnect) => true,
             _ => false,
         }
+    }
+}
+
+impl std::fmt::Display for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {:?}", self.whose.0, self.packet)
     }
 }
 

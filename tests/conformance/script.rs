@@ -15,10 +15,13 @@
 //! B> holds s/1 "on" before SUBACK           the broker retains a message, and hands it out before its SUBACK
 //! B> withholds PUBACK                       from here on
 //! B> PUBACK   B> SUBACK 1   B> CONNACK 5    the oldest one withheld; a row that says so withholds it from its first step on
-//! B> down   B> up   B> closes               refuses TCP connections, accepts them again, drops those there are
+//! B> down   B> up                           refuses TCP connections and drops those there are; accepts them again
+//! B> closes                                 drops the connection
 //! =>B PUBLISH a/b "hi!" QoS 0 retain 0 once  the next PUBLISH at the broker; what is not said is not checked
 //! =>B SUBSCRIBE s/1 QoS 1   =>B UNSUBSCRIBE s/1   =>B PUBACK   =>B DISCONNECT   =>B CONNECT c1 clean 1 no will
 //! =>B no SUBSCRIBE CONNECT          none that is not named elsewhere in the row; =>B nothing: none of any kind
+//! =>B@c2 SUBSCRIBE s/1   B@c2> closes       on the connection of this client; without @: on that of c1
+//! =>B@gateway PUBLISH w/1           on the connection of the gateway's own; in aggregating mode there is no other, whatever is said
 //! quiet 2.5 s: why                  nothing reaches a client meanwhile, and no PUBLISH or DISCONNECT the broker
 //! wait 1 s: why                     time passes
 //! <T2> != <T1>                      the gateway's choices differ
@@ -65,6 +68,8 @@ pub(crate) struct Settings {
     pub(crate) mtu: usize,
     pub(crate) max_topics: usize,
     pub(crate) qos_minus_one: bool,
+    /// How long a client outlives its connection to the broker (transparent mode).
+    pub(crate) grace: Duration,
     pub(crate) broker: BrokerAtStart,
 }
 
@@ -75,6 +80,7 @@ impl Default for Settings {
             mtu: 65_507,
             max_topics: 1000,
             qos_minus_one: true,
+            grace: Duration::from_secs(60),
             broker: BrokerAtStart::Up,
         }
     }
@@ -103,7 +109,7 @@ pub(crate) enum Step {
     /// Datagrams in any order among each other.
     Receive(Vec<Receive>),
     Broker(BrokerAct),
-    AtBroker(AtBroker),
+    AtBroker(Whose, AtBroker),
     Quiet {
         window: Duration,
         source: Option<Source>,
@@ -182,15 +188,34 @@ impl fmt::Display for Name {
     }
 }
 
+/// Whose connection to the broker: the client id there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Whose(pub(crate) String);
+
+impl Whose {
+    /// The gateway's own client id in all rows.
+    pub(crate) const GATEWAY: &str = "gateway";
+
+    /// The client of nearly all rows.
+    const CLIENT: &str = "c1";
+
+    fn named(name: Option<&str>, mode: Mode) -> Self {
+        Self(match mode {
+            Mode::Aggregating => Self::GATEWAY.into(),
+            Mode::Transparent => name.unwrap_or(Self::CLIENT).into(),
+        })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum BrokerAct {
     Publish(Message, Delivery),
     Holds { message: Message, before_suback: bool },
-    Withholds(Ack),
-    Answers(Ack, u8),
+    Withholds(Whose, Ack),
+    Answers(Whose, Ack, u8),
     Down,
     Up,
-    Closes,
+    Closes(Whose),
 }
 
 /// To whom the broker sends a message.
@@ -307,13 +332,13 @@ impl Row {
             return Ok(());
         }
         let Some(given) = text.strip_prefix("given ") else {
-            return add_step(&mut self.steps, place, text);
+            return add_step(&mut self.steps, place, text, mode);
         };
         if !given.starts_with('F') {
-            return add_step(&mut self.given, place, given);
+            return add_step(&mut self.given, place, given, mode);
         }
         let mut items = given.split(", ");
-        fixtures.expand(items.next().unwrap_or_default(), &mut self.given)?;
+        fixtures.expand(items.next().unwrap_or_default(), mode, &mut self.given)?;
         items.try_for_each(|item| self.settings.set(item))
     }
 }
@@ -328,6 +353,7 @@ impl Settings {
             ["mtu", octets] => self.mtu = number(octets)?,
             ["max_topics", topics] => self.max_topics = number(topics)?,
             ["qos_minus_one", "off"] => self.qos_minus_one = false,
+            ["grace", seconds, "s"] => self.grace = duration(seconds)?,
             ["broker", "down"] => self.broker = BrokerAtStart::Down,
             ["broker", "refuses", code] => self.broker = BrokerAtStart::Refuses(number(code)?),
             _ => return Err(format!("no such setting: {item}")),
@@ -360,7 +386,7 @@ impl Fixtures {
     }
 
     /// `FW flags=08 duration=0002`
-    fn expand(&self, call: &str, into: &mut Vec<Line>) -> Result<(), String> {
+    fn expand(&self, call: &str, mode: Mode, into: &mut Vec<Line>) -> Result<(), String> {
         let mut words = call.split(' ');
         let name = words.next().unwrap_or_default();
         let mut values = BTreeMap::new();
@@ -369,7 +395,7 @@ impl Fixtures {
             values.insert(key, value);
         }
         let mut used = Vec::new();
-        self.expand_with(name, &values, &mut used, into)?;
+        self.expand_with(name, &values, mode, &mut used, into)?;
         match values.keys().find(|key| !used.iter().any(|used| used == *key)) {
             Some(key) => Err(format!("{name} has no {key}")),
             None => Ok(()),
@@ -380,12 +406,13 @@ impl Fixtures {
         &self,
         name: &str,
         values: &BTreeMap<&str, &str>,
+        mode: Mode,
         used: &mut Vec<String>,
         into: &mut Vec<Line>,
     ) -> Result<(), String> {
         for (number, text) in self.lines.get(name).ok_or_else(|| format!("no such fixture: {name}"))? {
             if let Some(base) = text.strip_prefix("given ") {
-                self.expand_with(base, values, used, into)?;
+                self.expand_with(base, values, mode, used, into)?;
                 continue;
             }
             let mut filled = String::new();
@@ -399,13 +426,13 @@ impl Fixtures {
                 rest = after;
             }
             filled.push_str(rest);
-            add_step(into, Place { file: self.file, number: *number }, &filled)?;
+            add_step(into, Place { file: self.file, number: *number }, &filled, mode)?;
         }
         Ok(())
     }
 }
 
-fn add_step(lines: &mut Vec<Line>, place: Place, text: &str) -> Result<(), String> {
+fn add_step(lines: &mut Vec<Line>, place: Place, text: &str, mode: Mode) -> Result<(), String> {
     let last = lines.last_mut().map(|line| &mut line.step);
     if let Some(alternative) = text.strip_prefix("P> ") {
         let alternative = match alternative {
@@ -426,22 +453,25 @@ fn add_step(lines: &mut Vec<Line>, place: Place, text: &str) -> Result<(), Strin
         group.push(expected);
         return Ok(());
     }
-    lines.push(Line { file: place.file, number: place.number, text: text.to_owned(), step: step(text)? });
+    let step = step(text, mode)?;
+    lines.push(Line { file: place.file, number: place.number, text: text.to_owned(), step });
     Ok(())
 }
 
-fn step(text: &str) -> Result<Step, String> {
+fn step(text: &str, mode: Mode) -> Result<Step, String> {
     if let Some((_, expected)) = receive(text)? {
         return Ok(Step::Receive(vec![expected]));
     }
     if let Some(send) = send(text)? {
         return Ok(Step::Send(send));
     }
-    if let Some(act) = text.strip_prefix("B> ") {
-        return Ok(Step::Broker(broker_act(&words(act)?)?));
+    if let Some((whose, act)) = text.strip_prefix('B').and_then(|rest| rest.split_once("> ")) {
+        let named = whose.strip_prefix('@');
+        return Ok(Step::Broker(broker_act(&words(act)?, named, mode)?));
     }
-    if let Some(expected) = text.strip_prefix("=>B ") {
-        return Ok(Step::AtBroker(at_broker(&words(expected)?)?));
+    if let Some((whose, expected)) = text.strip_prefix("=>B").and_then(|rest| rest.split_once(' ')) {
+        let whose = Whose::named(whose.strip_prefix('@'), mode);
+        return Ok(Step::AtBroker(whose, at_broker(&words(expected)?)?));
     }
     let (plain, _why) = text.split_once(':').unwrap_or((text, ""));
     let plain: Vec<_> = plain.split(' ').collect();
@@ -625,7 +655,13 @@ fn payload(word: &str) -> Result<Option<Vec<u8>>, String> {
     }
 }
 
-fn broker_act(words: &[&str]) -> Result<BrokerAct, String> {
+fn broker_act(words: &[&str], named: Option<&str>, mode: Mode) -> Result<BrokerAct, String> {
+    if let Some(act) = act_on_connection(words, Whose::named(named, mode))? {
+        return Ok(act);
+    }
+    if named.is_some() {
+        return Err("this is not about one connection".into());
+    }
     Ok(match words {
         ["PUBLISH", topic, content, "QoS", qos, rest @ ..] => {
             let payload = payload(content)?.ok_or("a payload")?;
@@ -651,20 +687,23 @@ fn broker_act(words: &[&str]) -> Result<BrokerAct, String> {
             };
             BrokerAct::Holds { message, before_suback }
         }
-        ["withholds", ack] => BrokerAct::Withholds(match *ack {
-            "PUBACK" => Ack::Publish,
-            "SUBACK" => Ack::Subscribe,
-            _ => return Err("PUBACK or SUBACK".into()),
-        }),
-        ["PUBACK"] => BrokerAct::Answers(Ack::Publish, 0),
-        ["SUBACK", "0x80"] => BrokerAct::Answers(Ack::Subscribe, 0x80),
-        ["SUBACK", code] => BrokerAct::Answers(Ack::Subscribe, number(code)?),
-        ["CONNACK", code] => BrokerAct::Answers(Ack::Connect, number(code)?),
         ["down"] => BrokerAct::Down,
         ["up"] => BrokerAct::Up,
-        ["closes"] => BrokerAct::Closes,
         _ => return Err("the broker cannot do that".into()),
     })
+}
+
+fn act_on_connection(words: &[&str], whose: Whose) -> Result<Option<BrokerAct>, String> {
+    Ok(Some(match words {
+        ["withholds", "PUBACK"] => BrokerAct::Withholds(whose, Ack::Publish),
+        ["withholds", "SUBACK"] => BrokerAct::Withholds(whose, Ack::Subscribe),
+        ["PUBACK"] => BrokerAct::Answers(whose, Ack::Publish, 0),
+        ["SUBACK", "0x80"] => BrokerAct::Answers(whose, Ack::Subscribe, 0x80),
+        ["SUBACK", code] => BrokerAct::Answers(whose, Ack::Subscribe, number(code)?),
+        ["CONNACK", code] => BrokerAct::Answers(whose, Ack::Connect, number(code)?),
+        ["closes"] => BrokerAct::Closes(whose),
+        _ => return Ok(None),
+    }))
 }
 
 fn at_broker(words: &[&str]) -> Result<AtBroker, String> {
@@ -767,7 +806,7 @@ mod tests {
     }
 
     fn one(line: &'static str) -> Result<Step, String> {
-        step(line)
+        step(line, Mode::Aggregating)
     }
 
     #[test]
@@ -819,7 +858,7 @@ mod tests {
         let message = Message { topic: "s/1".into(), payload: b"a b".to_vec(), qos: 1, retain: true };
         let Ok(Step::Broker(act)) = one("B> PUBLISH s/1 \"a b\" QoS 1 retain 1") else { panic!() };
         assert_eq!(act, BrokerAct::Publish(message, Delivery::Subscribers));
-        let Ok(Step::AtBroker(seen)) = one("=>B PUBLISH a/b <41 x2> QoS 0 once") else { panic!() };
+        let Ok(Step::AtBroker(_, seen)) = one("=>B PUBLISH a/b <41 x2> QoS 0 once") else { panic!() };
         let expected = AtBroker::Publish {
             topic: "a/b".into(),
             payload: Some(vec![0x41; 2]),

@@ -10,9 +10,9 @@ use bytes::BytesMut;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{Connect, Packet, PubAck, Publish, Subscribe};
 
+use crate::broker::Broker;
 use crate::runner::World;
-use crate::script::{self, File, Mode};
-use crate::stub::Stub;
+use crate::script::{self, File, Mode, Whose};
 
 const FIXTURES: File = ("fixtures.sn", "F0 nothing\n");
 
@@ -26,7 +26,7 @@ fn run(answers: Answers, steps: &'static str) -> Result<(), String> {
 
 /// The same, with a connection to the broker that does something before the first step.
 fn run_beside(answers: Answers, steps: &'static str, before: impl FnOnce(&mut Link)) -> Result<(), String> {
-    let broker = Stub::new();
+    let broker = Broker::stub();
     broker.up();
     let mut link = Link::connect(broker.addr());
     broker.name_all();
@@ -224,24 +224,28 @@ fn once_is_not_twice() {
 
 #[test]
 fn an_answer_is_held_back_until_the_row_gives_it() {
-    let broker = Stub::new();
+    let broker = Broker::stub();
     let addr = {
         broker.up();
         broker.addr()
     };
     let mut link = Link::connect(addr);
-    broker.withhold(script::Ack::Publish);
+    let gateway = Whose(Whose::GATEWAY.into());
+    broker.withhold(&gateway, script::Ack::Publish);
     link.publish("a/b", QoS::AtLeastOnce, 7);
     link.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     assert_eq!(link.receive(), None);
-    broker.answer(script::Ack::Publish, 0, Duration::from_secs(1)).unwrap();
+    broker.answer(&gateway, script::Ack::Publish, 0, Duration::from_secs(1)).unwrap();
     assert_eq!(link.receive(), Some(Packet::PubAck(PubAck::new(7))));
-    assert!(broker.answer(script::Ack::Publish, 0, Duration::ZERO).is_err(), "there is no second one");
+    assert!(
+        broker.answer(&gateway, script::Ack::Publish, 0, Duration::ZERO).is_err(),
+        "there is no second one"
+    );
 }
 
 #[test]
 fn a_broker_that_is_down_refuses_and_comes_back_on_its_port() {
-    let broker = Stub::new();
+    let broker = Broker::stub();
     assert!(TcpStream::connect(broker.addr()).is_err(), "not up yet");
     for _ in 0..3 {
         broker.up();
@@ -257,12 +261,12 @@ fn a_broker_that_is_down_refuses_and_comes_back_on_its_port() {
 fn subscribers_get_what_matches_and_what_is_retained() {
     let message =
         |topic: &str| script::Message { topic: topic.into(), payload: b"on".to_vec(), qos: 2, retain: false };
-    let broker = Stub::new();
+    let broker = Broker::stub();
     broker.up();
-    broker.hold(message("s/0"), true);
-    broker.hold(message("s/9"), false);
+    broker.hold(message("s/0"), true).unwrap();
+    broker.hold(message("s/9"), false).unwrap();
     let mut link = Link::connect(broker.addr());
-    assert_eq!(broker.publish(&message("s/1"), script::Delivery::Subscribers), 0);
+    assert_eq!(broker.publish(&message("s/1"), script::Delivery::Subscribers), Ok(Some(0)));
     link.subscribe("s/+");
     let mut topic = || match link.receive() {
         Some(Packet::Publish(publish)) => format!("{} {:?}", publish.topic, publish.qos),
@@ -271,9 +275,9 @@ fn subscribers_get_what_matches_and_what_is_retained() {
     assert_eq!(topic(), "s/0 AtLeastOnce");
     assert!(topic().contains("SubAck"));
     assert_eq!(topic(), "s/9 AtLeastOnce");
-    assert_eq!(broker.publish(&message("t"), script::Delivery::Subscribers), 0);
-    assert_eq!(broker.publish(&message("s/1"), script::Delivery::Subscribers), 1);
+    assert_eq!(broker.publish(&message("t"), script::Delivery::Subscribers), Ok(Some(0)));
+    assert_eq!(broker.publish(&message("s/1"), script::Delivery::Subscribers), Ok(Some(1)));
     assert_eq!(topic(), "s/1 AtLeastOnce");
-    assert_eq!(broker.publish(&message("t"), script::Delivery::Regardless), 1);
+    assert_eq!(broker.publish(&message("t"), script::Delivery::Regardless), Ok(Some(1)));
     assert_eq!(topic(), "t ExactlyOnce");
 }

@@ -1,326 +1,245 @@
-//! A broker that does what a row says: sees every packet, answers at once, holds answers back, refuses, goes away and comes back
-//! on the same port. MQTT 3.1.1 on rumqttc's codec, threads and blocking sockets.
+//! A broker that does what a row says: answers at once, holds answers back, refuses. It is a value: packets in, packets out, in
+//! words of MQTT 3.1.1; `broker.rs` has the sockets.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use rumqttc::mqttbytes::v4::{
-    ConnAck, ConnectReturnCode, Packet, PubAck, PubComp, PubRec, PubRel, Publish, SubAck, Subscribe,
+    ConnAck, Connect, ConnectReturnCode, Packet, PubAck, PubComp, PubRec, PubRel, Publish, SubAck, Subscribe,
     SubscribeReasonCode, UnsubAck,
 };
-use rumqttc::mqttbytes::{Error, QoS, matches};
-use socket2::{Domain, Socket, Type};
+use rumqttc::mqttbytes::{QoS, matches};
 
-use crate::script::{Ack, Delivery, Kind, Message};
+use crate::dialect::{Heard, quality};
+use crate::script::{Ack, Delivery, Message, Whose};
 
-/// Publications on this topic only show that the gateway reaches the broker; no row sees them.
-pub(crate) const PROBE_TOPIC: &str = "~~";
-
-/// Octets in the largest packet: a PUBLISH of the largest datagram and its topic.
-const PACKET_MAX: usize = 140_000;
-
-/// How long a gateway may take to notice that a connection is gone.
-const NOTICE: Duration = Duration::from_secs(5);
-
-/// The broker. Everything ends with it.
+/// The broker. A connection goes by a number that is never used again.
+#[derive(Debug, Default)]
 pub(crate) struct Stub {
-    addr: SocketAddr,
-    /// Bound to the same port without listening, so that nobody else is given it while the broker is down.
-    _port: Socket,
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    seen: Vec<Seen>,
-    links: BTreeMap<u64, Link>,
-    opened: u64,
-    listener: Option<Socket>,
+    /// Every CONNECT gets this return code.
     refuses: Option<u8>,
-    withheld: BTreeSet<Ack>,
+    withheld: BTreeSet<(Whose, Ack)>,
     held: VecDeque<Held>,
+    /// True: handed out before the SUBACK.
     retained: Vec<(Message, bool)>,
-    probes: usize,
+    links: BTreeMap<u64, Whose>,
+    sessions: BTreeMap<Whose, Session>,
+    acts: Vec<Act>,
 }
 
-/// A packet from the gateway.
-#[derive(Debug, Clone)]
-pub(crate) struct Seen {
-    pub(crate) at: Instant,
-    pub(crate) packet: Packet,
-    /// A row has asked for it, or it came before the row's steps.
-    pub(crate) named: bool,
+/// What the broker does on a connection.
+#[derive(Debug)]
+pub(crate) enum Act {
+    /// With the subscription identifiers of a PUBLISH.
+    Send(u64, Packet, Vec<usize>),
+    Close(u64),
 }
 
-struct Link {
-    stream: TcpStream,
-    filters: BTreeMap<String, QoS>,
+#[derive(Debug, Default)]
+struct Session {
+    link: Option<u64>,
+    /// It outlives its connection.
+    kept: bool,
+    filters: BTreeMap<String, (QoS, Option<usize>)>,
+    queue: Vec<Message>,
     packet_id: u16,
 }
 
 /// An answer held back.
+#[derive(Debug)]
 struct Held {
     link: u64,
+    whose: Whose,
     packet: HeldPacket,
 }
 
+#[derive(Debug)]
 enum HeldPacket {
-    Connect,
+    Connect(Connect, bool),
     Publish(u16),
-    Subscribe(Subscribe),
+    Subscribe(Subscribe, Option<usize>),
 }
 
 impl Stub {
-    pub(crate) fn new() -> Self {
-        let port = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let addr = port.local_addr().unwrap().as_socket().unwrap();
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
-        Self { addr, _port: port, shared }
-    }
-
-    pub(crate) fn addr(&self) -> SocketAddr {
-        self.addr
-    }
-
     /// Every CONNECT from here on gets this return code.
-    pub(crate) fn refuse(&self, code: u8) {
-        self.state().refuses = Some(code);
+    pub(crate) fn refuse(&mut self, code: u8) {
+        self.refuses = Some(code);
     }
 
-    pub(crate) fn up(&self) {
-        let listener = bound(self.addr);
-        listener.listen(16).unwrap();
-        self.state().listener = Some(listener.try_clone().unwrap());
-        let shared = Arc::clone(&self.shared);
-        thread::spawn(move || accept(&listener.into(), &shared));
+    pub(crate) fn withhold(&mut self, whose: Whose, ack: Ack) {
+        self.withheld.insert((whose, ack));
     }
 
-    /// Refuses connections and drops those there are; returns when the gateway has noticed.
-    pub(crate) fn down(&self) {
-        if let Some(listener) = self.state().listener.take() {
-            // Wakes the thread that accepts, which then lets go of the other handle.
-            let _ = listener.shutdown(Shutdown::Both);
-        }
-        self.close();
+    /// Gives the oldest answer of this kind that is held back. Whether there is one.
+    pub(crate) fn answer(&mut self, whose: &Whose, ack: Ack, code: u8) -> bool {
+        let oldest = self.held.iter().position(|held| held.whose == *whose && held.packet.ack() == ack);
+        let Some(held) = oldest.and_then(|at| self.held.remove(at)) else { return false };
+        self.give(held, code);
+        true
     }
 
-    /// Drops all connections; returns when the gateway has noticed.
-    pub(crate) fn close(&self) {
-        let mut state = self.state();
-        let closed: Vec<_> = state.links.keys().copied().collect();
-        for link in state.links.values() {
-            let _ = link.stream.shutdown(Shutdown::Write);
-        }
-        let deadline = Instant::now() + NOTICE;
-        while closed.iter().any(|link| state.links.contains_key(link)) && Instant::now() < deadline {
-            state = self.shared.changed.wait_timeout(state, NOTICE).unwrap().0;
-        }
-        drop(state);
-        // The gateway's socket is closed; its core hears of it a moment later.
-        thread::sleep(Duration::from_millis(50));
-    }
-
-    pub(crate) fn withhold(&self, ack: Ack) {
-        self.state().withheld.insert(ack);
-    }
-
-    /// Gives the oldest answer of this kind that is held back; waits for the packet to arrive, if need be.
-    pub(crate) fn answer(&self, ack: Ack, code: u8, patience: Duration) -> Result<(), String> {
-        let deadline = Instant::now() + patience;
-        let mut state = self.state();
-        loop {
-            if let Some(at) = state.held.iter().position(|held| held.packet.ack() == ack) {
-                let Some(held) = state.held.remove(at) else { continue };
-                state.give(held, code);
-                return Ok(());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(format!("nothing has come that the broker could answer: {ack:?}"));
-            }
-            state = self.shared.changed.wait_timeout(state, left).unwrap().0;
-        }
-    }
-
-    pub(crate) fn hold(&self, message: Message, before_suback: bool) {
-        self.state().retained.push((message, before_suback));
+    /// Retains a message.
+    pub(crate) fn hold(&mut self, message: Message, before_suback: bool) {
+        self.retained.push((message, before_suback));
     }
 
     /// Sends a message to whoever has subscribed to it, or to everybody. How many that were.
-    pub(crate) fn publish(&self, message: &Message, delivery: Delivery) -> usize {
-        let mut state = self.state();
-        state.links.values_mut().filter_map(|link| link.publish(message, delivery)).count()
+    pub(crate) fn publish(&mut self, message: &Message, delivery: Delivery) -> usize {
+        let Self { sessions, acts, .. } = self;
+        sessions.values_mut().filter_map(|session| session.publish(message, delivery, acts)).count()
     }
 
-    /// Waits for the gateway to have sent something that fits.
-    pub(crate) fn wait_for<T>(
-        &self,
-        patience: Duration,
-        mut found: impl FnMut(&mut [Seen]) -> Option<T>,
-    ) -> Option<T> {
-        let deadline = Instant::now() + patience;
-        let mut state = self.state();
-        loop {
-            if let Some(value) = found(&mut state.seen) {
-                return Some(value);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            state = self.shared.changed.wait_timeout(state, left).unwrap().0;
+    /// Does what a broker does with a packet, unless it was told otherwise.
+    pub(crate) fn serve(&mut self, from: u64, heard: &Heard) {
+        if let Packet::Connect(connect) = &heard.packet {
+            let whose = Whose(connect.client_id.clone());
+            self.links.insert(from, whose.clone());
+            let is_withheld = self.withheld.contains(&(whose.clone(), Ack::Connect));
+            let packet = HeldPacket::Connect(connect.clone(), heard.kept);
+            return self.hold_or_give(is_withheld, Held { link: from, whose, packet });
         }
-    }
-
-    /// Waits for a probe after this many.
-    pub(crate) fn probed(&self, before: usize, patience: Duration) -> bool {
-        let state = self.state();
-        self.shared
-            .changed
-            .wait_timeout_while(state, patience, |state| state.probes <= before)
-            .unwrap()
-            .0
-            .probes
-            > before
-    }
-
-    pub(crate) fn probes(&self) -> usize {
-        self.state().probes
-    }
-
-    pub(crate) fn connected(&self) -> bool {
-        !self.state().links.is_empty()
-    }
-
-    /// Everything so far is what was given.
-    pub(crate) fn name_all(&self) {
-        self.state().seen.iter_mut().for_each(|seen| seen.named = true);
-    }
-
-    pub(crate) fn seen(&self) -> Vec<Seen> {
-        self.state().seen.clone()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap()
-    }
-}
-
-impl Drop for Stub {
-    fn drop(&mut self) {
-        let mut state = self.state();
-        if let Some(listener) = state.listener.take() {
-            let _ = listener.shutdown(Shutdown::Both);
-        }
-        for link in state.links.values() {
-            let _ = link.stream.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-impl State {
-    fn give(&mut self, held: Held, code: u8) {
-        let Self { links, retained, .. } = self;
-        let Some(link) = links.get_mut(&held.link) else { return };
-        match held.packet {
-            HeldPacket::Connect => {
-                link.send(&Packet::ConnAck(ConnAck::new(connect_code(code), false)));
-                if code != 0 {
-                    let _ = link.stream.shutdown(Shutdown::Write);
-                }
-            }
-            HeldPacket::Publish(id) => link.send(&Packet::PubAck(PubAck::new(id))),
-            HeldPacket::Subscribe(subscribe) => link.subscribe(&subscribe, Some(code), retained),
-        }
-    }
-
-    /// Does what a broker does, unless it was told otherwise.
-    fn serve(&mut self, from: u64, packet: &Packet) {
-        let Some(link) = self.links.get_mut(&from) else { return };
-        let mut hold = |packet| self.held.push_back(Held { link: from, packet });
-        match packet {
-            Packet::Connect(_) if self.withheld.contains(&Ack::Connect) => hold(HeldPacket::Connect),
-            Packet::Connect(_) => {
-                self.held.push_back(Held { link: from, packet: HeldPacket::Connect });
-                let code = self.refuses.unwrap_or(0);
-                if let Some(held) = self.held.pop_back() {
-                    self.give(held, code);
-                }
-            }
+        let Some(whose) = self.links.get(&from).cloned() else { return };
+        let is_withheld = |ack| self.withheld.contains(&(whose.clone(), ack));
+        match &heard.packet {
             Packet::Publish(Publish { qos: QoS::AtLeastOnce, pkid, .. }) => {
-                if self.withheld.contains(&Ack::Publish) {
-                    hold(HeldPacket::Publish(*pkid));
-                } else {
-                    link.send(&Packet::PubAck(PubAck::new(*pkid)));
-                }
+                let packet = HeldPacket::Publish(*pkid);
+                self.hold_or_give(is_withheld(Ack::Publish), Held { link: from, whose, packet });
             }
             Packet::Publish(Publish { qos: QoS::ExactlyOnce, pkid, .. }) => {
-                link.send(&Packet::PubRec(PubRec::new(*pkid)));
+                self.send(from, Packet::PubRec(PubRec::new(*pkid)));
             }
-            Packet::PubRel(rel) => link.send(&Packet::PubComp(PubComp::new(rel.pkid))),
-            Packet::PubRec(rec) => link.send(&Packet::PubRel(PubRel::new(rec.pkid))),
-            Packet::Subscribe(subscribe) if self.withheld.contains(&Ack::Subscribe) => {
-                hold(HeldPacket::Subscribe(subscribe.clone()));
+            Packet::PubRel(rel) => self.send(from, Packet::PubComp(PubComp::new(rel.pkid))),
+            Packet::PubRec(rec) => self.send(from, Packet::PubRel(PubRel::new(rec.pkid))),
+            Packet::Subscribe(subscribe) => {
+                let packet = HeldPacket::Subscribe(subscribe.clone(), heard.subscription);
+                self.hold_or_give(is_withheld(Ack::Subscribe), Held { link: from, whose, packet });
             }
-            Packet::Subscribe(subscribe) => link.subscribe(subscribe, None, &self.retained),
             Packet::Unsubscribe(unsubscribe) => {
-                unsubscribe.topics.iter().for_each(|filter| {
-                    link.filters.remove(filter);
-                });
-                link.send(&Packet::UnsubAck(UnsubAck::new(unsubscribe.pkid)));
+                if let Some(session) = self.sessions.get_mut(&whose) {
+                    session.filters.retain(|filter, _| !unsubscribe.topics.contains(filter));
+                }
+                self.send(from, Packet::UnsubAck(UnsubAck::new(unsubscribe.pkid)));
             }
-            Packet::PingReq => link.send(&Packet::PingResp),
+            Packet::PingReq => self.send(from, Packet::PingResp),
+            Packet::Disconnect => {
+                if let Some(session) = self.sessions.get_mut(&whose) {
+                    session.kept &= heard.kept;
+                }
+                self.acts.push(Act::Close(from));
+            }
             _ => {}
         }
     }
-}
 
-impl Link {
-    fn send(&mut self, packet: &Packet) {
-        let mut octets = BytesMut::new();
-        packet.write(&mut octets, PACKET_MAX).unwrap();
-        // A gateway that is gone shows in what it does not do.
-        let _ = self.stream.write_all(&octets);
+    /// The connection is gone.
+    pub(crate) fn handle_closed(&mut self, link: u64) {
+        self.held.retain(|held| held.link != link);
+        let Some(whose) = self.links.remove(&link) else { return };
+        let Some(session) = self.sessions.get_mut(&whose).filter(|session| session.link == Some(link)) else {
+            return;
+        };
+        session.link = None;
+        if !session.kept {
+            self.sessions.remove(&whose);
+        }
     }
 
-    fn subscribe(&mut self, subscribe: &Subscribe, code: Option<u8>, retained: &[(Message, bool)]) {
+    /// What is to be done.
+    pub(crate) fn take_acts(&mut self) -> Vec<Act> {
+        std::mem::take(&mut self.acts)
+    }
+
+    fn send(&mut self, link: u64, packet: Packet) {
+        self.acts.push(Act::Send(link, packet, Vec::new()));
+    }
+
+    fn hold_or_give(&mut self, is_withheld: bool, held: Held) {
+        if is_withheld {
+            self.held.push_back(held);
+        } else {
+            let code = match &held.packet {
+                HeldPacket::Connect(..) => self.refuses.unwrap_or(0),
+                HeldPacket::Publish(_) => 0,
+                HeldPacket::Subscribe(subscribe, _) => {
+                    return self.subscribe(&held, subscribe, None);
+                }
+            };
+            self.give(held, code);
+        }
+    }
+
+    fn give(&mut self, held: Held, code: u8) {
+        match &held.packet {
+            HeldPacket::Connect(..) if code != 0 => {
+                self.send(held.link, Packet::ConnAck(ConnAck::new(connect_code(code), false)));
+                self.acts.push(Act::Close(held.link));
+            }
+            HeldPacket::Connect(connect, kept) => self.connect(&held, connect, *kept),
+            HeldPacket::Publish(id) => self.send(held.link, Packet::PubAck(PubAck::new(*id))),
+            HeldPacket::Subscribe(subscribe, _) => self.subscribe(&held, subscribe, Some(code)),
+        }
+    }
+
+    fn connect(&mut self, held: &Held, connect: &Connect, kept: bool) {
+        if connect.clean_session
+            && let Some(Session { link: Some(old), .. }) = self.sessions.remove(&held.whose)
+        {
+            self.acts.push(Act::Close(old));
+        }
+        let present = self.sessions.contains_key(&held.whose);
+        self.send(held.link, Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, present)));
+        let session = self.sessions.entry(held.whose.clone()).or_default();
+        if let Some(old) = session.link.replace(held.link) {
+            self.acts.push(Act::Close(old));
+        }
+        session.kept = kept;
+        for message in std::mem::take(&mut session.queue) {
+            session.publish(&message, Delivery::Subscribers, &mut self.acts);
+        }
+    }
+
+    fn subscribe(&mut self, held: &Held, subscribe: &Subscribe, code: Option<u8>) {
+        let HeldPacket::Subscribe(_, id) = held.packet else { return };
+        let Some(session) = self.sessions.get_mut(&held.whose) else { return };
         let mut codes = Vec::new();
         for filter in &subscribe.filters {
             let granted = code.unwrap_or(filter.qos as u8);
             codes.push(SubscribeReasonCode::try_from(granted).unwrap());
             if let Some(SubscribeReasonCode::Success(qos)) = codes.last() {
-                self.filters.insert(filter.path.clone(), *qos);
+                session.filters.insert(filter.path.clone(), (*qos, id));
             }
         }
-        let hand_out = |link: &mut Self, early: bool| {
-            for (message, before_suback) in retained {
-                let asked = subscribe.filters.iter().any(|filter| matches(&message.topic, &filter.path));
-                if asked && *before_suback == early {
-                    link.publish(message, Delivery::Subscribers);
-                }
-            }
-        };
-        hand_out(self, true);
-        self.send(&Packet::SubAck(SubAck::new(subscribe.pkid, codes)));
-        hand_out(self, false);
+        let (early, late): (Vec<_>, Vec<_>) = self
+            .retained
+            .iter()
+            .filter(|(message, _)| subscribe.filters.iter().any(|asked| matches(&message.topic, &asked.path)))
+            .partition(|(_, before_suback)| *before_suback);
+        for (message, _) in early {
+            session.publish(message, Delivery::Subscribers, &mut self.acts);
+        }
+        let ack = Packet::SubAck(SubAck::new(subscribe.pkid, codes));
+        self.acts.push(Act::Send(held.link, ack, Vec::new()));
+        for (message, _) in late {
+            session.publish(message, Delivery::Subscribers, &mut self.acts);
+        }
     }
+}
 
-    fn publish(&mut self, message: &Message, delivery: Delivery) -> Option<()> {
-        let granted = self.filters.iter().filter(|(filter, _)| matches(&message.topic, filter));
-        let granted = granted.map(|(_, qos)| *qos as u8).max();
+impl Session {
+    /// Sends a message, or keeps it; nothing if it is not for this session.
+    fn publish(&mut self, message: &Message, delivery: Delivery, acts: &mut Vec<Act>) -> Option<()> {
+        let matching = self.filters.iter().filter(|(filter, _)| matches(&message.topic, filter));
+        let matching: Vec<_> = matching.map(|(_, filter)| *filter).collect();
+        let granted = matching.iter().map(|(qos, _)| *qos as u8).max();
         let qos = match delivery {
             Delivery::Subscribers => message.qos.min(granted?),
             Delivery::Regardless => message.qos,
+        };
+        let Some(link) = self.link else {
+            // What is kept is for who has subscribed, and no QoS 0 (MQTT 3.1.1 §3.1.2.4).
+            if granted.is_some() && qos > 0 {
+                self.queue.push(message.clone());
+            }
+            return granted.map(|_| ());
         };
         let mut publish = Publish::new(&message.topic, quality(qos), message.payload.clone());
         publish.retain = message.retain;
@@ -328,7 +247,8 @@ impl Link {
             self.packet_id += 1;
             publish.pkid = self.packet_id;
         }
-        self.send(&Packet::Publish(publish));
+        let ids = matching.iter().filter_map(|(_, id)| *id).collect();
+        acts.push(Act::Send(link, Packet::Publish(publish), ids));
         Some(())
     }
 }
@@ -336,91 +256,10 @@ impl Link {
 impl HeldPacket {
     fn ack(&self) -> Ack {
         match self {
-            Self::Connect => Ack::Connect,
+            Self::Connect(..) => Ack::Connect,
             Self::Publish(_) => Ack::Publish,
-            Self::Subscribe(_) => Ack::Subscribe,
+            Self::Subscribe(..) => Ack::Subscribe,
         }
-    }
-}
-
-impl Seen {
-    pub(crate) fn kind(&self) -> Option<Kind> {
-        match self.packet {
-            Packet::Connect(_) => Some(Kind::Connect),
-            Packet::Publish(_) => Some(Kind::Publish),
-            Packet::PubAck(_) => Some(Kind::PubAck),
-            Packet::Subscribe(_) => Some(Kind::Subscribe),
-            Packet::Unsubscribe(_) => Some(Kind::Unsubscribe),
-            Packet::Disconnect => Some(Kind::Disconnect),
-            _ => None,
-        }
-    }
-}
-
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    while let Ok((stream, _)) = listener.accept() {
-        let _ = stream.set_nodelay(true);
-        let shared = Arc::clone(shared);
-        thread::spawn(move || read(stream, &shared));
-    }
-}
-
-/// Reads one connection to its end.
-fn read(mut stream: TcpStream, shared: &Shared) {
-    let Ok(writer) = stream.try_clone() else { return };
-    let id = {
-        let mut state = shared.state.lock().unwrap();
-        if state.listener.is_none() {
-            return;
-        }
-        state.opened += 1;
-        let id = state.opened;
-        state.links.insert(id, Link { stream: writer, filters: BTreeMap::new(), packet_id: 0 });
-        id
-    };
-    let mut buffer = BytesMut::new();
-    let mut chunk = [0; 4096];
-    while let Ok(count @ 1..) = stream.read(&mut chunk) {
-        buffer.extend_from_slice(&chunk[..count]);
-        if take_packets(&mut buffer, id, shared).is_err() {
-            break;
-        }
-    }
-    shared.state.lock().unwrap().links.remove(&id);
-    shared.changed.notify_all();
-}
-
-fn take_packets(buffer: &mut BytesMut, link: u64, shared: &Shared) -> Result<(), Error> {
-    loop {
-        let packet = match Packet::read(buffer, PACKET_MAX) {
-            Ok(packet) => packet,
-            Err(Error::InsufficientBytes(_)) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let mut state = shared.state.lock().unwrap();
-        state.serve(link, &packet);
-        match &packet {
-            Packet::Publish(publish) if publish.topic == PROBE_TOPIC => state.probes += 1,
-            Packet::PingReq => {}
-            _ => state.seen.push(Seen { at: Instant::now(), packet, named: false }),
-        }
-        shared.changed.notify_all();
-    }
-}
-
-/// A socket that shares its port with others of ours, of which one at a time listens.
-fn bound(addr: SocketAddr) -> Socket {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.set_reuse_address(true).unwrap();
-    socket.bind(&addr.into()).unwrap();
-    socket
-}
-
-fn quality(qos: u8) -> QoS {
-    match qos {
-        0 => QoS::AtMostOnce,
-        1 => QoS::AtLeastOnce,
-        _ => QoS::ExactlyOnce,
     }
 }
 
