@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v4::{Connect, Packet, PubAck, Publish, Subscribe};
+use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet, PubAck, Publish, Subscribe};
 
 use crate::broker::Broker;
+use crate::combination::Combination;
 use crate::runner::World;
 use crate::script::{self, File, Mode, Whose};
 
@@ -30,10 +31,15 @@ fn run_beside(answers: Answers, steps: &'static str, before: impl FnOnce(&mut Li
     broker.up();
     let mut link = Link::connect(broker.addr());
     broker.name_all();
-    let mut world = World::around(gateway(answers), broker);
     before(&mut link);
+    run_with(broker, answers, steps, Mode::Aggregating)
+}
+
+/// The same with any broker, in any mode.
+fn run_with(broker: Broker, answers: Answers, steps: &'static str, mode: Mode) -> Result<(), String> {
+    let mut world = World::around(gateway(answers), broker);
     let text = format!("T-001 S R-001 title\n{steps}").leak();
-    let rows = script::rows(("x.sn", text), FIXTURES, Mode::Aggregating).unwrap();
+    let rows = script::rows(("x.sn", text), FIXTURES, mode).unwrap();
     world.run(&rows[0])
 }
 
@@ -67,12 +73,32 @@ struct Link {
 
 impl Link {
     fn connect(broker: SocketAddr) -> Self {
+        Self::named(broker, "gateway", true).0
+    }
+
+    /// And whether the broker had a session.
+    fn named(broker: SocketAddr, client: &str, clean: bool) -> (Self, bool) {
+        let mut link = Self::open(broker);
+        link.send(&Packet::Connect(Connect { clean_session: clean, ..Connect::new(client) }));
+        let Some(Packet::ConnAck(ack)) = link.receive() else { panic!("no CONNACK") };
+        assert_eq!(ack.code, ConnectReturnCode::Success);
+        (link, ack.session_present)
+    }
+
+    /// Without CONNECT.
+    fn open(broker: SocketAddr) -> Self {
         let stream = TcpStream::connect(broker).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let mut link = Self { stream, buffer: BytesMut::new() };
-        link.send(&Packet::Connect(Connect::new("gateway")));
-        assert!(matches!(link.receive(), Some(Packet::ConnAck(_))));
-        link
+        Self { stream, buffer: BytesMut::new() }
+    }
+
+    /// Sends octets; what comes then, in hexadecimal.
+    fn exchange(&mut self, request: &str, answer: &str) {
+        self.stream.write_all(&octets(request)).unwrap();
+        let mut came = vec![0; octets(answer).len()];
+        self.stream.read_exact(&mut came).unwrap();
+        let came: Vec<_> = came.iter().map(|octet| format!("{octet:02X}")).collect();
+        assert_eq!(came.join(" "), answer);
     }
 
     fn send(&mut self, packet: &Packet) {
@@ -280,4 +306,215 @@ fn subscribers_get_what_matches_and_what_is_retained() {
     assert_eq!(topic(), "s/1 AtLeastOnce");
     assert_eq!(broker.publish(&message("t"), script::Delivery::Regardless), Ok(Some(1)));
     assert_eq!(topic(), "t ExactlyOnce");
+}
+
+fn whose(client: &str) -> Whose {
+    Whose(client.into())
+}
+
+fn message(topic: &str, qos: u8) -> script::Message {
+    script::Message { topic: topic.into(), payload: b"on".to_vec(), qos, retain: false }
+}
+
+#[test]
+fn connections_are_told_apart_by_the_client_id() {
+    let steps = |own: &'static str, lines: &'static str| {
+        let broker = Broker::stub();
+        broker.up();
+        let mut gateway = Link::connect(broker.addr());
+        let (mut client, _) = Link::named(broker.addr(), "c1", true);
+        broker.name_all();
+        let link = if own == "gateway" { &mut gateway } else { &mut client };
+        link.publish("a/b", QoS::AtMostOnce, 0);
+        run_with(broker, &[], lines, Mode::Transparent)
+    };
+    steps("c1", "=>B PUBLISH a/b").unwrap();
+    steps("c1", "=>B@c1 PUBLISH a/b").unwrap();
+    steps("gateway", "=>B@gateway PUBLISH a/b").unwrap();
+    thread::scope(|scope| {
+        for (own, lines) in [
+            ("gateway", "=>B PUBLISH a/b"),
+            ("c1", "=>B@gateway PUBLISH a/b"),
+            ("c1", "=>B@c2 PUBLISH a/b"),
+            ("gateway", "=>B no PUBLISH"),
+            ("c1", "=>B nothing"),
+        ] {
+            scope.spawn(move || assert!(steps(own, lines).is_err(), "{own}: {lines}"));
+        }
+    });
+}
+
+#[test]
+fn what_the_broker_does_to_one_connection_leaves_the_others() {
+    let broker = Broker::stub();
+    broker.up();
+    let mut gateway = Link::connect(broker.addr());
+    let (mut client, _) = Link::named(broker.addr(), "c1", true);
+    broker.withhold(&whose("c1"), script::Ack::Publish);
+    client.publish("a/b", QoS::AtLeastOnce, 7);
+    gateway.publish("a/b", QoS::AtLeastOnce, 7);
+    assert_eq!(gateway.receive(), Some(Packet::PubAck(PubAck::new(7))));
+    assert!(broker.answer(&whose("gateway"), script::Ack::Publish, 0, Duration::ZERO).is_err());
+    broker.answer(&whose("c1"), script::Ack::Publish, 0, Duration::from_secs(1)).unwrap();
+    assert_eq!(client.receive(), Some(Packet::PubAck(PubAck::new(7))));
+    let gone = thread::spawn(move || client.receive());
+    broker.close(&whose("c1"));
+    assert_eq!(gone.join().unwrap(), None);
+    gateway.publish("a/b", QoS::AtLeastOnce, 8);
+    assert_eq!(gateway.receive(), Some(Packet::PubAck(PubAck::new(8))));
+}
+
+#[test]
+fn one_connection_can_be_refused() {
+    let broker = Broker::stub();
+    broker.up();
+    let _gateway = Link::connect(broker.addr());
+    broker.withhold(&whose("c1"), script::Ack::Connect);
+    let mut client = Link::open(broker.addr());
+    client.send(&Packet::Connect(Connect::new("c1")));
+    broker.answer(&whose("c1"), script::Ack::Connect, 5, Duration::from_secs(1)).unwrap();
+    client.exchange("C0 00", "20 02 00 05");
+    assert_eq!(client.receive(), None);
+}
+
+#[test]
+fn a_kept_session_gets_what_came_meanwhile_and_a_clean_one_nothing() {
+    let broker = Broker::stub();
+    broker.up();
+    for clean in [false, true] {
+        let (mut client, present) = Link::named(broker.addr(), "c1", clean);
+        assert!(!present || clean);
+        client.subscribe("s/1");
+        assert!(matches!(client.receive(), Some(Packet::SubAck(_))));
+        client.send(&Packet::Disconnect);
+        assert_eq!(client.receive(), None);
+        let reached = broker.publish(&message("s/1", 1), script::Delivery::Subscribers);
+        assert_eq!(reached, Ok(Some(usize::from(!clean))));
+        let (mut client, present) = Link::named(broker.addr(), "c1", false);
+        assert_eq!(present, !clean);
+        if !clean {
+            assert!(matches!(client.receive(), Some(Packet::Publish(publish)) if publish.topic == "s/1"));
+        }
+        let (mut other, _) = Link::named(broker.addr(), "c1", true);
+        assert_eq!(client.receive(), None, "taken over");
+        other.publish("a/b", QoS::AtLeastOnce, 1);
+        assert!(matches!(other.receive(), Some(Packet::PubAck(_))));
+    }
+}
+
+#[test]
+fn the_stub_speaks_mqtt_5() {
+    let broker = Broker::stub();
+    broker.up();
+    let mut link = Link::open(broker.addr());
+    // Clean start, no expiry; identifier 5 for s/#; then a message at QoS 1, and the end.
+    link.exchange("10 0F 00 04 4D 51 54 54 05 02 00 3C 00 00 02 63 31", "20 03 00 00 00");
+    link.exchange("82 0B 00 01 02 0B 05 00 03 73 2F 23 01", "90 04 00 01 00 01");
+    assert_eq!(broker.publish(&message("s/1", 1), script::Delivery::Subscribers), Ok(Some(1)));
+    link.exchange("40 02 00 01", "32 0C 00 03 73 2F 31 00 01 02 0B 05 6F 6E");
+    link.exchange("32 08 00 01 61 00 09 00 68 69", "40 02 00 09");
+    link.exchange("A2 08 00 02 00 00 03 73 2F 23", "B0 04 00 02 00 00");
+    run_with(
+        broker,
+        &[],
+        "=>B CONNECT c1 clean 1 no will\n=>B SUBSCRIBE s/# QoS 1\n=>B PUBACK\n=>B PUBLISH a \"hi\" QoS 1\n=>B UNSUBSCRIBE s/#",
+        Mode::Transparent,
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_clean_start_is_no_clean_session_if_the_session_is_kept() {
+    for (connect, clean) in [
+        ("10 0F 00 04 4D 51 54 54 05 02 00 3C 00 00 02 63 31", Some('1')),
+        ("10 14 00 04 4D 51 54 54 05 00 00 3C 05 11 00 00 00 3C 00 02 63 31", Some('0')),
+        ("10 14 00 04 4D 51 54 54 05 02 00 3C 05 11 00 00 00 3C 00 02 63 31", None),
+        ("10 0F 00 04 4D 51 54 54 05 00 00 3C 00 00 02 63 31", None),
+    ] {
+        for steps in ["=>B CONNECT c1 clean 0", "=>B CONNECT c1 clean 1"] {
+            let broker = Broker::stub();
+            broker.up();
+            let mut link = Link::open(broker.addr());
+            link.exchange(connect, "20 03 00 00 00");
+            let held = run_with(broker, &[], steps, Mode::Transparent).is_ok();
+            assert_eq!(held, clean.is_some_and(|clean| steps.ends_with(clean)), "{connect}: {steps}");
+        }
+    }
+}
+
+#[test]
+fn an_old_stub_refuses_mqtt_5_in_its_own_words() {
+    let broker = Broker::new(Combination::named("aggregating_auto_stub").unwrap()).unwrap();
+    broker.up();
+    let mut link = Link::open(broker.addr());
+    link.exchange("10 0F 00 04 4D 51 54 54 05 02 00 3C 00 00 02 63 31", "20 02 00 01");
+    assert_eq!(link.receive(), None);
+    Link::connect(broker.addr());
+}
+
+/// Real brokers behind the record of the test.
+fn real() -> impl Iterator<Item = Broker> {
+    ["mosquitto", "aggregating_v311_embedded"].into_iter().map(|name| {
+        let broker = Broker::new(Combination::named(name).unwrap()).unwrap();
+        broker.up();
+        broker
+    })
+}
+
+#[test]
+fn a_real_broker_answers_and_hands_out_what_the_row_asks_for() {
+    for broker in real() {
+        let mut link = Link::connect(broker.addr());
+        broker.name_all();
+        link.subscribe("s/1");
+        link.publish("a/b", QoS::AtLeastOnce, 3);
+        let answers: Answers = &[("02 16", "02 17")];
+        let steps = "=>B SUBSCRIBE s/1 QoS 1\nB> SUBACK 1\n=>B PUBLISH a/b \"on\" QoS 1 once\nB> PUBACK\n\
+                     B> PUBLISH s/1 \"up\" QoS 2\nC> 02 16\nG> 02 17";
+        run_with(broker, answers, steps, Mode::Aggregating).unwrap();
+        let came: Vec<_> = std::iter::from_fn(|| link.receive()).collect();
+        assert!(
+            matches!(&came[..], [Packet::SubAck(_), Packet::PubAck(_), Packet::Publish(publish)]
+                if publish.payload == "up" && publish.qos == QoS::AtLeastOnce),
+            "{came:?}"
+        );
+    }
+}
+
+#[test]
+fn what_a_real_broker_does_otherwise_fails_the_row() {
+    let fails = |broker: Broker, steps: &'static str| {
+        let mut link = Link::connect(broker.addr());
+        broker.name_all();
+        link.subscribe("s/1");
+        link.publish("a/b", QoS::AtLeastOnce, 3);
+        if !steps.contains("B> ") {
+            link.publish("$x/y", QoS::AtMostOnce, 0);
+        }
+        assert!(run_with(broker, &[], steps, Mode::Aggregating).is_err(), "{steps}");
+    };
+    thread::scope(|scope| {
+        for steps in [
+            "=>B PUBLISH a/b",                       // $x/y is left
+            "=>B PUBLISH a/b\n=>B PUBLISH $x/y",     // not handed out to who subscribes to everything
+            "=>B PUBLISH a/b\nB> PUBACK\nB> PUBACK", // there is one
+            "=>B PUBLISH a/b\nB> SUBACK 2",          // it grants what is asked for
+        ] {
+            real().for_each(|broker| drop(scope.spawn(move || fails(broker, steps))));
+        }
+    });
+}
+
+#[test]
+fn a_real_broker_is_away_for_the_gateway_when_the_row_says_so() {
+    for broker in real() {
+        let mut link = Link::connect(broker.addr());
+        let gone = thread::spawn(move || link.receive());
+        broker.down();
+        assert_eq!(gone.join().unwrap(), None);
+        assert!(TcpStream::connect(broker.addr()).is_err(), "down");
+        broker.publish(&message("s/1", 1), script::Delivery::Subscribers).unwrap();
+        broker.up();
+        Link::connect(broker.addr());
+    }
 }

@@ -124,6 +124,7 @@ impl Stub {
                 if let Some(session) = self.sessions.get_mut(&whose) {
                     session.kept &= heard.kept;
                 }
+                self.handle_closed(from);
                 self.acts.push(Act::Close(from));
             }
             _ => {}
