@@ -96,6 +96,12 @@ impl Session {
         cx: &mut Cx<'_>,
     ) {
         let mut item = Item { message, qos, delivery, sent_as: None, offered: None, expires };
+        if !self.wants(&item) {
+            // On a link of its own it may cross the client's UNSUBSCRIBE (Interpretation: R-094).
+            cx.counters.downlink_ended += 1;
+            cx.settle(&item);
+            return;
+        }
         if !self.broker_waits(cx) {
             cx.settle(&item);
             item.delivery = None;

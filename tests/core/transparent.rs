@@ -309,6 +309,19 @@ fn subscriptions_are_passed_on_as_they_are() {
 }
 
 #[test]
+fn what_crosses_the_unsubscribe_on_its_way_to_the_broker_is_settled_and_not_delivered() {
+    let mut world = world();
+    world.served(A, "c1", true);
+    world.subscribed(A, "a/b", QoS::AtLeastOnce);
+    world.send(A, Packet::Unsubscribe(Unsubscribe { msg_id: 9, topic: FilterRef::Name(b"a/b") }));
+    world.expect(A, Packet::UnsubAck(MsgIdOnly { msg_id: 9 }));
+    let v4::Packet::Unsubscribe(_) = world.broker_next() else { panic!() };
+    world.broker_publishes(1, "a/b", "late", QoS::AtLeastOnce);
+    world.broker_gets_puback(1);
+    world.quiet();
+}
+
+#[test]
 fn a_filter_that_the_broker_refuses_is_refused() {
     let mut world = world();
     world.served(A, "c1", true);
