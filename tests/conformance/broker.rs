@@ -2,9 +2,9 @@
 //! gateway's. Behind it stands the stub, or a real broker to which every octet goes as it is, and the other way.
 //! Threads and blocking sockets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ const NOTICE: Duration = Duration::from_secs(5);
 /// The broker. Everything ends with it.
 pub(crate) struct Broker {
     addr: SocketAddr,
-    /// Bound to the same port without listening, so that nobody else is given it while the broker is down.
+    /// See [`reserved`]: nobody else is given it while the broker is down.
     _port: Socket,
     shared: Arc<Shared>,
     real: Option<Real>,
@@ -47,6 +47,8 @@ struct Shared {
 struct State {
     seen: Vec<Seen>,
     answered: Vec<Answered>,
+    /// SUBSCRIBEs and UNSUBSCRIBEs that a real broker has dealt with, by connection and packet id.
+    settled: BTreeSet<(u64, u16)>,
     links: BTreeMap<u64, Link>,
     opened: u64,
     listener: Option<Socket>,
@@ -58,6 +60,7 @@ struct State {
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) at: Instant,
+    link: u64,
     pub(crate) whose: Whose,
     pub(crate) packet: Packet,
     /// CONNECT: the session is to outlive the connection.
@@ -99,8 +102,7 @@ impl Broker {
     }
 
     fn before(real: Option<Real>, modern: bool) -> Self {
-        let port = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let addr = port.local_addr().unwrap().as_socket().unwrap();
+        let (port, addr) = reserved(Ipv4Addr::LOCALHOST).unwrap();
         let behind = real.as_ref().map(Real::addr);
         let shared = Shared { behind, modern, state: Mutex::default(), changed: Condvar::new() };
         Self { addr, _port: port, shared: Arc::new(shared), real }
@@ -214,6 +216,21 @@ impl Broker {
         self.wait_for_state(patience, |state| found(&mut state.seen))
     }
 
+    /// Waits for a real broker to have dealt with a SUBSCRIBE or UNSUBSCRIBE: only then does it hold for what is published. The
+    /// stub deals with it at once, or when the row says so.
+    pub(crate) fn deals_with(&self, seen: &Seen, patience: Duration) -> Result<(), String> {
+        let id = match &seen.packet {
+            Packet::Subscribe(subscribe) => subscribe.pkid,
+            Packet::Unsubscribe(unsubscribe) => unsubscribe.pkid,
+            _ => return Ok(()),
+        };
+        let is_settled = |state: &mut State| state.settled.contains(&(seen.link, id)).then_some(());
+        if self.real.is_none() || self.wait_for_state(patience, is_settled).is_some() {
+            return Ok(());
+        }
+        Err(format!("the broker has not answered: {seen}"))
+    }
+
     /// Waits for a real broker to have handed a message out to who subscribes to everything; there is nothing to wait for at
     /// the stub.
     pub(crate) fn hands_out(&self, topic: &str, payload: &[u8], patience: Duration) -> Result<(), String> {
@@ -236,6 +253,13 @@ impl Broker {
 
     pub(crate) fn connected(&self) -> bool {
         !self.state().links.is_empty()
+    }
+
+    /// The version of MQTT on the gateway's own connection.
+    pub(crate) fn version(&self) -> Option<Version> {
+        let state = self.state();
+        let mut links = state.links.values().filter(|link| link.whose.0 == Whose::GATEWAY);
+        links.next_back().and_then(|link| link.version)
     }
 
     /// Everything so far is what was given.
@@ -301,7 +325,8 @@ impl State {
             Packet::Publish(publish) if publish.topic == PROBE_TOPIC => self.probes += 1,
             Packet::PingReq => {}
             packet => {
-                self.seen.push(Seen { at: Instant::now(), whose, packet, kept: heard.kept, named: false });
+                let (at, kept) = (Instant::now(), heard.kept);
+                self.seen.push(Seen { at, link: from, whose, packet, kept, named: false });
             }
         }
     }
@@ -424,7 +449,7 @@ fn take_packets(buffer: &mut BytesMut, id: u64, shared: &Shared) -> Option<()> {
 }
 
 /// Passes on what a real broker says, and remembers how it answered.
-fn bring_answers(mut from: TcpStream, mut to: TcpStream, id: u64, shared: &Shared) {
+fn bring_answers(mut from: TcpStream, mut to: TcpStream, link: u64, shared: &Shared) {
     let mut buffer = BytesMut::new();
     let mut chunk = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut chunk) {
@@ -434,16 +459,27 @@ fn bring_answers(mut from: TcpStream, mut to: TcpStream, id: u64, shared: &Share
         buffer.extend_from_slice(&chunk[..count]);
         while let Ok(Some(frame)) = dialect::next(&mut buffer) {
             let mut state = shared.state.lock().unwrap();
-            let Some(Link { whose, version: Some(version), .. }) = state.links.get(&id) else { continue };
+            let Some(Link { whose, version: Some(version), .. }) = state.links.get(&link) else { continue };
+            let (whose, version) = (whose.clone(), *version);
             if let Some((ack, code)) = version.answer(&frame) {
-                let answered = Answered { whose: whose.clone(), ack, code, named: false };
-                state.answered.push(answered);
-                drop(state);
-                shared.changed.notify_all();
+                state.answered.push(Answered { whose, ack, code, named: false });
             }
+            state.settled.extend(Version::settled(&frame).map(|id| (link, id)));
+            drop(state);
+            shared.changed.notify_all();
         }
     }
     let _ = to.shutdown(Shutdown::Write);
+}
+
+/// A port that nobody else is given while the socket is there, but for who asks for it by its number to listen.
+pub(crate) fn reserved(host: Ipv4Addr) -> std::io::Result<(Socket, SocketAddr)> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((host, 0)).into())?;
+    let addr = socket.local_addr()?.as_socket().unwrap();
+    // Only now: the port was nobody's.
+    socket.set_reuse_address(true)?;
+    Ok((socket, addr))
 }
 
 /// A socket that shares its port with others of ours, of which one at a time listens.

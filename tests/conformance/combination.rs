@@ -1,5 +1,6 @@
 //! What the rows are run against: the mode of the gateway, the version of MQTT it is told to speak, and the broker.
 
+use crate::dialect::Version;
 use crate::script::{Ack, BrokerAct, BrokerAtStart, Mode, Row, Step};
 
 /// One way to run the table.
@@ -61,6 +62,14 @@ impl Combination {
             _ => return None,
         };
         Some(Self { mode, protocol, broker })
+    }
+
+    /// The version of MQTT that comes of it.
+    pub(crate) fn version(self) -> Version {
+        match (self.protocol, self.broker) {
+            (Protocol::V5, _) | (Protocol::Auto, Kind::Mosquitto) => Version::V5,
+            (Protocol::V311, _) | (Protocol::Auto, Kind::Stub | Kind::Embedded) => Version::V4,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use rumqttc::mqttbytes::v4::{
     Connect, LastWill, Packet, PubAck, PubComp, PubRec, PubRel, Publish, Subscribe, SubscribeFilter,
     SubscribeReasonCode, Unsubscribe,
 };
-use rumqttc::mqttbytes::{Error, QoS, check};
+use rumqttc::mqttbytes::{Error, Protocol, QoS, check};
 use rumqttc::v5::mqttbytes::v5;
 
 use crate::script::Ack;
@@ -92,6 +92,12 @@ impl Version {
         }
     }
 
+    /// The packet id of a broker's answer to SUBSCRIBE or UNSUBSCRIBE, the same in both.
+    pub(crate) fn settled(frame: &[u8]) -> Option<u16> {
+        let body = &frame[header_len(frame)..];
+        matches!(frame[0] >> 4, 9 | 11).then_some(u16::from_be_bytes([*body.first()?, *body.get(1)?]))
+    }
+
     /// What a broker's packet answers, and how, if a row may ask for it.
     pub(crate) fn answer(self, frame: &[u8]) -> Option<(Ack, u8)> {
         let body = &frame[header_len(frame)..];
@@ -161,6 +167,7 @@ fn read_v5(mut frame: BytesMut) -> Result<Heard, Error> {
 
 fn connect_of(connect: v5::Connect, will: Option<v5::LastWill>) -> Connect {
     let mut plain = Connect::new(connect.client_id);
+    plain.protocol = Protocol::V5;
     (plain.keep_alive, plain.clean_session) = (connect.keep_alive, connect.clean_start);
     plain.last_will = will.map(|will| {
         LastWill::new(text(&will.topic), will.message.to_vec(), quality(will.qos as u8), will.retain)

@@ -213,10 +213,12 @@ macro_rules! combinations {
 }
 
 combinations! {
-    tables: aggregating mosquitto;
+    tables: aggregating transparent mosquitto;
     samples:
         aggregating_v5_stub aggregating_auto_stub aggregating_v311_mosquitto aggregating_v5_mosquitto
-        aggregating_v311_embedded aggregating_auto_embedded;
+        aggregating_v311_embedded aggregating_auto_embedded
+        transparent_v5_stub transparent_auto_stub transparent_v311_mosquitto transparent_v5_mosquitto
+        transparent_auto_mosquitto transparent_v311_embedded transparent_auto_embedded;
 }
 
 /// All rows by section, and why if one needs the stub.

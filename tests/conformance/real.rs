@@ -14,22 +14,19 @@ use mqtt_sn_gateway::broker::tcp::serve;
 use rumqttc::mqttbytes::Error;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{Connect, Packet, PubRel, Publish, Subscribe};
+use socket2::Socket;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-use crate::broker::PROBE_TOPIC;
+use crate::broker::{PROBE_TOPIC, reserved};
 use crate::dialect::quality;
 use crate::script::Message;
 
-/// Where brokers listen: not where gateways and clients do, because a port is free for a moment between being picked and
-/// being the broker's.
+/// Where brokers listen: not where gateways and clients do.
 const HOST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 
 /// How long a broker may take to start, and to answer the test's own client.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How often another port is tried.
-const PORTS_TRIED: usize = 5;
 
 /// A broker and the test's client there.
 pub(crate) struct Real {
@@ -40,19 +37,15 @@ pub(crate) struct Real {
 
 /// Ends with the value.
 enum Running {
-    Process { child: Child, _directory: TempDir },
+    Process { child: Child, _directory: TempDir, _port: Socket },
     Thread { stop: Option<oneshot::Sender<()>>, thread: Option<JoinHandle<()>> },
 }
 
 impl Real {
     /// Debian's Mosquitto as it comes, but for who may connect.
     pub(crate) fn mosquitto() -> Result<Self, String> {
-        for _ in 0..PORTS_TRIED {
-            if let Some((running, addr)) = start_mosquitto()? {
-                return Self::around(running, addr);
-            }
-        }
-        Err(format!("mosquitto did not start on any of {PORTS_TRIED} free ports"))
+        let (running, addr) = start_mosquitto()?;
+        Self::around(running, addr)
     }
 
     /// The gateway's own broker.
@@ -115,10 +108,8 @@ impl Drop for Running {
     }
 }
 
-/// None: somebody else has taken the port.
-fn start_mosquitto() -> Result<Option<(Running, SocketAddr)>, String> {
-    let picked = TcpListener::bind((HOST, 0)).and_then(|listener| listener.local_addr());
-    let addr = picked.map_err(|error| error.to_string())?;
+fn start_mosquitto() -> Result<(Running, SocketAddr), String> {
+    let (port, addr) = reserved(HOST).map_err(|error| error.to_string())?;
     let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
     let config = directory.path().join("mosquitto.conf");
     let text = format!("listener {} {HOST}\nallow_anonymous true\npersistence false\n", addr.port());
@@ -129,15 +120,11 @@ fn start_mosquitto() -> Result<Option<(Running, SocketAddr)>, String> {
     let mut command = Command::new(place);
     command.arg("-c").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn().map_err(|error| format!("mosquitto (apt-get install mosquitto): {error}"))?;
-    let mut running = Running::Process { child, _directory: directory };
+    let running = Running::Process { child, _directory: directory, _port: port };
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         if TcpStream::connect(addr).is_ok() {
-            return Ok(Some((running, addr)));
-        }
-        let Running::Process { child, .. } = &mut running else { break };
-        if child.try_wait().map_err(|error| error.to_string())?.is_some() {
-            return Ok(None);
+            return Ok((running, addr));
         }
         thread::sleep(Duration::from_millis(10));
     }

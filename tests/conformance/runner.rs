@@ -98,6 +98,10 @@ impl World {
         world.process = Some(process);
         world.sockets.extend(group.map(|port| (Source::Group, port)));
         world.wait_until_ready(settings, group_addr)?;
+        let version = world.broker.version();
+        if settings.broker == BrokerAtStart::Up && version != Some(combination.version()) {
+            return Err(format!("the gateway speaks {version:?} to this broker"));
+        }
         world.broker.name_all();
         Ok(world)
     }
@@ -351,6 +355,7 @@ impl World {
         if !expected.fits(&seen) {
             return Err(format!("at the broker: {seen}"));
         }
+        self.broker.deals_with(&seen, PATIENCE)?;
         if let Packet::Publish(publish) = &seen.packet {
             self.broker.hands_out(&publish.topic, &publish.payload, PATIENCE)?;
         }

@@ -42,6 +42,8 @@ struct Session {
     filters: BTreeMap<String, (QoS, Option<usize>)>,
     queue: Vec<Message>,
     packet_id: u16,
+    /// What the gateway has yet to acknowledge, by packet id: sent again when the session goes on (MQTT 3.1.1 §4.4).
+    open: BTreeMap<u16, (Packet, Vec<usize>)>,
 }
 
 /// An answer held back.
@@ -108,7 +110,18 @@ impl Stub {
                 self.send(from, Packet::PubRec(PubRec::new(*pkid)));
             }
             Packet::PubRel(rel) => self.send(from, Packet::PubComp(PubComp::new(rel.pkid))),
-            Packet::PubRec(rec) => self.send(from, Packet::PubRel(PubRel::new(rec.pkid))),
+            Packet::PubRec(rec) => {
+                let release = Packet::PubRel(PubRel::new(rec.pkid));
+                if let Some(session) = self.sessions.get_mut(&whose) {
+                    session.open.insert(rec.pkid, (release.clone(), Vec::new()));
+                }
+                self.send(from, release);
+            }
+            Packet::PubAck(PubAck { pkid }) | Packet::PubComp(PubComp { pkid }) => {
+                if let Some(session) = self.sessions.get_mut(&whose) {
+                    session.open.remove(pkid);
+                }
+            }
             Packet::Subscribe(subscribe) => {
                 let packet = HeldPacket::Subscribe(subscribe.clone(), heard.subscription);
                 self.hold_or_give(is_withheld(Ack::Subscribe), Held { link: from, whose, packet });
@@ -193,6 +206,12 @@ impl Stub {
             self.acts.push(Act::Close(old));
         }
         session.kept = kept;
+        for (packet, ids) in session.open.values_mut() {
+            if let Packet::Publish(publish) = packet {
+                publish.dup = true;
+            }
+            self.acts.push(Act::Send(held.link, packet.clone(), ids.clone()));
+        }
         for message in std::mem::take(&mut session.queue) {
             session.publish(&message, Delivery::Subscribers, &mut self.acts);
         }
@@ -248,8 +267,12 @@ impl Session {
             self.packet_id += 1;
             publish.pkid = self.packet_id;
         }
-        let ids = matching.iter().filter_map(|(_, id)| *id).collect();
-        acts.push(Act::Send(link, Packet::Publish(publish), ids));
+        let ids: Vec<_> = matching.iter().filter_map(|(_, id)| *id).collect();
+        let packet = Packet::Publish(publish);
+        if qos > 0 {
+            self.open.insert(self.packet_id, (packet.clone(), ids.clone()));
+        }
+        acts.push(Act::Send(link, packet, ids));
         Some(())
     }
 }
