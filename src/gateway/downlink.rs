@@ -97,7 +97,7 @@ impl Session {
     ) {
         let mut item = Item { message, qos, delivery, sent_as: None, offered: None, expires };
         if !self.wants(&item) {
-            // On a link of its own it may cross the client's UNSUBSCRIBE (Interpretation: R-094).
+            // On a link of its own it may cross the client's UNSUBSCRIBE (Interpretation: A-44).
             cx.counters.downlink_ended += 1;
             cx.settle(&item);
             return;

@@ -83,6 +83,8 @@ struct Link {
     stream: TcpStream,
     whose: Whose,
     version: Option<Version>,
+    /// In seconds; 0: none.
+    keep_alive: u16,
 }
 
 impl Broker {
@@ -309,12 +311,22 @@ impl Drop for Broker {
     }
 }
 
+impl Shared {
+    /// How long the gateway may be silent on a connection: as long as it said, and half as long again.
+    fn patience_with(&self, link: u64) -> Option<Duration> {
+        let state = self.state.lock().unwrap();
+        let keep_alive = state.links.get(&link)?.keep_alive;
+        (keep_alive > 0).then(|| Duration::from_secs(keep_alive.into()).mul_f64(1.5))
+    }
+}
+
 impl State {
     /// Takes in a packet of the gateway's.
     fn hear(&mut self, from: u64, heard: Heard, by_stub: bool) {
         let Some(link) = self.links.get_mut(&from) else { return };
         if let Packet::Connect(connect) = &heard.packet {
             link.whose = Whose(connect.client_id.clone());
+            link.keep_alive = connect.keep_alive;
         }
         let whose = link.whose.clone();
         if by_stub {
@@ -394,7 +406,7 @@ fn serve(mut stream: TcpStream, shared: &Arc<Shared>) {
         state.opened += 1;
         let id = state.opened;
         let whose = Whose(String::new());
-        state.links.insert(id, Link { stream: writer, whose, version: None });
+        state.links.insert(id, Link { stream: writer, whose, version: None, keep_alive: 0 });
         id
     };
     if let (Some(behind), Ok(to)) = (&behind, stream.try_clone()) {
@@ -410,6 +422,10 @@ fn serve(mut stream: TcpStream, shared: &Arc<Shared>) {
         buffer.extend_from_slice(&chunk[..count]);
         if take_packets(&mut buffer, id, shared).is_none() {
             break;
+        }
+        if behind.is_none() {
+            // As brokers do with who is silent for longer (MQTT 3.1.1 §3.1.2.10).
+            let _ = stream.set_read_timeout(shared.patience_with(id));
         }
     }
     if let Some(behind) = behind {

@@ -1,5 +1,7 @@
 //! What the rows are run against: the mode of the gateway, the version of MQTT it is told to speak, and the broker.
 
+use std::fmt;
+
 use crate::dialect::Version;
 use crate::script::{Ack, BrokerAct, BrokerAtStart, Mode, Row, Step};
 
@@ -70,6 +72,22 @@ impl Combination {
             (Protocol::V5, _) | (Protocol::Auto, Kind::Mosquitto) => Version::V5,
             (Protocol::V311, _) | (Protocol::Auto, Kind::Stub | Kind::Embedded) => Version::V4,
         }
+    }
+}
+
+/// As the README names it.
+impl fmt::Display for Combination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mode = match self.mode {
+            Mode::Aggregating => "aggregating",
+            Mode::Transparent => "transparent",
+        };
+        let broker = match self.broker {
+            Kind::Stub => "stub",
+            Kind::Mosquitto => "Mosquitto",
+            Kind::Embedded => "embedded",
+        };
+        write!(f, "{mode} | {} | {broker}", self.protocol.name())
     }
 }
 

@@ -74,6 +74,14 @@ impl Process {
         Ok(())
     }
 
+    /// The error says how it has ended.
+    pub(crate) fn is_running(&mut self) -> Result<(), String> {
+        match self.child.try_wait().map_err(|error| error.to_string())? {
+            None => Ok(()),
+            Some(status) => Err(format!("the gateway has ended: {status}")),
+        }
+    }
+
     /// SIGTERM; how it ended.
     pub(crate) fn stop(&mut self) -> Result<ExitStatus, String> {
         let kill = format!("kill -TERM {}", self.child.id());
@@ -139,6 +147,7 @@ broker:
   protocol: {protocol}
   client_id: {client_id}
   outage: reject
+  keep_alive: {keep_alive}s
   grace: {grace}ms
 transports:
   - name: lan
@@ -165,6 +174,7 @@ control:
         },
         protocol = combination.protocol.name(),
         client_id = Whose::GATEWAY,
+        keep_alive = settings.keep_alive.as_secs(),
         grace = settings.grace.as_millis(),
         advertise = settings.advertise.unwrap_or(Duration::from_secs(900)).as_secs(),
         mtu = settings.mtu,

@@ -81,7 +81,7 @@ impl From<String> for Problem {
 }
 
 impl World {
-    fn start(settings: &Settings, combination: Combination) -> Result<Self, String> {
+    pub(crate) fn start(settings: &Settings, combination: Combination) -> Result<Self, String> {
         let broker = Broker::new(combination)?;
         match settings.broker {
             BrokerAtStart::Up => broker.up(),
@@ -111,6 +111,16 @@ impl World {
         let sockets = BTreeMap::from([(Source::S1, Port::new()), (Source::S2, Port::new())]);
         let (chosen, started, diary) = (BTreeMap::new(), Instant::now(), Vec::new());
         Self { gateway, process: None, broker, sockets, chosen, seen: false, started, diary }
+    }
+
+    /// Where the gateway listens.
+    pub(crate) fn gateway(&self) -> SocketAddr {
+        self.gateway
+    }
+
+    /// Whether the process is still there.
+    pub(crate) fn is_running(&mut self) -> Result<(), String> {
+        self.process.as_mut().map_or(Ok(()), Process::is_running)
     }
 
     /// Returns once the gateway answers, and reaches the broker if there is one.
@@ -467,7 +477,7 @@ fn tolerant() -> bool {
 }
 
 fn headline(row: &Row) -> String {
-    format!("T-{:03} {} [{} {}]", row.number, row.title, row.level, row.requirement)
+    format!("{} {} [{} {}]", row.name, row.title, row.level, row.requirement)
 }
 
 impl Port {

@@ -51,7 +51,8 @@ pub(crate) enum Mode {
 /// One row of the table, in one mode.
 #[derive(Debug)]
 pub(crate) struct Row {
-    pub(crate) number: u16,
+    /// `T-079`: of the digest's table; `N-01`: beyond it.
+    pub(crate) name: String,
     /// `S`: stated by the specification; `R`: what the digest recommends where it is silent.
     pub(crate) level: char,
     pub(crate) requirement: String,
@@ -68,6 +69,8 @@ pub(crate) struct Settings {
     pub(crate) mtu: usize,
     pub(crate) max_topics: usize,
     pub(crate) qos_minus_one: bool,
+    /// Of the gateway's own connection to the broker, and the longest of a client's.
+    pub(crate) keep_alive: Duration,
     /// How long a client outlives its connection to the broker (transparent mode).
     pub(crate) grace: Duration,
     pub(crate) broker: BrokerAtStart,
@@ -80,6 +83,7 @@ impl Default for Settings {
             mtu: 65_507,
             max_topics: 1000,
             qos_minus_one: true,
+            keep_alive: Duration::from_secs(60),
             grace: Duration::from_secs(60),
             broker: BrokerAtStart::Up,
         }
@@ -277,7 +281,7 @@ pub(crate) fn rows(file: File, fixtures: File, mode: Mode) -> Result<Vec<Row>, S
     let fixtures = Fixtures::read(fixtures)?;
     let mut rows: Vec<Row> = Vec::new();
     for (number, text) in significant(file.1) {
-        let result = if text.starts_with("T-") {
+        let result = if is_headline(text) {
             headline(text).map(|row| rows.push(row))
         } else {
             match rows.last_mut() {
@@ -295,17 +299,23 @@ fn significant(content: &'static str) -> impl Iterator<Item = (usize, &'static s
     numbered.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
 }
 
+/// The first line of a row.
+pub(crate) fn is_headline(text: &str) -> bool {
+    text.starts_with("T-") || text.starts_with("N-")
+}
+
 fn headline(text: &str) -> Result<Row, String> {
     let mut words = text.splitn(4, ' ');
     let mut word = || words.next().filter(|word| !word.is_empty()).ok_or("number, level, requirement, title");
-    let number = word()?["T-".len()..].parse().map_err(|_| "the number of the row")?;
+    let name = word()?;
+    name["T-".len()..].parse::<u16>().map_err(|_| "the number of the row")?;
     let level = match word()? {
         "S" => 'S',
         "R" => 'R',
         _ => return Err("the level is S or R".into()),
     };
     Ok(Row {
-        number,
+        name: name.to_owned(),
         level,
         requirement: word()?.to_owned(),
         title: word()?.to_owned(),
@@ -353,6 +363,7 @@ impl Settings {
             ["mtu", octets] => self.mtu = number(octets)?,
             ["max_topics", topics] => self.max_topics = number(topics)?,
             ["qos_minus_one", "off"] => self.qos_minus_one = false,
+            ["keep_alive", seconds, "s"] => self.keep_alive = duration(seconds)?,
             ["grace", seconds, "s"] => self.grace = duration(seconds)?,
             ["broker", "down"] => self.broker = BrokerAtStart::Down,
             ["broker", "refuses", code] => self.broker = BrokerAtStart::Refuses(number(code)?),
@@ -814,7 +825,7 @@ mod tests {
         let rows =
             read("# comment\nT-007 R R-002 A title, long\ngiven FS flags=00, mtu 60\nC> 02 17\n").unwrap();
         let row = &rows[0];
-        assert_eq!((row.number, row.level, row.requirement.as_str()), (7, 'R', "R-002"));
+        assert_eq!((row.name.as_str(), row.level, row.requirement.as_str()), ("T-007", 'R', "R-002"));
         assert_eq!(row.title, "A title, long");
         assert_eq!(row.settings, Settings { mtu: 60, ..Settings::default() });
         assert_eq!((row.given.len(), row.steps.len()), (2, 1));
