@@ -6,6 +6,7 @@
 mod app;
 mod brokers;
 mod commands;
+mod many;
 mod messages;
 mod outage;
 mod pki;
