@@ -72,6 +72,8 @@ counters! {
     uplink_late,
     /// Messages refused by the broker.
     uplink_refused,
+    /// Messages given up because the broker closes the connection for them each time.
+    uplink_given_up,
     /// Messages with QoS -1 dropped (§6.8).
     qos_minus_one_dropped,
     /// Messages from the broker.

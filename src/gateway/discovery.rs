@@ -25,15 +25,17 @@ impl Gateway {
     /// Broadcasts ADVERTISE and sets the time of the next one. Silent while the broker is away (§6.1).
     pub(super) fn advertise(&mut self) {
         self.timers.set(Timer::Advertise, self.now + self.settings.advertise_interval);
-        if !self.links.is_up() {
-            return;
-        }
-        let duration = u16::try_from(self.settings.advertise_interval.as_secs()).unwrap_or(u16::MAX);
-        let packet = Packet::Advertise(Advertise { gw_id: self.settings.gw_id, duration });
-        for (index, port) in (0..).zip(&self.settings.ports) {
-            if port.advertise {
-                self.air.broadcast(PortId(index), 0, packet, &mut self.counters);
-            }
+        let ports = u16::try_from(self.settings.ports.len()).unwrap_or(u16::MAX);
+        (0..ports).for_each(|port| self.advertise_on(PortId(port)));
+    }
+
+    /// Broadcasts ADVERTISE on one transport: also when that has come up, for those who hear of no other gateway.
+    pub(super) fn advertise_on(&mut self, port: PortId) {
+        let broadcasts = self.settings.ports.get(usize::from(port.0)).is_some_and(|port| port.advertise);
+        if broadcasts && self.links.is_up() {
+            let duration = u16::try_from(self.settings.advertise_interval.as_secs()).unwrap_or(u16::MAX);
+            let packet = Packet::Advertise(Advertise { gw_id: self.settings.gw_id, duration });
+            self.air.broadcast(port, 0, packet, &mut self.counters);
         }
     }
 }

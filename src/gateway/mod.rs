@@ -602,6 +602,9 @@ impl Gateway {
     fn handle_port(&mut self, port: PortId, event: PortEvent) {
         let name = self.settings.ports.get(usize::from(port.0)).map(|port| port.name.as_str());
         debug!(port = name, ?event, "transport");
+        if event == PortEvent::Up {
+            self.advertise_on(port);
+        }
     }
 
     /// Tells active clients that the gateway goes (§6.12), since nothing is kept for them, then the broker.

@@ -8,6 +8,7 @@ use crate::topic::NameError;
 pub struct Refused(pub u8);
 
 impl Refused {
+    pub(super) const UNSPECIFIED: Self = Self(0x80);
     pub(super) const PACKET_ID_NOT_FOUND: Self = Self(0x92);
     pub(super) const PACKET_TOO_LARGE: Self = Self(0x95);
     /// More than the broker allows at the moment, or to us.

@@ -428,6 +428,13 @@ impl Connection {
         }
     }
 
+    /// Ends [`first_sent`](Self::first_sent) as refused, for an owner who has seen that the broker will not take it.
+    pub fn give_up_first(&mut self) {
+        if let Some((id, _)) = self.outbound.first_sent() {
+            self.abandon(id, Refused::UNSPECIFIED);
+        }
+    }
+
     /// Removes the session from the broker: DISCONNECT, [`Event::Reconnect`], CONNECT with CleanSession 1,
     /// DISCONNECT, [`Event::Purged`]; on a connection of MQTT 5 only DISCONNECT and [`Event::Purged`]. For an orderly stop of
     /// an owner whose client id will not come back.
@@ -452,6 +459,11 @@ impl Connection {
 
 /// Queries.
 impl Connection {
+    /// The first publish that was sent on this connection and has no answer yet.
+    pub fn first_sent(&self) -> Option<Token> {
+        self.outbound.first_sent().map(|(_, token)| token)
+    }
+
     /// QoS 1 and 2 publishes that have not completed, waiting or in flight.
     pub fn unfinished(&self) -> usize {
         self.outbound.unfinished()

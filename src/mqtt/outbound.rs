@@ -171,6 +171,15 @@ impl Outbound {
         self.sending(id, false)
     }
 
+    /// The publish that has waited longest of those that were sent on this connection and not answered.
+    pub(super) fn first_sent(&self) -> Option<(u16, Token)> {
+        let sent = self.open.iter().filter_map(|(id, open)| match open {
+            Open::Publish { token, phase: Phase::Sent, here: true, .. } => Some((*id, *token)),
+            _ => None,
+        });
+        sent.min_by_key(|(_, token)| *token)
+    }
+
     /// Ends what [`Outbound::next`] gave and cannot be sent.
     pub(super) fn abandon(&mut self, id: u16) -> Option<Abandoned> {
         Some(match self.open.get(&id)? {

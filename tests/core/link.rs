@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use mqtt_sn_gateway::gateway::io::{Control, Endpoint, Input, LinkCommand, LinkEvent, LinkFailure};
-use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, SubAck};
+use mqtt_sn_gateway::gateway::io::{
+    Control, Endpoint, Input, LinkCommand, LinkEvent, LinkFailure, PortEvent, PortId,
+};
+use mqtt_sn_gateway::wire::{Advertise, Packet, Qos, ReturnCode, SubAck, TopicRef};
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
 
@@ -142,5 +144,57 @@ fn several_brokers_are_tried_in_turn() {
 fn only_transports_that_can_broadcast_advertise() {
     let mut w = world_with(|settings| settings.ports[0].advertise = false);
     w.pass(Duration::from_secs(3600));
+    w.no_broadcast();
+}
+
+#[test]
+fn a_message_for_which_the_broker_closes_each_time_is_given_up_and_the_others_get_through() {
+    let mut w = world_with(|settings| settings.broker.ack_timeout = Duration::from_secs(600));
+    w.send(A, connect_with("n1", false, true, 0));
+    w.expect(A, connack(ReturnCode::Accepted));
+    for (msg_id, payload) in [(1, "bad"), (2, "good")] {
+        w.send(A, publish(TopicRef::Predefined(1), Qos::AtLeastOnce, msg_id, payload));
+    }
+    for connection in 1..=5 {
+        w.broker_gets("pre/one", "bad", QoS::AtLeastOnce);
+        w.broker_down();
+        if connection < 5 {
+            w.quiet();
+        }
+        w.pass(Duration::from_millis(30_001).min(Duration::from_secs(1 << connection)));
+        w.broker_up(true);
+    }
+    w.expect(A, puback(TopicRef::Predefined(1), 1, ReturnCode::NotSupported));
+    let pkid = w.broker_gets("pre/one", "good", QoS::AtLeastOnce);
+    w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+    w.expect(A, puback(TopicRef::Predefined(1), 2, ReturnCode::Accepted));
+    assert_eq!(w.gw.counters().uplink_given_up, 1);
+}
+
+#[test]
+fn connections_that_end_with_an_acknowledgement_between_them_cost_no_message() {
+    let mut w = world();
+    w.active(A, "n1");
+    for msg_id in 1..20 {
+        w.send(A, publish(TopicRef::Predefined(1), Qos::AtLeastOnce, msg_id, "m"));
+        let pkid = w.broker_gets("pre/one", "m", QoS::AtLeastOnce);
+        w.broker_down();
+        w.pass(Duration::from_secs(2));
+        w.broker_up(true);
+        w.broker_gets("pre/one", "m", QoS::AtLeastOnce);
+        w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+        w.expect(A, puback(TopicRef::Predefined(1), msg_id, ReturnCode::Accepted));
+    }
+    assert_eq!(w.gw.counters().uplink_given_up, 0);
+}
+
+#[test]
+fn a_transport_that_comes_up_late_advertises_at_once() {
+    let mut w = world();
+    while w.try_broadcast() {}
+    w.input(Input::Port(PortId(0), PortEvent::Up));
+    w.expect_broadcast(Packet::Advertise(Advertise { gw_id: 0x2A, duration: 1200 }));
+    w.broker_down();
+    w.input(Input::Port(PortId(0), PortEvent::Up));
     w.no_broadcast();
 }

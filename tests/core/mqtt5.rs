@@ -148,6 +148,32 @@ fn each_broker_is_spoken_to_in_the_version_that_it_accepted() {
     hears_connect(&mut w, 4);
 }
 
+#[test]
+fn a_broker_that_says_nothing_to_mqtt_5_is_asked_in_3_1_1() {
+    let mut w = auto_world();
+    hears_connect(&mut w, 5);
+    w.pass(Duration::from_secs(10));
+    hears_connect(&mut w, 4);
+    assert_eq!(w.gw.counters().link_fallbacks, 1);
+}
+
+#[test]
+fn a_broker_that_takes_the_place_of_one_that_spoke_mqtt_5_is_asked_in_3_1_1_after_some_failures() {
+    let mut w = auto_world();
+    hears_connect(&mut w, 5);
+    w.broker_octets(Bytes::from_static(&ACCEPTED_5));
+    w.broker_down();
+    for _ in 1..6 {
+        w.pass(Duration::from_secs(30));
+        hears_connect(&mut w, 5);
+        w.broker_down();
+    }
+    w.pass(Duration::from_secs(30));
+    hears_connect(&mut w, 5);
+    w.broker_down();
+    hears_connect(&mut w, 4);
+}
+
 /// A world whose broker speaks MQTT 5, on these terms (the properties of its CONNACK).
 fn world_5(terms: &[u8]) -> World {
     let mut w = offline_world(|settings| settings.broker.protocol = Protocol::V5);

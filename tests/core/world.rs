@@ -249,6 +249,10 @@ impl World {
         assert_eq!(decode(&frame).unwrap().packet, packet);
     }
 
+    pub fn try_broadcast(&mut self) -> bool {
+        self.broadcasts.pop_front().is_some()
+    }
+
     #[track_caller]
     pub fn no_broadcast(&self) {
         assert!(self.broadcasts.is_empty());

@@ -8,12 +8,20 @@ use tracing::{debug, info, warn};
 
 use crate::gateway::counters::Counters;
 use crate::gateway::io::{self, BrokerSettings, LinkCommand, LinkEvent, LinkFailure, LinkId, Output};
-use crate::mqtt::{ConnectRefusal, Connection, Event, Failure, Message, Options, Protocol};
+use crate::mqtt::{ConnectRefusal, Connection, Event, Failure, Message, Options, Protocol, Token};
 use crate::topic::ClientId;
 
 /// Bounds of the pause before a reconnect. It doubles with every failure; the pause itself is anywhere between the
 /// lower bound and what it has grown to, so that gateways that lost one broker do not come back all at once.
 const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
+
+/// After so many failures in a row, the version in which a broker accepted us before is as good as unknown: another broker may
+/// have taken its place, one that closes where the other spoke.
+const FORGET_AFTER: u32 = 6;
+
+/// Connections that the broker closed one after another without an acknowledgement, and the first message on each was the
+/// same: then that message is what it closes for. Fewer might be a broker that has other troubles.
+const HANG_UPS_MAX: u32 = 5;
 
 /// How long the broker has to take leave.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -30,6 +38,8 @@ pub(super) struct Link {
     writing: bool,
     /// Failures since the broker last accepted us.
     failures: u32,
+    /// Connections that the broker has closed with the same message first, and which one that is.
+    hang_ups: (u32, Option<Token>),
     /// Which endpoint comes next.
     endpoint: usize,
     /// The failure that was told last: a broker that stays away is no news.
@@ -102,6 +112,7 @@ impl Link {
             socket: Socket::Waiting(Some(now)),
             writing: false,
             failures: 0,
+            hang_ups: (0, None),
             endpoint: shared.endpoint,
             told: String::new(),
             parting: None,
@@ -138,12 +149,15 @@ impl Link {
                 return self.fall_back(&failure, shared, cx);
             }
             LinkEvent::Closed(failure) => {
+                if failure == LinkFailure::Closed && self.connection.is_connected() {
+                    self.note_hang_up(cx);
+                }
                 self.tell("no connection to the broker", &failure, cx.settings);
                 return self.handle_closed(shared, cx);
             }
         };
         if let Err(failure) = result {
-            self.fail(failure, cx);
+            self.fail(failure, shared, cx);
         }
     }
 
@@ -155,8 +169,36 @@ impl Link {
             self.leave(cx);
         } else if matches!(self.socket, Socket::Waiting(_)) {
             self.connect(self.protocol(shared, cx.settings), shared, cx);
-        } else if let Err(failure) = self.connection.handle_timeout(cx.now) {
-            self.fail(failure, cx);
+        } else {
+            self.handle_mqtt_timeout(shared, cx);
+        }
+    }
+
+    /// Some brokers say nothing to a version that they do not know.
+    fn handle_mqtt_timeout(&mut self, shared: &mut Shared, cx: &mut LinkCx<'_>) {
+        let Err(failure) = self.connection.handle_timeout(cx.now) else { return };
+        let is_unknown = !shared.spoken.contains_key(&self.endpoint(cx.settings));
+        if failure == Failure::NoConnAck && is_unknown && self.may_fall_back(cx.settings) {
+            self.close(cx);
+            return self.fall_back(&failure, shared, cx);
+        }
+        self.fail(failure, shared, cx);
+    }
+
+    /// The broker closed a connection that it had accepted. If it does so each time the same message comes first, an ACL of
+    /// its may want that (MQTT 3.1.1 §3.3.5), and everything behind the message would wait for ever.
+    fn note_hang_up(&mut self, cx: &mut LinkCx<'_>) {
+        let first = self.connection.first_sent();
+        let (count, before) = self.hang_ups;
+        self.hang_ups = (if first.is_some() && first == before { count + 1 } else { 1 }, first);
+        if self.hang_ups.0 >= HANG_UPS_MAX && first.is_some() {
+            warn!(
+                broker = self.broker(cx.settings),
+                "closes for one message again and again: it is given up"
+            );
+            cx.counters.uplink_given_up += 1;
+            self.connection.give_up_first();
+            self.hang_ups = (0, None);
         }
     }
 
@@ -313,7 +355,7 @@ impl Link {
                 self.connection.handle_closed();
                 (self.socket, self.farewell) = (Socket::Waiting(None), None);
             }
-            None => self.retry_later(Lost::Away, cx),
+            None => self.retry_later(Lost::Away, shared, cx),
         }
     }
 
@@ -332,7 +374,7 @@ impl Link {
                 return self.fall_back(&refusal, shared, cx);
             }
         }
-        self.give_up(Lost::Refused(refusal), &refusal, cx);
+        self.give_up(Lost::Refused(refusal), &refusal, shared, cx);
     }
 
     fn may_fall_back(&self, settings: &BrokerSettings) -> bool {
@@ -357,21 +399,21 @@ impl Link {
     }
 
     /// The connection cannot go on for a reason of MQTT's.
-    fn fail(&mut self, failure: Failure, cx: &mut LinkCx<'_>) {
+    fn fail(&mut self, failure: Failure, shared: &mut Shared, cx: &mut LinkCx<'_>) {
         let lost = match failure {
             Failure::Disconnected(code) => Lost::Dismissed(code),
             _ => Lost::Away,
         };
-        self.give_up(lost, &failure, cx);
+        self.give_up(lost, &failure, shared, cx);
     }
 
-    fn give_up(&mut self, lost: Lost, reason: &dyn Display, cx: &mut LinkCx<'_>) {
+    fn give_up(&mut self, lost: Lost, reason: &dyn Display, shared: &mut Shared, cx: &mut LinkCx<'_>) {
         self.tell("leaving the connection to the broker", reason, cx.settings);
         cx.outputs.push_back(Output::Link(self.id, LinkCommand::Close));
-        self.retry_later(lost, cx);
+        self.retry_later(lost, shared, cx);
     }
 
-    fn retry_later(&mut self, lost: Lost, cx: &mut LinkCx<'_>) {
+    fn retry_later(&mut self, lost: Lost, shared: &mut Shared, cx: &mut LinkCx<'_>) {
         self.connection.handle_closed();
         self.parting = None;
         cx.counters.link_failures += 1;
@@ -381,6 +423,9 @@ impl Link {
         }
         self.lost = Some(lost);
         self.failures += 1;
+        if self.failures.is_multiple_of(FORGET_AFTER) {
+            shared.spoken.clear();
+        }
         self.endpoint += 1;
         let rounds = self.failures / u32::try_from(cx.settings.endpoints.len()).unwrap_or(u32::MAX);
         let grown = BACKOFF.start().saturating_mul(1 << rounds.min(8)).min(*BACKOFF.end());
