@@ -17,7 +17,7 @@
 //! | [`node`] | an MQTT-SN client as a value: the other end of the wire |
 //! | [`broker`] | a small MQTT 3.1.1 broker as a value, and its TCP shell |
 //! | [`transport`] | ports: datagrams between sockets and the core |
-//! | [`link`] | TCP to brokers |
+//! | [`link`] | TCP and TLS to brokers |
 //! | [`runtime`] | the loop around the core |
 //! | [`config`], [`setup`] | gateway.yaml, and what it means to the parts |
 //! | [`demo`], [`cli`] | what a user starts |

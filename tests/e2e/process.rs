@@ -160,6 +160,7 @@ impl Mosquitto {
     }
 
     /// Speaks no newer TLS than 1.2 from the next start on.
+    #[allow(dead_code, reason = "not every binary needs it")]
     pub fn limit_to_tls_1_2(&mut self) {
         self.down();
         let text =
@@ -205,6 +206,11 @@ impl Mosquitto {
 
     pub fn down(&mut self) {
         self.process = None;
+    }
+
+    #[track_caller]
+    pub fn wait_for_line(&self, part: &str) {
+        self.process.as_ref().unwrap().wait_for_line(part);
     }
 }
 
@@ -256,10 +262,24 @@ impl Gateway {
 
     /// A gateway that is listening.
     pub fn start(url: &str, broker_port: u16, more: &str, mosquitto: Option<Mosquitto>) -> Self {
+        Self::start_with(url, broker_port, more, mosquitto, |_| {})
+    }
+
+    /// The same, with a change to its command.
+    pub fn start_with(
+        url: &str,
+        broker_port: u16,
+        more: &str,
+        mosquitto: Option<Mosquitto>,
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
         let folder = TempDir::new().unwrap();
         let port = free_udp();
         let config = configuration(folder.path(), url, port, more);
-        let process = Process::start(Command::new(gateway_program()).arg("run").arg("-c").arg(config));
+        let mut command = Command::new(gateway_program());
+        command.arg("run").arg("-c").arg(config);
+        change(&mut command);
+        let process = Process::start(&mut command);
         process.wait_for_line("listening on udp");
         Self { port, broker_port, process, _folder: folder, mosquitto }
     }
