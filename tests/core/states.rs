@@ -3,6 +3,7 @@
 //! `transitions`.
 
 mod bench;
+mod transitions;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use mqtt_sn_gateway::wire::{
     Advertise, Connect, Disconnect, FilterRef, GwInfo, MsgIdOnly, Packet, PingReq, Publish, Qos, Register,
     Response, ReturnCode, SearchGw, SubAck, Subscribe, TopicAck, TopicRef, Unsubscribe, WillMsg, WillTopic,
 };
-use rumqttc::QoS;
+use rumqttc::{ConnectReturnCode, QoS};
 
 use self::bench::{Bench, Hold, How, Open};
 use crate::world::{At, encode};
@@ -228,7 +229,7 @@ fn check_all(wanted: impl Fn(&How) -> bool) {
             for state in states(how.mode) {
                 let cell = row.get(&state).unwrap_or_else(|| panic!("{name} in {state}"));
                 let variants = messages(&name, &stage(how, &state)).len();
-                for index in 0..if how.forwarded { 1 } else { variants } {
+                for index in 0..if how.has_variants() { variants } else { 1 } {
                     cells += 1;
                     let place = format!("{name} ({index}) in {state}, {how:?}: ");
                     if let Err(difference) = check(how, &state, &name, index, cell) {
@@ -304,7 +305,7 @@ fn check(how: How, state: &str, name: &str, index: usize, cell: &str) -> Result<
     if matches!(after.as_str(), "none" | "gone" | "lost") {
         let kept = after != "none" && !how.clean;
         let (mut bench, _) = play();
-        bench.release();
+        bench.hold = bench.hold.min(Hold::Publish);
         bench.forget();
         bench.publish("s/1", "late", QoS::AtLeastOnce);
         bench.send(A, connect("n1", false, false));

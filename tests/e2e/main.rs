@@ -6,7 +6,6 @@
 mod app;
 mod brokers;
 mod commands;
-mod many;
 mod messages;
 mod outage;
 mod pki;

@@ -85,24 +85,6 @@ impl Process {
         }
     }
 
-    /// Sockets that it has open; none once it has ended.
-    pub fn open_sockets(&self) -> usize {
-        let folder = format!("/proc/{}/fd", self.child.id());
-        let Ok(files) = std::fs::read_dir(folder) else { return 0 };
-        let is_socket = |file: &std::fs::DirEntry| {
-            std::fs::read_link(file.path())
-                .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
-        };
-        files.filter_map(Result::ok).filter(is_socket).count()
-    }
-
-    /// Resident memory in kB.
-    pub fn resident_kb(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
-    }
-
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }

@@ -37,6 +37,14 @@ pub struct How {
     pub forwarded: bool,
 }
 
+impl How {
+    /// Whether every variant of a message is tried so: each in either mode and with either CleanSession, but not in all
+    /// four, for the time it takes.
+    pub fn has_variants(self) -> bool {
+        !self.forwarded && self.clean == (self.mode == Mode::Aggregating)
+    }
+}
+
 /// What the brokers do not answer, for the time being.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hold {
@@ -69,6 +77,8 @@ pub struct Bench {
     /// What the brokers saw since the last look, but for pings and acknowledgements of acknowledgements.
     broker: Vec<String>,
     pub open: Open,
+    /// What brokers answer to CONNECT, if they refuse.
+    pub refuse: Option<ConnectReturnCode>,
     /// A broker that cannot be reached.
     pub unreachable: bool,
     watch: BTreeMap<At, Watch>,
@@ -151,6 +161,7 @@ impl Bench {
             frames: VecDeque::new(),
             broker: Vec::new(),
             open: Open { msg_id: 77, topic_id: 0x7777 },
+            refuse: None,
             unreachable: false,
             watch: BTreeMap::new(),
             answering: false,
@@ -196,6 +207,21 @@ impl Bench {
     pub fn expect(&mut self, at: At, text: &str) {
         let heard = self.heard(at);
         assert_eq!(heard, text, "{:?}", self.how);
+    }
+
+    /// What left for this peer since the last look, in words.
+    pub fn frames_to(&mut self, at: At) -> String {
+        let (its, others) = self.frames.drain(..).partition(|(to, _)| *to == at);
+        self.frames = others;
+        let its: VecDeque<(At, String)> = its;
+        words(its.into_iter().map(|(_, text)| text))
+    }
+
+    /// The gateway may ask this client for something else now: it has waited for as long as it does.
+    pub fn given_up(&mut self, at: At) {
+        if let Some(watch) = self.watch.get_mut(&at) {
+            watch.unanswered = None;
+        }
     }
 
     /// Forgets what left for whomever.
@@ -353,6 +379,9 @@ impl Bench {
     }
 
     fn accept(&mut self, id: LinkId, connect: v4::Connect) {
+        if let Some(code) = self.refuse {
+            return self.say(id, &v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+        }
         let before = self.sessions.remove(&connect.client_id).filter(|_| !connect.clean_session);
         let session_present = before.is_some();
         let session = before.unwrap_or_default();
