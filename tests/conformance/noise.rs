@@ -1,7 +1,7 @@
 //! Random and damaged datagrams against the real program, from strangers: it goes on, and nobody is sent more than was received.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::script::{Part, Settings, Step};
 use crate::{example, table};
 
 /// Strangers, each with one datagram. Few enough at a time for the socket of the gateway to hold.
-const STRANGERS: usize = 2000;
-const AT_ONCE: usize = 50;
+const STRANGERS: u32 = 2000;
+const AT_ONCE: u32 = 50;
 
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,13 +35,13 @@ fn make_noise(combination: &str, seed: u64) {
     let gateway = world.gateway();
     let mut strangers = Vec::new();
     for number in 0..STRANGERS {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = stranger(number);
         let datagram = noise(&models, &mut rng);
         socket.send_to(&datagram, gateway).unwrap();
         strangers.push((socket, datagram));
         if (number + 1) % AT_ONCE == 0 {
             // It answers a stranger's PINGREQ, so it has dealt with what came before.
-            exchange(gateway, &[0x02, 0x16], &[0x02, 0x18]);
+            exchange(&stranger(STRANGERS + number), gateway, &[0x02, 0x16], &[0x02, 0x18]);
             strangers.drain(..).for_each(|(socket, datagram)| {
                 let answers = received(&socket);
                 let most = answers.iter().copied().max().unwrap_or(0);
@@ -52,7 +52,8 @@ fn make_noise(combination: &str, seed: u64) {
             });
         }
     }
-    exchange(gateway, &[0x08, 0x04, 0x04, 0x01, 0x00, 0x3C, 0x63, 0x31], &[0x03, 0x05, 0x00]);
+    let client = stranger(2 * STRANGERS);
+    exchange(&client, gateway, &[0x08, 0x04, 0x04, 0x01, 0x00, 0x3C, 0x63, 0x31], &[0x03, 0x05, 0x00]);
     world.is_running().unwrap();
 }
 
@@ -85,10 +86,14 @@ fn noise(models: &[Vec<u8>], rng: &mut fastrand::Rng) -> Vec<u8> {
     octets
 }
 
-/// A request of one more stranger, and its answer.
+/// A socket at an address of its own: a port alone comes back, and with it what the gateway remembers of who had it.
+fn stranger(number: u32) -> UdpSocket {
+    UdpSocket::bind((Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 1, 0, 1)) + number), 0)).unwrap()
+}
+
+/// A request and its answer.
 #[track_caller]
-fn exchange(gateway: SocketAddr, request: &[u8], answer: &[u8]) {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+fn exchange(socket: &UdpSocket, gateway: SocketAddr, request: &[u8], answer: &[u8]) {
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket.send_to(request, gateway).unwrap();
     let mut buffer = [0; 64];

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet, PubAck, Publish, Subscribe};
 
-use crate::broker::Broker;
+use crate::broker::{Broker, Seen};
 use crate::combination::Combination;
 use crate::runner::World;
 use crate::script::{self, File, Mode, Whose};
@@ -494,6 +494,13 @@ fn what_a_real_broker_does_otherwise_fails_the_row() {
         link.publish("a/b", QoS::AtLeastOnce, 3);
         if !steps.contains("B> ") {
             link.publish("$x/y", QoS::AtMostOnce, 0);
+            let is_there = |seen: &mut [Seen]| {
+                let mut packets = seen.iter().map(|seen| &seen.packet);
+                packets
+                    .any(|packet| matches!(packet, Packet::Publish(other) if other.topic == "$x/y"))
+                    .then_some(())
+            };
+            broker.wait_for(Duration::from_secs(5), is_there).unwrap();
         }
         assert!(run_with(broker, &[], steps, Mode::Aggregating).is_err(), "{steps}");
     };
