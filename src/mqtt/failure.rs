@@ -1,7 +1,5 @@
 use std::fmt;
 
-use crate::topic::NameError;
-
 /// The broker's refusal of one publish or filter: its reason code (MQTT 5 §2.4; in MQTT 3.1.1 only 0x80, of a SUBACK).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("refused by the broker: {}", Reason(*.0))]
@@ -163,9 +161,6 @@ pub enum Failure {
         /// What is wrong with it.
         what: Malformed,
     },
-    /// A PUBLISH on something that is not a topic.
-    #[error("the broker sent a PUBLISH whose topic {0}")]
-    Topic(NameError),
 }
 
 /// What is wrong with a packet; reads on after "a PUBLISH that".

@@ -519,7 +519,12 @@ impl Connection {
         match packet {
             Packet::ConnAck { session_present, result } => self.handle_connack(now, session_present, result),
             Packet::Publish { id, dup, message, extras } => self.handle_publish(id, dup, message, extras),
-            Packet::Oversized { id, dup, qos } => self.handle_oversized(id, dup, qos),
+            Packet::Oversized { id, dup, qos } => {
+                self.counters.oversized += u64::from(self.discard(id, dup, qos));
+            }
+            Packet::Misnamed { id, dup, qos } => {
+                self.counters.misnamed += u64::from(self.discard(id, dup, qos));
+            }
             Packet::PubAck(id, result) => {
                 let ended = self.outbound.acknowledged(id);
                 self.counters.lowered += u64::from(matches!(ended, Some((_, QoS::ExactlyOnce))));
@@ -629,14 +634,17 @@ impl Connection {
         self.events.push_back(Event::Message { message, dup, delivery, expiry, subscriptions });
     }
 
-    /// A message that we cannot keep is acknowledged all the same: the broker would repeat it on every connection.
-    fn handle_oversized(&mut self, id: u16, dup: bool, qos: QoS) {
+    /// A message that we cannot keep is acknowledged all the same: the broker would repeat it on every connection. Whether it
+    /// is new.
+    fn discard(&mut self, id: u16, dup: bool, qos: QoS) -> bool {
         if qos == QoS::AtMostOnce {
-            self.counters.oversized += 1;
-        } else if let Some(delivery) = self.arrive(id, qos, dup) {
-            self.counters.oversized += 1;
+            return true;
+        }
+        let delivery = self.arrive(id, qos, dup);
+        if let Some(delivery) = delivery {
             self.settle(delivery);
         }
+        delivery.is_some()
     }
 
     /// The delivery that a PUBLISH of QoS 1 or 2 begins, unless it repeats one.
@@ -851,6 +859,8 @@ pub struct Counters {
     pub duplicates: u64,
     /// Messages of the broker larger than [`Options::packet_len_max`].
     pub oversized: u64,
+    /// Messages of the broker on something that is not a topic: RabbitMQ makes a `+` of every `*`.
+    pub misnamed: u64,
     /// PUBLISH and PUBREL packets that were repeated in the same session.
     pub resent: u64,
     /// Settlements of deliveries that are not open.

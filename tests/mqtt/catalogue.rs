@@ -31,6 +31,7 @@ in_both_versions! {
     nothing_vanishes_with_a_lost_session,
     acknowledgements_that_arrived_count_although_the_connection_ended,
     a_message_too_large_does_not_come_again_for_ever,
+    a_message_on_no_topic_does_not_come_again_for_ever,
     a_full_window_does_not_hold_back_settlements,
     a_silent_broker_is_noticed_and_a_busy_one_is_not_pinged,
     octets_that_are_no_packet_end_the_connection_and_no_more,
@@ -452,6 +453,24 @@ fn a_message_too_large_does_not_come_again_for_ever(protocol: Protocol) {
     assert_eq!(world.broker.session("s").unwrap().unacknowledged.len(), 1, "the small one");
 }
 
+/// RabbitMQ turns the `*` of a topic into a `+`, which no topic may have. It is acknowledged, counted and dropped: whoever
+/// closes gets it again on every connection, and one publisher cuts everybody else off.
+fn a_message_on_no_topic_does_not_come_again_for_ever(protocol: Protocol) {
+    let mut world = world_with_subscriber(protocol, |_| {});
+    for (pkid, qos) in [(0, QoS::AtMostOnce), (7, QoS::AtLeastOnce), (8, QoS::ExactlyOnce)] {
+        let mut publish = Publish::new("s/a+b", qos, "x");
+        publish.pkid = pkid;
+        world.inject(Fault::Send { client: id("s"), packet: Packet::Publish(publish) });
+        world.run();
+    }
+    world.publish(0, QoS::AtLeastOnce, "named");
+    world.run();
+    let client = &world.clients[1];
+    assert_eq!((client.payloads(), client.connects), (vec!["named".to_owned()], 1));
+    assert_eq!(client.connection.counters().misnamed, 3);
+    assert_eq!(world.broker.counters().stray_acks, 3, "PUBACK, PUBREC and, at its PUBREL, PUBCOMP");
+}
+
 /// Held acknowledgements do not stand still behind a full window of our own publishes.
 fn a_full_window_does_not_hold_back_settlements(protocol: Protocol) {
     let mut world = world_with_subscriber(protocol, |_| {});
@@ -489,7 +508,7 @@ fn a_silent_broker_is_noticed_and_a_busy_one_is_not_pinged(protocol: Protocol) {
 /// A PUBLISH from nobody's client: stray octets of a broker end the connection, and the next one works.
 fn octets_that_are_no_packet_end_the_connection_and_no_more(protocol: Protocol) {
     let mut world = world(protocol, |_| {});
-    for bytes in [&[0xF0, 0][..], &[0x30, 3, 0, 1, b'#'], &[0x10, 0], &[0x30, 0xFF, 0xFF, 0xFF, 0xFF]] {
+    for bytes in [&[0xF0, 0][..], &[0x36, 3, 0, 1, b'a'], &[0x10, 0], &[0x30, 0xFF, 0xFF, 0xFF, 0xFF]] {
         world.inject(Fault::SendBytes { client: id("p"), bytes: Bytes::copy_from_slice(bytes) });
         world.run();
     }

@@ -383,7 +383,6 @@ fn properties_are_read_from_their_own_octets() {
         (&[0x30, 7, 0, 1, b't', 3, 0x23, 0, 1], malformed(3, Malformed::TopicAlias)),
         (&[0x30, 6, 0, 1, b't', 2, 0x0B, 0], malformed(3, Malformed::Properties)),
         (&[0x30, 7, 0, 1, b't', 3, 0x21, 0, 1], malformed(3, Malformed::Properties)), // of CONNACK
-        (&[0x30, 4, 0, 1, b'+', 0], Err(Failure::Topic(crate::topic::NameError::Wildcard))),
         (&[0x32, 6, 0, 1, b't', 0, 0, 0], malformed(3, Malformed::PacketId)),
         (&[0x40, 2, 0], Ok(())),
         (&[0x40, 5, 0, 1, 0, 0, 9], malformed(4, Malformed::Size)),
