@@ -208,7 +208,7 @@ impl Connection {
                     Some(LinkCommand::Connect { .. }) => {}
                     Some(LinkCommand::Close) | None => return Ok(()),
                 },
-                writable = self.stream.writable(), if self.writing || self.stream.has_records() => {
+                writable = self.stream.writable(), if self.writing => {
                     if let Err(error) = writable.and_then(|()| self.write()) {
                         let reason = self.last_words().await;
                         return Err(reason.unwrap_or(LinkFailure::Io(plain(&error))));
@@ -247,8 +247,7 @@ impl Connection {
     /// Writes what the operating system takes.
     fn write(&mut self) -> io::Result<()> {
         if self.stream.write(&mut self.unsent)? {
-            self.drained |= self.writing;
-            self.writing = false;
+            (self.writing, self.drained) = (false, true);
         }
         Ok(())
     }

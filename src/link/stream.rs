@@ -144,11 +144,6 @@ impl Stream {
         }
     }
 
-    /// Whether TLS itself has something to say, such as a new key.
-    pub(super) fn has_records(&self) -> bool {
-        matches!(self, Self::Tls { stream, .. } if stream.get_ref().1.wants_write())
-    }
-
     /// Writes what the operating system takes of `octets`, and cuts that off. Whether everything is with it.
     pub(super) fn write(&mut self, octets: &mut Bytes) -> io::Result<bool> {
         loop {

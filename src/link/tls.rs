@@ -175,8 +175,7 @@ impl Certificates {
             }
             None => config.with_no_client_auth(),
         };
-        // A resumed session would not look at the broker's certificate again; and brokers that want to see ours refuse to
-        // resume (OpenSSL: "session id context uninitialized").
+        // A resumed session would not look at the broker's certificate again. So no tickets are kept either.
         config.resumption = Resumption::disabled();
         Ok(Terms { config: Arc::new(config), ca, shows: pair.is_some() })
     }

@@ -371,8 +371,10 @@ async fn an_idle_connection_takes_no_time_of_the_processor() {
     shell.connect("localhost", broker.tls_port).await;
     shell.speaks_mqtt().await;
     let before = ticks();
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(ticks() - before < 10, "{} of 50", ticks() - before);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // A loop that spins gets far more, even of a machine that it shares with ten others.
+    let used = ticks() - before;
+    assert!(used < 4, "{used} of 100");
 }
 
 #[tokio::test]
