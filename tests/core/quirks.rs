@@ -193,3 +193,130 @@ fn emcute_is_not_given_a_number_twice() {
         seen.push(id);
     }
 }
+
+// Zephyr.
+
+/// It takes the acknowledgement of its sleep for the end of its connection, and wakes by CONNECT; it keeps its topic ids.
+#[test]
+fn zephyr_wakes_by_connect_and_gets_what_waits() {
+    let mut w = world();
+    say(&mut w, "0A 04 00 01 00 3C 7A 65 70 68");
+    hear(&mut w, "03 05 00");
+    say(&mut w, "08 12 20 00 01 73 2F 31");
+    let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
+    w.broker_grants(pkid, QoS::AtLeastOnce);
+    let id = at(&hear(&mut w, "08 13 20 .. .. 00 01 00"), 3);
+    // The Duration is of two octets, what comes back of none: else it drops it.
+    say(&mut w, "04 18 02 58");
+    hear(&mut w, "02 18");
+    w.broker_publishes(1, "s/1", "a", QoS::AtLeastOnce);
+    w.quiet();
+    w.broker_gets_puback(1);
+    say(&mut w, "0A 04 00 01 00 3C 7A 65 70 68");
+    hear(&mut w, "03 05 00");
+    let register = hear(&mut w, &format!("09 0A {id} .. .. 73 2F 31"));
+    say(&mut w, &format!("07 0B {id} {} 00", at(&register, 4)));
+    let publish = hear(&mut w, &format!("08 0C 20 {id} .. .. 61"));
+    say(&mut w, &format!("07 0D {id} {} 00", at(&publish, 5)));
+    // Out of room for topics it does not answer: it is not lost, and gets the message when it subscribes again.
+    say(&mut w, "0A 04 00 01 00 3C 7A 65 70 68");
+    hear(&mut w, "03 05 00");
+    w.broker_publishes(2, "s/1", "b", QoS::AtLeastOnce);
+    hear(&mut w, &format!("09 0A {id} .. .. 73 2F 31"));
+    say(&mut w, "08 12 20 00 02 73 2F 31");
+    let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
+    w.broker_grants(pkid, QoS::AtLeastOnce);
+    hear(&mut w, &format!("08 13 20 {id} 00 02 00"));
+    w.pass(RETRY * 4);
+    let frames = w.taken();
+    let last = frames.last().unwrap();
+    assert_eq!((last[1], last[7]), (0x0C, b'b'), "{frames:02x?}");
+    assert_eq!(w.gw.counters().clients_lost, 0);
+}
+
+/// What it subscribes to by a short name it looks for under the number of the SUBACK.
+#[test]
+fn zephyr_and_mqtt_sn_tools_find_short_and_predefined_topics_under_the_number_of_the_suback() {
+    let mut w = world();
+    say(&mut w, "0A 04 04 01 00 3C 7A 65 70 68");
+    hear(&mut w, "03 05 00");
+    for (subscribe, name, id, flags) in
+        [("07 12 22 00 01 61 62", "ab", "61 62", "22"), ("07 12 21 00 02 00 01", "pre/one", "00 01", "21")]
+    {
+        say(&mut w, subscribe);
+        let pkid = w.broker_gets_subscribe(name, QoS::AtLeastOnce);
+        w.broker_grants(pkid, QoS::AtLeastOnce);
+        hear(&mut w, &format!("08 13 20 {id} 00 {} 00", &subscribe[12..14]));
+        w.broker_publishes(1, name, "x", QoS::AtLeastOnce);
+        let publish = hear(&mut w, &format!("08 0C {flags} {id} .. .. 78"));
+        say(&mut w, &format!("07 0D {id} {} 00", at(&publish, 5)));
+        w.broker_gets_puback(1);
+    }
+}
+
+// mqtt-sn-tools.
+
+/// Any two characters are a short topic to it, wildcards too.
+#[test]
+fn mqtt_sn_tools_subscribe_to_wildcards_of_two_characters() {
+    let mut w = world();
+    say(&mut w, "0B 04 04 01 00 0A 74 6F 6F 6C 73");
+    hear(&mut w, "03 05 00");
+    say(&mut w, "07 12 22 00 01 2F 23");
+    let pkid = w.broker_gets_subscribe("/#", QoS::AtLeastOnce);
+    w.broker_grants(pkid, QoS::AtLeastOnce);
+    hear(&mut w, "08 13 20 00 00 00 01 00");
+    w.broker_publishes(1, "/x", "x", QoS::AtLeastOnce);
+    let register = hear(&mut w, "08 0A .. .. .. .. 2F 78");
+    say(&mut w, &format!("07 0B {} {} 00", at(&register, 2), at(&register, 4)));
+    hear(&mut w, &format!("08 0C 20 {} .. .. 78", at(&register, 2)));
+    say(&mut w, "07 12 22 00 02 61 23");
+    hear(&mut w, "08 13 00 00 00 00 02 03");
+}
+
+/// It cannot read the long form: a transport with an `mtu` of 255 keeps that from it.
+#[test]
+fn mqtt_sn_tools_get_no_long_form_where_the_transport_says_so() {
+    let mut w = world_with(|settings| settings.ports[0].mtu = 255);
+    w.active(A, "tools");
+    w.subscribed(A, "s/1", QoS::AtMostOnce);
+    for data in [247, 248, 249, 250, 1000] {
+        w.broker_publishes(0, "s/1", &"x".repeat(data), QoS::AtMostOnce);
+    }
+    let lengths: Vec<_> = w.taken().iter().map(|frame| (frame[0], frame.len())).collect();
+    assert_eq!(lengths, [(254, 254), (255, 255)]);
+    assert_eq!(w.gw.counters().downlink_oversize, 3);
+}
+
+// Paho.
+
+/// Its ids have up to 64 octets, and 255 octets are announced wrongly.
+#[test]
+fn paho_has_long_ids_and_counts_255_octets_wrongly() {
+    let mut w = world();
+    let id = "i".repeat(64);
+    w.active(A, &id);
+    let frame = [&[1, 0, 255, 0x0C, 0x02, b'a', b'b', 0, 0][..], &[b'x'; 248]].concat();
+    w.send_octets(A, frame.into());
+    w.broker_gets("ab", &"x".repeat(248), QoS::AtMostOnce);
+    assert_eq!(w.gw.counters().frames_malformed, 0);
+    // QoS -1 with a name before the data is not of this version.
+    say(&mut w, "0D 0C 60 00 03 00 00 61 2F 62 68 69 21");
+    w.quiet();
+    w.broker_quiet();
+    assert_eq!(w.gw.counters().qos_minus_one_dropped, 1);
+}
+
+// bisquitt.
+
+/// AUTH right after CONNECT is a reserved type in this version.
+#[test]
+fn bisquitt_may_authenticate_in_vain() {
+    let mut w = world();
+    say(&mut w, "0A 04 04 01 00 3C 62 69 73 71");
+    hear(&mut w, "03 05 00");
+    say(&mut w, "0F 03 00 05 50 4C 41 49 4E 00 75 00 70 77 64");
+    w.quiet();
+    say(&mut w, "02 16");
+    hear(&mut w, "02 17");
+}
