@@ -54,6 +54,8 @@ counters! {
     clients_dismissed,
     /// Sessions ended by their life time.
     sessions_expired,
+    /// Changes of Wills refused: something in them is not supported, or too long.
+    wills_refused,
     /// Wills published.
     wills_published,
     /// Wills shed: more than may wait for the broker.

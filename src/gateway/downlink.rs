@@ -10,10 +10,12 @@
 //! A message is settled, and the broker may be told, when the client has it (PUBACK, PUBREC), refuses it, or never
 //! answers.
 
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::debug;
+use tracing::warn;
 
 use super::exchange::{Exchange, Repair, Request, publish};
 use super::io::Settings;
@@ -24,7 +26,7 @@ use super::session::{Cx, Session, State};
 use super::timer::{ClientTimer, Timer, Timers};
 use crate::mqtt::{Message, QoS};
 use crate::topic::TopicName;
-use crate::wire::{MsgIdOnly, Packet, ReturnCode, TopicAck, TopicRef};
+use crate::wire::{Encapsulation, Frame, MsgIdOnly, Packet, ReturnCode, TopicAck, TopicRef};
 
 /// T_WAIT (§7.2): how long a client that said `congestion` is left alone, and a name that it did not take.
 const T_WAIT: Duration = Duration::from_secs(330);
@@ -32,6 +34,10 @@ const T_WAIT: Duration = Duration::from_secs(330);
 /// Messages that may join a drain under way, beyond what waited when the client woke: a source faster than the radio would
 /// keep it awake for ever (Interpretation: R-143).
 const DRAIN_SURPLUS: usize = 16;
+
+/// Topics of one client that were told to be too large, so that each is told once. A client of a narrow transport that
+/// subscribes to more of them hears of the first again.
+const TOLD_OVERSIZE_MAX: usize = 16;
 
 /// Messages for one client and the exchange under way.
 #[derive(Debug, Default)]
@@ -43,6 +49,8 @@ pub(super) struct Downlink {
     last_msg_id: u16,
     /// Messages that the client still gets while it is awake.
     drain: usize,
+    /// Digests of topics, the latest last.
+    told_oversize: VecDeque<u64>,
 }
 
 /// What a client said `congestion` to, for T_WAIT, or nothing.
@@ -233,7 +241,7 @@ impl Session {
             if self.send_within_mtu(publish(&item, topic, 0, false), cx) {
                 cx.counters.downlink_delivered += 1;
             } else {
-                cx.counters.downlink_oversize += 1;
+                self.drop_oversize(&item, publish(&item, topic, 0, false), cx);
             }
             cx.settle(&item);
             return;
@@ -249,9 +257,8 @@ impl Session {
         }
         let msg_id = sent_as.unwrap_or_else(|| self.downlink.next_msg_id());
         if !self.send_within_mtu(request.packet(msg_id, sent_as.is_some()), cx) {
-            cx.counters.downlink_oversize += 1;
             if let Request::Register { item, .. } | Request::Publish { item, .. } = &request {
-                debug!(topic = %item.message.topic, "too large for the transport");
+                self.drop_oversize(item, request.packet(msg_id, false), cx);
                 cx.settle(item);
             }
             return;
@@ -268,6 +275,30 @@ impl Session {
         let Some(peer) = &self.peer else { return false };
         let mtu = self.port(cx.settings).mtu;
         cx.air.send_within(mtu, peer, self.route, 0, packet, cx.counters)
+    }
+
+    /// Says once for each topic that messages on it do not fit (§6.10, Interpretation: A-42).
+    fn drop_oversize(&mut self, item: &Item, packet: Packet<'_>, cx: &mut Cx<'_>) {
+        cx.counters.downlink_oversize += 1;
+        let mut hasher = DefaultHasher::new();
+        item.message.topic.hash(&mut hasher);
+        let topic = hasher.finish();
+        if self.downlink.told_oversize.contains(&topic) {
+            return;
+        }
+        if self.downlink.told_oversize.len() >= TOLD_OVERSIZE_MAX {
+            self.downlink.told_oversize.pop_front();
+        }
+        self.downlink.told_oversize.push_back(topic);
+        let port = self.port(cx.settings);
+        let octets = Frame { encapsulation: self.encapsulation(), packet }.encoded_len();
+        let (client, topic) = (&self.id, &item.message.topic);
+        warn!(%client, %topic, octets, mtu = port.mtu, port = %port.name, "message dropped: longer than the transport can send");
+    }
+
+    fn encapsulation(&self) -> Option<Encapsulation<'_>> {
+        let node = self.peer.as_ref().and_then(|peer| peer.node.as_ref());
+        node.map(|node| Encapsulation { radius: 0, node_id: &node.0 })
     }
 
     /// REGACK (§5.4.11); matched by both ids, else it is not for what is open.

@@ -169,7 +169,11 @@ impl Gateway {
     pub(super) fn handle_will_msg(&mut self, peer: Peer, route: Route, will: &WillMsg<'_>) {
         let handshake = self.handshakes.get_mut(&peer);
         if let Some(topic) = handshake.and_then(|handshake| handshake.topic.take()) {
-            let message = Bytes::copy_from_slice(will.message);
+            let Some(message) = session::will_message(will) else {
+                self.abandon_handshake(&peer);
+                self.counters.connects_refused += 1;
+                return self.answer_connect(&peer, route, ReturnCode::NotSupported);
+            };
             return self.complete(peer, route, WillChange::Set(Will { topic: Some(topic), message }));
         }
         // The CONNACK was lost (§6.13).

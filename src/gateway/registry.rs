@@ -15,6 +15,17 @@ use crate::wire::{ReturnCode, TopicRef};
 /// with room enough ahead that ids need not wrap in a session's life.
 const START: std::ops::Range<u16> = 0x0100..0x7000;
 
+/// Octets of names on top of [`NAME_LEN`] for each topic allowed: a client may have a few of the longest.
+const NAMES_LEN: usize = 65_536;
+
+/// Octets that a name may have on average, when there are as many as allowed: more than sensors use.
+const NAME_LEN: usize = 64;
+
+/// Octets that so many names of one client may have together, so that a limit of topics is one of memory too.
+pub(super) fn names_len_max(names: usize) -> usize {
+    names.saturating_mul(NAME_LEN).saturating_add(NAMES_LEN)
+}
+
 /// Whose ids they are, and what limits them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scope<'a> {
@@ -28,6 +39,8 @@ pub(super) struct Scope<'a> {
 pub(super) struct Registry {
     topics: BTreeMap<u16, Topic>,
     ids: HashMap<TopicName, u16>,
+    /// Of all names.
+    octets: usize,
     next: u16,
     /// Ids given out; the run ends before it meets its start again.
     given: u16,
@@ -73,7 +86,7 @@ pub(super) struct Exhausted;
 
 impl Registry {
     pub(super) fn new(rng: &mut fastrand::Rng) -> Self {
-        Self { topics: BTreeMap::new(), ids: HashMap::new(), next: rng.u16(START), given: 0 }
+        Self { topics: BTreeMap::new(), ids: HashMap::new(), octets: 0, next: rng.u16(START), given: 0 }
     }
 
     /// The id of `name`, a new one if it has none. The client learns it from the answer that is about to leave.
@@ -88,7 +101,8 @@ impl Registry {
         if let Some(id) = self.ids.get(name) {
             return Ok(*id);
         }
-        if self.topics.len() >= scope.max_topics {
+        let octets = self.octets + name.as_str().len();
+        if self.topics.len() >= scope.max_topics || octets > names_len_max(scope.max_topics) {
             return Err(Exhausted);
         }
         let id = loop {
@@ -102,6 +116,7 @@ impl Registry {
                 break id;
             }
         };
+        self.octets = octets;
         self.topics.insert(id, Topic { name: name.clone(), standing: Standing::New });
         self.ids.insert(name.clone(), id);
         Ok(id)
@@ -112,6 +127,7 @@ impl Registry {
         if self.topics.get(&id).is_some_and(|topic| topic.standing == Standing::New)
             && let Some(topic) = self.topics.remove(&id)
         {
+            self.octets -= topic.name.as_str().len();
             self.ids.remove(&topic.name);
         }
     }
@@ -200,6 +216,7 @@ impl Registry {
     pub(super) fn clear(&mut self) {
         self.topics.clear();
         self.ids.clear();
+        self.octets = 0;
         self.given = 0;
     }
 

@@ -13,7 +13,7 @@ use super::downlink::Downlink;
 use super::io::{Mode, Peer, PortSettings, Route, Settings, Wills};
 use super::links::{Links, RequestId, Subscribing, code_of, code_of_full};
 use super::outbox::Item;
-use super::registry::{Predefined, Registry, Scope};
+use super::registry::{Predefined, Registry, Scope, names_len_max};
 use super::timer::{ClientTimer, Timer, Timers};
 use super::uplink::Uplink;
 use crate::mqtt::{Message, QoS, Refused};
@@ -26,6 +26,12 @@ use crate::wire::{
 /// SUBSCRIBEs of one client with the broker at a time. §6.9 allows one; a client that does not wait is served within
 /// reason.
 const REQUESTS_MAX: usize = 8;
+
+/// Octets of a Will's topic. Every session has one, and sensors have short ones.
+const WILL_TOPIC_LEN_MAX: usize = 1024;
+
+/// Octets of a Will's message, for the same reason. It is a last word, not a report.
+const WILL_MESSAGE_LEN_MAX: usize = 4096;
 
 /// Keep-alives up to this long have a tolerance of half, longer ones of a tenth (§7.2; exactly 60 s is not decided by
 /// the text, Interpretation: R-080).
@@ -82,8 +88,11 @@ pub(super) struct WillTopic {
 }
 
 impl WillTopic {
-    /// `None` for what cannot be published: a wildcard, ill-formed UTF-8, QoS −1 (Interpretation: R-028).
+    /// `None` for what cannot be published: a wildcard, ill-formed UTF-8, QoS −1 (Interpretation: R-028), or is too long.
     pub(super) fn new(will: &wire::WillTopic<'_>) -> Option<Self> {
+        if will.topic.len() > WILL_TOPIC_LEN_MAX {
+            return None;
+        }
         let qos = match will.qos {
             Qos::MinusOne => return None,
             Qos::AtMostOnce => QoS::AtMostOnce,
@@ -93,6 +102,11 @@ impl WillTopic {
         let name = TopicName::portable(will.topic).ok()?;
         Some(Self { name, qos, retain: will.retain })
     }
+}
+
+/// The message of a Will; `None` if it is too long.
+pub(super) fn will_message(will: &wire::WillMsg<'_>) -> Option<Bytes> {
+    (will.message.len() <= WILL_MESSAGE_LEN_MAX).then(|| Bytes::copy_from_slice(will.message))
 }
 
 /// A subscription by how the client named it: that is how messages on it are named to the client.
@@ -282,7 +296,7 @@ impl Session {
             return Ok(());
         }
         let new = !self.subscriptions.contains_key(&filter);
-        if (new && self.subscriptions.len() >= cx.settings.sessions.max_subscriptions)
+        if (new && !self.has_room_for(&filter, cx.settings.sessions.max_subscriptions))
             || self.requests.len() >= REQUESTS_MAX
         {
             return Err(ReturnCode::Congestion);
@@ -306,6 +320,12 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Whether one more subscription is within the limit, which is one of octets too.
+    fn has_room_for(&self, filter: &TopicFilter, max: usize) -> bool {
+        let octets: usize = self.subscriptions.keys().map(|filter| filter.as_str().len()).sum();
+        self.subscriptions.len() < max && octets + filter.as_str().len() <= names_len_max(max)
     }
 
     /// The filter a client means, or the refusal it is told.
@@ -457,6 +477,7 @@ impl Session {
             self.will.topic = topic;
         } else {
             code = ReturnCode::NotSupported;
+            cx.counters.wills_refused += 1;
         }
         self.show_will(cx);
         self.send(Packet::WillTopicResp(Response { code }), cx);
@@ -464,9 +485,15 @@ impl Session {
 
     /// WILLMSGUPD (§5.4.23): another message for the Will.
     pub(super) fn handle_will_msg_update(&mut self, update: &wire::WillMsg<'_>, cx: &mut Cx<'_>) {
-        self.will.message = Bytes::copy_from_slice(update.message);
-        self.show_will(cx);
-        self.send(Packet::WillMsgResp(Response { code: ReturnCode::Accepted }), cx);
+        let mut code = ReturnCode::NotSupported;
+        if let Some(message) = will_message(update) {
+            code = ReturnCode::Accepted;
+            self.will.message = message;
+            self.show_will(cx);
+        } else {
+            cx.counters.wills_refused += 1;
+        }
+        self.send(Packet::WillMsgResp(Response { code }), cx);
     }
 
     /// Tells the broker of a Will that it keeps (Interpretation: A-15).

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mqtt_sn_gateway::gateway::io::QueueFull;
+use mqtt_sn_gateway::gateway::io::{Input, Peer, PortId, QueueFull, Route};
 use mqtt_sn_gateway::wire::{Packet, Qos, Register, ReturnCode, SubAck, TopicRef};
 use proptest::prelude::*;
 use rumqttc::QoS;
@@ -87,6 +87,271 @@ fn a_message_too_large_for_the_transport_is_dropped_and_settled() {
     w.broker_publishes(6, "s/1", &"A".repeat(53), QoS::AtLeastOnce);
     w.expect_publish(A, topic, Qos::AtLeastOnce, false, &"A".repeat(53));
     assert_eq!(w.gw.counters().downlink_oversize, 1);
+}
+
+/// Of 7 octets that a PUBLISH has before its data in the short form, and 9 in the long one (digest 1.1, 1.3).
+#[test]
+fn messages_change_their_form_at_255_octets_both_ways() {
+    let mut w = world();
+    w.active(A, "n1");
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtMostOnce));
+    let [high, low] = topic.raw().to_be_bytes();
+    for (data, header) in [
+        (247, vec![254, 0x0C, 0, high, low, 0, 0]),
+        (248, vec![255, 0x0C, 0, high, low, 0, 0]),
+        (249, vec![1, 1, 2, 0x0C, 0, high, low, 0, 0]),
+        (250, vec![1, 1, 3, 0x0C, 0, high, low, 0, 0]),
+    ] {
+        let payload = "A".repeat(data);
+        let frame = [&header[..], payload.as_bytes()].concat();
+        w.broker_publishes(0, "s/1", &payload, QoS::AtMostOnce);
+        assert_eq!(w.next(A), frame, "{data} octets of data");
+        w.send_octets(A, frame.into());
+        w.broker_gets("s/1", &payload, QoS::AtMostOnce);
+    }
+    // REGISTER has 6.
+    w.subscribed(A, "l/#", QoS::AtMostOnce);
+    for (name, len) in [(249, 255), (250, 258)] {
+        let topic = format!("l/{}", "n".repeat(name - 2));
+        w.broker_publishes(0, &topic, "x", QoS::AtMostOnce);
+        assert_eq!(w.gw.poll_output(), None);
+        let frame = w.next(A);
+        assert_eq!(frame.len(), len);
+        let Packet::Register(register) = mqtt_sn_gateway::wire::decode(&frame).unwrap().packet else {
+            panic!()
+        };
+        let ack = regack(register.topic_id, register.msg_id, ReturnCode::Accepted);
+        w.send(A, ack);
+        w.next(A);
+    }
+}
+
+#[test]
+fn what_fits_is_the_transports_to_say_to_the_octet() {
+    // 248 octets of data are 255 on the air, 249 are 258: nothing has 256 or 257.
+    for (mtu, fits, does_not) in
+        [(254, 247, 248), (255, 248, 249), (256, 248, 249), (257, 248, 249), (258, 249, 250)]
+    {
+        for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
+            let mut w = world_with(|settings| settings.ports[0].mtu = mtu);
+            w.active(A, "n1");
+            let topic = TopicRef::Normal(w.subscribed(A, "s/1", qos));
+            w.broker_publishes(1, "s/1", &"A".repeat(does_not), qos);
+            w.quiet();
+            assert_eq!(w.gw.counters().downlink_oversize, 1, "{mtu}");
+            if qos != QoS::AtMostOnce {
+                w.broker_next();
+            }
+            w.broker_publishes(2, "s/1", &"A".repeat(fits), qos);
+            w.expect_publish(A, topic, sn_qos(qos), false, &"A".repeat(fits));
+        }
+    }
+}
+
+/// The frame of a forwarder counts.
+#[test]
+fn what_fits_through_a_forwarder_is_less() {
+    for (data, fits) in [(53 - 5, true), (53 - 4, false)] {
+        let mut w = world_with(|settings| settings.ports[0].mtu = 60);
+        let forwarded = |packet: &Packet<'_>| [&[5, 0xFE, 0, 7, 8][..], &encode(packet)].concat().into();
+        w.send_octets(A, forwarded(&connect("n1")));
+        w.next(A);
+        w.send_octets(A, forwarded(&subscribe(2, "s/1", Qos::AtMostOnce)));
+        let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
+        w.broker_grants(pkid, QoS::AtMostOnce);
+        w.next(A);
+        w.broker_publishes(0, "s/1", &"A".repeat(data), QoS::AtMostOnce);
+        if fits {
+            assert_eq!(w.next(A).len(), 60);
+        }
+        w.quiet();
+        assert_eq!(w.gw.counters().downlink_oversize, u64::from(!fits));
+    }
+}
+
+/// Each of a radio and a LAN beside it; a client that moves is served as its new transport can.
+#[test]
+fn each_transport_has_its_own_mtu() {
+    let mut w = world_with(|settings| {
+        let radio = settings.ports[0].clone();
+        settings.ports.push(mqtt_sn_gateway::gateway::io::PortSettings { mtu: 60, ..radio });
+    });
+    let from = |port| Peer { port: PortId(port), ..peer(A) };
+    let long = "A".repeat(100);
+    let persistent = connect_with("n1", false, false, 60);
+    for (port, fits) in [(0, true), (1, false), (0, true)] {
+        let input = |packet: &Packet<'_>| Input::Frame {
+            from: from(port),
+            route: Route::default(),
+            frame: encode(packet),
+        };
+        w.input(input(&persistent));
+        w.input(input(&subscribe(2, "s/1", Qos::AtMostOnce)));
+        let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
+        w.broker_grants(pkid, QoS::AtMostOnce);
+        w.broker_publishes(0, "s/1", &long, QoS::AtMostOnce);
+        let sent = w.taken().into_iter().filter(|frame| frame.len() > 100).count();
+        assert_eq!(sent, usize::from(fits), "port {port}");
+        w.pass(Duration::from_secs(11));
+    }
+    assert_eq!(w.gw.counters().downlink_oversize, 1);
+}
+
+/// Also a name for which no REGISTER fits: its messages are never sent, and others are (Interpretation: A-42).
+#[test]
+fn a_topic_whose_register_does_not_fit_blocks_nothing() {
+    let mut w = world_with(|settings| settings.ports[0].mtu = 60);
+    w.active(A, "n1");
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    w.subscribed(A, "l/#", QoS::AtLeastOnce);
+    for (pkid, len) in [(1, 55), (2, 55)] {
+        w.broker_publishes(pkid, &format!("l/{}", "n".repeat(len - 2)), "x", QoS::AtLeastOnce);
+        w.broker_gets_puback(pkid);
+    }
+    w.broker_publishes(3, "s/1", "x", QoS::AtLeastOnce);
+    w.expect_publish(A, topic, Qos::AtLeastOnce, false, "x");
+    assert_eq!(w.gw.counters().downlink_oversize, 2);
+}
+
+/// One line for each topic and client, which says what is too long for what.
+#[test]
+fn what_does_not_fit_is_warned_of_once_for_each_topic() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).without_time();
+    let subscriber = subscriber.with_max_level(tracing::Level::WARN).finish();
+    tracing::subscriber::with_default(subscriber, || {
+        let mut w = world_with(|settings| settings.ports[0].mtu = 60);
+        w.active(A, "n1");
+        w.subscribed(A, "s/#", QoS::AtLeastOnce);
+        for name in ["s/1", "s/2"] {
+            w.registered(A, name);
+        }
+        let long = "A".repeat(54);
+        for _ in 0..3 {
+            w.broker_publishes(0, "s/1", &long, QoS::AtMostOnce);
+            w.broker_publishes(1, "s/2", &long, QoS::AtLeastOnce);
+        }
+        assert_eq!(w.gw.counters().downlink_oversize, 6);
+        let lines = log.take();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        for (line, topic) in lines.iter().zip(["s/1", "s/2"]) {
+            for part in ["WARN", "client=n1", &format!("topic={topic}"), "octets=61", "mtu=60", "port=lan"] {
+                assert!(line.contains(part), "{line} without {part}");
+            }
+        }
+        // Many are remembered, not all.
+        for number in 0..17 {
+            w.registered(A, &format!("s/a{number}"));
+            w.broker_publishes(0, &format!("s/a{number}"), &long, QoS::AtMostOnce);
+        }
+        assert_eq!(log.take().len(), 17);
+        w.broker_publishes(0, "s/a1", &long, QoS::AtMostOnce);
+        assert_eq!(log.take().len(), 0);
+        w.broker_publishes(0, "s/1", &long, QoS::AtMostOnce);
+        assert_eq!(log.take().len(), 1);
+    });
+}
+
+#[derive(Debug, Clone, Default)]
+struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Log {
+    fn take(&self) -> Vec<String> {
+        let octets = std::mem::take(&mut *self.0.lock().unwrap());
+        String::from_utf8(octets).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, octets: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(octets)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl tracing_subscriber::fmt::MakeWriter<'_> for Log {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+/// Sessions are many, and each has a Will.
+#[test]
+fn a_will_that_is_too_long_is_not_supported() {
+    use mqtt_sn_gateway::wire::{Response, WillMsg, WillTopic};
+    let (topic_max, message_max) = (1024, 4096);
+    let topic = vec![b't'; topic_max + 1];
+    let message = vec![b'm'; message_max + 1];
+    let will_topic = |len| WillTopic { qos: Qos::AtMostOnce, retain: false, topic: &topic[..len] };
+    let will_msg = |len| WillMsg { message: &message[..len] };
+    let mut w = world();
+    let refused = connack(ReturnCode::NotSupported);
+    w.send(A, connect_with("n1", true, true, 60));
+    w.expect(A, Packet::WillTopicReq);
+    w.send(A, Packet::WillTopic(will_topic(topic_max + 1)));
+    w.expect(A, refused);
+    w.send(A, connect_with("n1", true, true, 60));
+    w.expect(A, Packet::WillTopicReq);
+    w.send(A, Packet::WillTopic(will_topic(topic_max)));
+    w.expect(A, Packet::WillMsgReq);
+    w.send(A, Packet::WillMsg(will_msg(message_max + 1)));
+    w.expect(A, refused);
+    w.send(A, Packet::WillMsg(will_msg(message_max)));
+    w.quiet();
+    assert_eq!((w.gw.sessions(), w.gw.counters().connects_refused), (0, 2));
+    w.send(A, connect_with("n1", true, true, 60));
+    w.expect(A, Packet::WillTopicReq);
+    w.send(A, Packet::WillTopic(will_topic(topic_max)));
+    w.expect(A, Packet::WillMsgReq);
+    w.send(A, Packet::WillMsg(will_msg(message_max)));
+    w.expect(A, connack(ReturnCode::Accepted));
+    // A change that is refused changes nothing.
+    let code = ReturnCode::NotSupported;
+    w.send(A, Packet::WillTopicUpd(will_topic(topic_max + 1)));
+    w.expect(A, Packet::WillTopicResp(Response { code }));
+    w.send(A, Packet::WillMsgUpd(will_msg(message_max + 1)));
+    w.expect(A, Packet::WillMsgResp(Response { code }));
+    assert_eq!(w.gw.counters().wills_refused, 2);
+    w.pass(Duration::from_secs(91));
+    let payload = "m".repeat(message_max);
+    w.broker_gets(&"t".repeat(topic_max), &payload, QoS::AtMostOnce);
+}
+
+/// Names may be long, or many.
+#[test]
+fn topics_and_subscriptions_are_limited_in_octets_too() {
+    let mut w = world_with(|settings| {
+        settings.sessions.max_topics = 3;
+        settings.sessions.max_subscriptions = 3;
+    });
+    // 65,536 and 64 for each that is allowed.
+    let room = 65_536 + 3 * 64;
+    w.active(A, "n1");
+    w.registered(A, &"a".repeat(65_000));
+    w.send(
+        A,
+        Packet::Register(Register { topic_id: 0, msg_id: 8, topic_name: &vec![b'b'; room - 65_000 + 1] }),
+    );
+    w.expect(A, regack(0, 8, ReturnCode::Congestion));
+    assert_eq!(w.gw.counters().topics_full, 1);
+    w.registered(A, &"b".repeat(room - 65_000));
+
+    let long = format!("{}/#", "c".repeat(64_998));
+    w.subscribed(A, &long, QoS::AtMostOnce);
+    let next = format!("{}/#", "d".repeat(room - 65_000 - 1));
+    w.send(A, subscribe(9, &next, Qos::AtMostOnce));
+    let code = ReturnCode::Congestion;
+    w.expect(A, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id: 9, code }));
+    assert_eq!(w.gw.counters().subscriptions_full, 1);
+    w.subscribed(A, &next[1..], QoS::AtMostOnce);
+    // A clean session has all its room again.
+    w.active(A, "n1");
+    w.registered(A, &"e".repeat(65_000));
 }
 
 #[test]

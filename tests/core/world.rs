@@ -125,7 +125,7 @@ pub fn offline_world(change: impl FnOnce(&mut Settings)) -> World {
     world
 }
 
-fn peer(at: At) -> Peer {
+pub fn peer(at: At) -> Peer {
     Peer { port: PortId(0), addr: address(at), node: None }
 }
 
@@ -234,6 +234,11 @@ impl World {
         let expected = Target::Unicast { port: PortId(0), addr: address(at), route: Route::default() };
         let index = self.frames.iter().position(|(to, _)| *to == expected).expect("a frame");
         self.frames.remove(index).unwrap().1
+    }
+
+    /// All frames, for whomever.
+    pub fn taken(&mut self) -> Vec<Bytes> {
+        self.frames.drain(..).map(|(_, frame)| frame).collect()
     }
 
     #[track_caller]
