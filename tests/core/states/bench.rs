@@ -483,12 +483,10 @@ impl Watch {
                     self.asked.remove(&subscribe.msg_id);
                 }
             }
-            Packet::RegAck(TopicAck { topic_id, msg_id, code }) => {
-                if self.unanswered == Some(*msg_id) {
-                    self.unanswered = None;
-                    if *code == ReturnCode::Accepted && self.names.contains_key(topic_id) {
-                        self.announced.insert(*topic_id);
-                    }
+            Packet::RegAck(TopicAck { topic_id, msg_id, code }) if self.unanswered == Some(*msg_id) => {
+                self.unanswered = None;
+                if *code == ReturnCode::Accepted && self.names.contains_key(topic_id) {
+                    self.announced.insert(*topic_id);
                 }
             }
             Packet::PubAck(TopicAck { msg_id, .. }) | Packet::PubComp(MsgIdOnly { msg_id }) => {
