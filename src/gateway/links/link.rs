@@ -42,8 +42,8 @@ pub(super) struct Link {
     hang_ups: (u32, Option<Token>),
     /// Which endpoint comes next.
     endpoint: usize,
-    /// The failure that was told last: a broker that stays away is no news.
-    told: String,
+    /// The failure that was told last of each endpoint: a broker that stays away is no news.
+    told: BTreeMap<usize, String>,
     /// What follows once everything is written.
     parting: Option<Parting>,
     /// When the broker has had its time to take leave.
@@ -114,7 +114,7 @@ impl Link {
             failures: 0,
             hang_ups: (0, None),
             endpoint: shared.endpoint,
-            told: String::new(),
+            told: BTreeMap::new(),
             parting: None,
             farewell: None,
             lost: None,
@@ -452,12 +452,12 @@ impl Link {
         if let Some(client) = &self.client {
             return debug!(%client, %broker, %reason, "{what}");
         }
-        let told = format!("{what}: {broker}: {reason}");
-        if told == self.told {
+        let told = format!("{what}: {reason}");
+        let before = self.told.insert(self.endpoint(settings), told.clone());
+        if before == Some(told) {
             debug!(%broker, %reason, "{what}");
         } else {
             warn!(%broker, %reason, "{what}");
-            self.told = told;
         }
     }
 
