@@ -127,8 +127,7 @@ enum State {
 
 /// What is known of the session under our client id at the broker. [`Session::Clean`] does not look at it.
 ///
-/// MQTT 5 can begin a session and remove a foreign one with the same CONNECT, and end ours with DISCONNECT; MQTT 3.1.1
-/// needs connections of their own for both.
+/// A foreign one is removed on a connection of its own; ours too, but in MQTT 5 by DISCONNECT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AtBroker {
     /// There may be one that is not ours.
@@ -185,10 +184,9 @@ impl Connection {
     /// [`Failure::Options`] if the options do not fit into a CONNECT.
     pub fn handle_connected(&mut self, now: Instant) -> Result<(), Failure> {
         self.handle_closed();
-        let begins = self.options.protocol == Protocol::V5
-            && self.session == AtBroker::Unknown
-            && self.options.session == Session::Resume;
-        let clean = self.purge.is_some() || self.options.session == Session::Clean || begins;
+        // Never to begin a session that is to be kept, though in MQTT 5 that would spare the look at what is there: Mosquitto
+        // 2.0 does not save a session whose last CONNECT began it, and has lost it after its next restart.
+        let clean = self.purge.is_some() || self.options.session == Session::Clean;
         self.state = State::Over;
         self.codec.connect(&self.options, self.purge.is_some(), clean, &mut self.output)?;
         self.state = State::Asked { deadline: now.checked_add(self.options.connect_timeout), clean };

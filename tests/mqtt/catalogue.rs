@@ -204,11 +204,7 @@ fn a_new_process_is_not_upset_by_the_open_exchanges_of_the_old_one(protocol: Pro
     world.subscribe(subscriber, QoS::ExactlyOnce);
     world.run();
     let client = &world.clients[subscriber];
-    let (connects, how) = match protocol {
-        Protocol::V4 => (3, "look, remove, begin"),
-        Protocol::V5 => (1, "with a clean start"),
-    };
-    assert_eq!(client.connects, connects, "{how}");
+    assert_eq!(client.connects, 3, "look, remove, begin");
     assert_eq!(client.failures, []);
     assert_eq!(client.payloads(), [""; 0]);
     assert!(client.events.contains(&Event::Connected { session_present: false }));

@@ -11,11 +11,11 @@ use super::*;
 use crate::mqtt::packet::Packet as Heard;
 
 #[test]
-fn the_first_connect_begins_a_session_and_the_next_ones_go_on_with_it() {
+fn no_connect_begins_the_session_anew() {
     let mut talk = Talk::new(options());
     talk.connection.handle_connected(talk.now).unwrap();
     let size = PACKET_LEN_MAX + 4;
-    talk.sends5([&format!("connect c clean keep-alive 60 expiry 4294967295 size {size}")]);
+    talk.sends5([&format!("connect c resume keep-alive 60 expiry 4294967295 size {size}")]);
     talk.accept(|_| {});
     talk.says([Event::Connected { session_present: false }]);
     talk.connection.handle_closed();
@@ -26,25 +26,37 @@ fn the_first_connect_begins_a_session_and_the_next_ones_go_on_with_it() {
 }
 
 #[test]
-fn a_session_that_somebody_else_left_takes_no_connection_to_remove() {
+fn a_session_that_somebody_else_left_is_removed_on_a_connection_of_its_own() {
+    let size = PACKET_LEN_MAX + 4;
     let mut talk = Talk::new(options());
     talk.connection.handle_connected(talk.now).unwrap();
-    talk.say(connack5(true, |_| {})); // after a clean start this is a lie
+    talk.take5();
+    talk.say(connack5(true, |_| {}));
+    talk.says([Event::Reconnect]);
+    talk.connection.handle_closed();
+    talk.connection.handle_connected(talk.now).unwrap();
+    talk.sends5([&format!("connect c clean keep-alive 60 size {size}")]);
+    talk.say(connack5(false, |_| {}));
+    talk.says([Event::Reconnect]);
+    talk.connection.handle_closed();
+    talk.connection.handle_connected(talk.now).unwrap();
+    talk.sends5([&format!("connect c resume keep-alive 60 expiry 4294967295 size {size}")]);
+    talk.say(connack5(false, |_| {}));
     talk.says([Event::Connected { session_present: false }]);
-    assert_eq!(talk.connection.counters().sessions_lost, 0);
+    assert_eq!((talk.connection.counters().purges, talk.connection.counters().sessions_lost), (1, 0));
 }
 
 #[test]
 fn the_session_lives_as_long_as_asked_and_a_clean_one_not_at_all() {
     let size = PACKET_LEN_MAX + 4;
     for (session, expiry, expected) in [
-        (Session::Resume, Duration::from_millis(6500), "expiry 7 "),
-        (Session::Resume, Duration::ZERO, "expiry 0 "),
-        (Session::Clean, Duration::MAX, ""),
+        (Session::Resume, Duration::from_millis(6500), "resume keep-alive 60 expiry 7 "),
+        (Session::Resume, Duration::ZERO, "resume keep-alive 60 expiry 0 "),
+        (Session::Clean, Duration::MAX, "clean keep-alive 60 "),
     ] {
         let mut talk = Talk::new(Options { session, session_expiry: expiry, ..options() });
         talk.connection.handle_connected(talk.now).unwrap();
-        talk.sends5([&format!("connect c clean keep-alive 60 {expected}size {size}")]);
+        talk.sends5([&format!("connect c {expected}size {size}")]);
     }
 }
 
