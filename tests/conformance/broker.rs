@@ -25,6 +25,9 @@ pub(crate) const PROBE_TOPIC: &str = "~~";
 /// How long a gateway may take to notice that a connection is gone.
 const NOTICE: Duration = Duration::from_secs(5);
 
+/// How long a real broker may take to send to the gateway what it has sent to the test's own client.
+const BRINGING: Duration = Duration::from_secs(1);
+
 /// The broker. Everything ends with it.
 pub(crate) struct Broker {
     addr: SocketAddr,
@@ -49,6 +52,8 @@ struct State {
     answered: Vec<Answered>,
     /// SUBSCRIBEs and UNSUBSCRIBEs that a real broker has dealt with, by connection and packet id.
     settled: BTreeSet<(u64, u16)>,
+    /// Messages that a real broker has sent to the gateway.
+    brought: usize,
     links: BTreeMap<u64, Link>,
     opened: u64,
     listener: Option<Socket>,
@@ -201,7 +206,13 @@ impl Broker {
     /// that is known.
     pub(crate) fn publish(&self, message: &Message, delivery: Delivery) -> Result<Option<usize>, String> {
         if let Some(real) = &self.real {
-            return real.publish(message).map(|()| None);
+            let before = self.state().brought;
+            real.publish(message)?;
+            if delivery == Delivery::Subscribers {
+                // Nobody may have subscribed, or who has may be away.
+                self.wait_for_state(BRINGING, |state| (state.brought > before).then_some(()));
+            }
+            return Ok(None);
         }
         let mut state = self.state();
         let reached = state.stub.publish(message, delivery);
@@ -312,11 +323,12 @@ impl Drop for Broker {
 }
 
 impl Shared {
-    /// How long the gateway may be silent on a connection: as long as it said, and half as long again.
+    /// How long the gateway may be silent on a connection: as long as it said, and half as long again, and what a busy machine
+    /// takes.
     fn patience_with(&self, link: u64) -> Option<Duration> {
         let state = self.state.lock().unwrap();
         let keep_alive = state.links.get(&link)?.keep_alive;
-        (keep_alive > 0).then(|| Duration::from_secs(keep_alive.into()).mul_f64(1.5))
+        (keep_alive > 0).then(|| Duration::from_secs(keep_alive.into()).mul_f64(1.5) + Duration::from_secs(1))
     }
 }
 
@@ -416,11 +428,12 @@ fn serve(mut stream: TcpStream, shared: &Arc<Shared>) {
     let mut buffer = BytesMut::new();
     let mut chunk = [0; 4096];
     while let Ok(count @ 1..) = stream.read(&mut chunk) {
-        if behind.as_mut().is_some_and(|behind| behind.write_all(&chunk[..count]).is_err()) {
-            break;
-        }
         buffer.extend_from_slice(&chunk[..count]);
         if take_packets(&mut buffer, id, shared).is_none() {
+            break;
+        }
+        // Only now: what comes of it is not to come before the record of it.
+        if behind.as_mut().is_some_and(|behind| behind.write_all(&chunk[..count]).is_err()) {
             break;
         }
         if behind.is_none() {
@@ -469,11 +482,10 @@ fn bring_answers(mut from: TcpStream, mut to: TcpStream, link: u64, shared: &Sha
     let mut buffer = BytesMut::new();
     let mut chunk = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut chunk) {
-        if to.write_all(&chunk[..count]).is_err() {
-            break;
-        }
         buffer.extend_from_slice(&chunk[..count]);
+        let mut messages = 0;
         while let Ok(Some(frame)) = dialect::next(&mut buffer) {
+            messages += usize::from(frame[0] >> 4 == 3);
             let mut state = shared.state.lock().unwrap();
             let Some(Link { whose, version: Some(version), .. }) = state.links.get(&link) else { continue };
             let (whose, version) = (whose.clone(), *version);
@@ -484,6 +496,11 @@ fn bring_answers(mut from: TcpStream, mut to: TcpStream, link: u64, shared: &Sha
             drop(state);
             shared.changed.notify_all();
         }
+        if to.write_all(&chunk[..count]).is_err() {
+            break;
+        }
+        shared.state.lock().unwrap().brought += messages;
+        shared.changed.notify_all();
     }
     let _ = to.shutdown(Shutdown::Write);
 }

@@ -53,6 +53,10 @@ pub(crate) struct World {
     chosen: BTreeMap<Name, [u8; 2]>,
     /// The last optional datagram was seen.
     seen: bool,
+    /// When a client last sent something.
+    sent: Instant,
+    /// How long the next optional datagram is waited for.
+    optional: Duration,
     started: Instant,
     diary: Vec<(Instant, String)>,
 }
@@ -110,7 +114,18 @@ impl World {
     pub(crate) fn around(gateway: SocketAddr, broker: Broker) -> Self {
         let sockets = BTreeMap::from([(Source::S1, Port::new()), (Source::S2, Port::new())]);
         let (chosen, started, diary) = (BTreeMap::new(), Instant::now(), Vec::new());
-        Self { gateway, process: None, broker, sockets, chosen, seen: false, started, diary }
+        Self {
+            gateway,
+            process: None,
+            broker,
+            sockets,
+            chosen,
+            seen: false,
+            sent: started,
+            optional: OPTIONAL,
+            started,
+            diary,
+        }
     }
 
     /// Where the gateway listens.
@@ -181,10 +196,11 @@ impl World {
     }
 
     fn given<'r>(&mut self, row: &'r Row) -> Result<(), Failure<'r>> {
-        for line in &row.given {
+        for (at, line) in row.given.iter().enumerate() {
+            self.optional = patience_with_optional(&row.given[at..]);
             self.step(&line.step).map_err(|problem| (Some(line), problem))?;
             if matches!(line.step, Step::Broker(BrokerAct::Publish(..))) {
-                thread::sleep(SETTLING);
+                self.settle().map_err(|problem| (Some(line), problem))?;
             }
         }
         if !row.given.is_empty() {
@@ -202,10 +218,29 @@ impl World {
                 self.broker.withhold(whose, *ack);
             }
         }
-        for line in &row.steps {
+        for (at, line) in row.steps.iter().enumerate() {
+            self.optional = patience_with_optional(&row.steps[at..]);
             self.step(&line.step).map_err(|problem| (Some(line), problem))?;
+            let next = row.steps.get(at + 1).map(|line| &line.step);
+            if let (Step::Broker(BrokerAct::Publish(..)), Some(Step::Send(_))) = (&line.step, next) {
+                self.settle().map_err(|problem| (Some(line), problem))?;
+            }
         }
         self.nothing_left().map_err(|problem| (None, problem))
+    }
+
+    /// What the broker has sent is with the gateway: a while later it has dealt with two more strangers.
+    fn settle(&self) -> Result<(), Problem> {
+        thread::sleep(SETTLING);
+        for _ in 0..2 {
+            let mut stranger = Port::new();
+            let sent = stranger.socket.send_to(&[0x02, 0x16], self.gateway);
+            sent.map_err(|error| error.to_string())?;
+            if self.process.is_some() && stranger.receive(self.gateway, PATIENCE).is_none() {
+                return Err("the gateway does not answer strangers".to_owned().into());
+            }
+        }
+        Ok(())
     }
 
     fn step(&mut self, step: &Step) -> Result<(), Problem> {
@@ -214,7 +249,10 @@ impl World {
             Step::Receive(group) => self.receive(group),
             Step::Broker(act) => Ok(self.broker_act(act)?),
             Step::AtBroker(whose, expected) => Ok(self.at_broker(whose, expected)?),
-            Step::Quiet { window, source, or } => self.quiet(*window, *source, or),
+            Step::Quiet { window, silent, source, or } => {
+                let gone = if *silent { self.sent.elapsed() } else { Duration::ZERO };
+                self.quiet(window.saturating_sub(gone), *source, or)
+            }
             Step::Wait(time) => {
                 thread::sleep(*time);
                 Ok(())
@@ -236,13 +274,14 @@ impl World {
         self.note(format!("C@{}> {}", send.from, dump(&octets)));
         let gateway = self.gateway;
         self.port(send.from).socket.send_to(&octets, gateway).map_err(|error| error.to_string())?;
+        self.sent = Instant::now();
         Ok(())
     }
 
     fn receive(&mut self, group: &[Receive]) -> Result<(), Problem> {
         let mut open: Vec<_> = group.iter().collect();
         while let Some(first) = open.iter().find(|expected| !expected.optional).or(open.first()) {
-            let patience = if first.optional { OPTIONAL } else { PATIENCE };
+            let patience = if first.optional { self.optional } else { PATIENCE };
             let at = first.at;
             let received = self.hear(at, patience);
             let Some(octets) = received else {
@@ -468,6 +507,16 @@ impl World {
         }
         let _ = write!(report, "\n{what}{remark}\n{}", self.log());
         report
+    }
+}
+
+/// How long to wait for the first of these steps if it is a datagram that may come or not: if another one must come in its
+/// place, until something does.
+fn patience_with_optional(lines: &[Line]) -> Duration {
+    let mut after = lines.iter().skip(1).map(|line| &line.step);
+    match after.find(|step| !matches!(step, Step::Send(send) if send.conditional)) {
+        Some(Step::Receive(group)) if group.iter().any(|expected| !expected.optional) => PATIENCE,
+        _ => OPTIONAL,
     }
 }
 

@@ -23,6 +23,7 @@
 //! =>B@c2 SUBSCRIBE s/1   B@c2> closes       on the connection of this client; without @: on that of c1
 //! =>B@gateway PUBLISH w/1           on the connection of the gateway's own; in aggregating mode there is no other, whatever is said
 //! quiet 2.5 s: why                  nothing reaches a client meanwhile, and no PUBLISH or DISCONNECT the broker
+//! silent 2.3 s: why                 the same, for so long after the last datagram of a client's
 //! wait 1 s: why                     time passes
 //! <T2> != <T1>                      the gateway's choices differ
 //! gateway stops                     SIGTERM, and it ends in good order
@@ -116,6 +117,8 @@ pub(crate) enum Step {
     AtBroker(Whose, AtBroker),
     Quiet {
         window: Duration,
+        /// The window began when a client last sent something, however late the answer was.
+        silent: bool,
         source: Option<Source>,
         or: Vec<Alternative>,
     },
@@ -487,13 +490,14 @@ fn step(text: &str, mode: Mode) -> Result<Step, String> {
     let (plain, _why) = text.split_once(':').unwrap_or((text, ""));
     let plain: Vec<_> = plain.split(' ').collect();
     match plain.as_slice() {
-        ["quiet"] => Ok(Step::Quiet { window: QUIET, source: None, or: Vec::new() }),
-        ["quiet", seconds, "s"] => {
-            Ok(Step::Quiet { window: duration(seconds)?, source: None, or: Vec::new() })
+        ["quiet"] => Ok(Step::Quiet { window: QUIET, silent: false, source: None, or: Vec::new() }),
+        [word @ ("quiet" | "silent"), seconds, "s"] => {
+            let (window, silent) = (duration(seconds)?, *word == "silent");
+            Ok(Step::Quiet { window, silent, source: None, or: Vec::new() })
         }
         ["quiet", source, seconds, "s"] => {
             let source = Some(source_named(source)?);
-            Ok(Step::Quiet { window: duration(seconds)?, source, or: Vec::new() })
+            Ok(Step::Quiet { window: duration(seconds)?, silent: false, source, or: Vec::new() })
         }
         ["wait", seconds, "s"] => Ok(Step::Wait(duration(seconds)?)),
         ["gateway", "stops"] => Ok(Step::Stop),

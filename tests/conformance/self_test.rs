@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use rumqttc::mqttbytes::QoS;
@@ -185,6 +185,14 @@ fn what_a_name_stands_for_can_be_sent_back() {
 fn a_datagram_breaks_the_quiet() {
     let report = run(&[("02 16", "02 17")], "C> 02 16\nquiet 0.1 s: really").unwrap_err();
     assert!(report.contains("not quiet: S1 received 02 17"), "{report}");
+}
+
+#[test]
+fn a_silence_is_a_quiet_that_began_with_the_last_datagram_of_a_client() {
+    let began = Instant::now();
+    run(&[("02 16", "02 17")], "C> 02 16\nG> 02 17\nsilent 0.6 s").unwrap();
+    assert!(began.elapsed() >= Duration::from_millis(600));
+    assert!(run(&[("02 16", "02 17")], "C> 02 16\nsilent 0.2 s").is_err());
 }
 
 #[test]
