@@ -155,6 +155,7 @@ enum Event {
     Drained(u64),
     BrokerDrained(ConnectionId),
     Disturb,
+    Forget,
     Release,
     BrokerUp,
     Calm,
@@ -302,6 +303,7 @@ impl<'t> World<'t> {
                 self.pump_broker()
             }
             Event::Disturb => self.disturb(),
+            Event::Forget => self.forget(),
             Event::Release => self.release(),
             Event::BrokerUp => self.broker_is_up(),
             Event::Calm => self.calm(),
@@ -757,6 +759,11 @@ impl World<'_> {
                 ];
                 let kind = kinds[self.rng.usize(..kinds.len())];
                 let (skip, count) = (self.rng.usize(0..3), self.rng.usize(1..5));
+                if self.plan.tcp.amnesia && kind == Kind::SubAck {
+                    // What was asked in the session that is about to go is asked again in the next.
+                    let forget = self.millis(500..6000);
+                    self.after(forget, Event::Forget);
+                }
                 fault = Some(Fault::Withhold { client, kind, skip, count });
             }
             7 => {
@@ -769,10 +776,7 @@ impl World<'_> {
                 let code = ConnectReturnCode::ServiceUnavailable;
                 fault = Some(Fault::Refuse { client: Some(client), code, count });
             }
-            9 if self.plan.tcp.amnesia => {
-                self.ledger.losses += 1;
-                fault = Some(Fault::ForgetSession { client });
-            }
+            9 if self.plan.tcp.amnesia => return self.forget().and_then(|()| self.disturb_again()),
             10 => {
                 let (whom, after) = (Whom::Client(client), self.rng.usize(0..200));
                 let up = self.rng.bool();
@@ -796,6 +800,18 @@ impl World<'_> {
             self.after(release, Event::Release);
         }
         self.disturb_again()
+    }
+
+    /// The broker loses the gateway's session, and nothing else.
+    fn forget(&mut self) -> Checked {
+        if !self.is_active() || !self.broker_up {
+            return Ok(());
+        }
+        self.trace.note(self.now, "the broker forgets the gateway");
+        self.ledger.losses += 1;
+        self.tally.faults += 1;
+        self.broker.inject(self.now, Fault::ForgetSession { client: gateway_id() });
+        self.pump_broker()
     }
 
     fn disturb_again(&mut self) -> Checked {
