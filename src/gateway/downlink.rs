@@ -64,6 +64,13 @@ enum Pause {
     Unheard,
 }
 
+/// Whether a refusal may be a copy of the one before it, which had the same MsgId: if it is meant, the repetition has it again.
+fn is_late_refusal(exchange: &Exchange, item: &Item, ack: TopicAck) -> bool {
+    let repaired = matches!(exchange.request, Request::Publish { repair: Repair::Tried, .. });
+    let same = repaired && item.sent_as == Some(ack.msg_id);
+    same && ack.code == ReturnCode::InvalidTopicId && exchange.repeated == 0
+}
+
 /// What a client that cannot be reached is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
@@ -256,7 +263,9 @@ impl Session {
             item.offered.get_or_insert(cx.now);
         }
         let msg_id = sent_as.unwrap_or_else(|| self.downlink.next_msg_id());
-        if !self.send_within_mtu(request.packet(msg_id, sent_as.is_some()), cx) {
+        // What the client refused for its topic id is no repetition of what it may have.
+        let refused = matches!(request, Request::Publish { repair: Repair::Tried, .. });
+        if !self.send_within_mtu(request.packet(msg_id, sent_as.is_some() && !refused), cx) {
             if let Request::Register { item, .. } | Request::Publish { item, .. } = &request {
                 self.drop_oversize(item, request.packet(msg_id, false), cx);
                 cx.settle(item);
@@ -342,7 +351,8 @@ impl Session {
             exchange.msg_id == ack.msg_id
                 && matches!(&exchange.request, Request::Publish { topic, item, .. }
                     if topic.raw() == ack.topic_id
-                        && (item.qos == QoS::AtLeastOnce || ack.code != ReturnCode::Accepted))
+                        && (item.qos == QoS::AtLeastOnce || ack.code != ReturnCode::Accepted)
+                        && !is_late_refusal(exchange, item, ack))
         });
         let Some(Exchange { request: Request::Publish { topic, item, repair }, again, repeated, .. }) = open
         else {
@@ -355,12 +365,17 @@ impl Session {
                 cx.settle(&item);
             }
             ReturnCode::Congestion => self.pause(Pause::Everything, item, cx),
-            ReturnCode::InvalidTopicId if repair == Repair::Possible => self.repair(topic, item, cx),
+            ReturnCode::InvalidTopicId if repair == Repair::Possible => {
+                self.repair(ack.msg_id, topic, item, cx);
+            }
             // It may be DUP that it does not know; then it has not had the message (Interpretation: A-45).
             ReturnCode::NotSupported if dup && item.qos == QoS::AtLeastOnce && repair == Repair::Possible => {
                 self.send_publish(Item { sent_as: None, ..item }, topic, Repair::Tried, cx);
             }
-            ReturnCode::InvalidTopicId | ReturnCode::NotSupported | ReturnCode::Reserved(_) => {
+            code => {
+                if let (ReturnCode::InvalidTopicId, TopicRef::Normal(id)) = (code, topic) {
+                    self.registry.unconfirm(id);
+                }
                 cx.counters.downlink_refused += 1;
                 cx.settle(&item);
             }
@@ -409,12 +424,14 @@ impl Session {
         item
     }
 
-    /// The client does not know the topic id: it is registered again, once for each message (§6.10).
-    fn repair(&mut self, topic: TopicRef, item: Item, cx: &mut Cx<'_>) {
+    /// The client does not know the topic id: it is registered again, once for each message (§6.10). What must come exactly
+    /// once keeps its MsgId: a copy that was on its way may find the client wiser.
+    fn repair(&mut self, msg_id: u16, topic: TopicRef, item: Item, cx: &mut Cx<'_>) {
         if let TopicRef::Normal(id) = topic {
             self.registry.unconfirm(id);
         }
-        let item = Item { sent_as: None, ..item };
+        let sent_as = (item.qos == QoS::ExactlyOnce).then_some(msg_id);
+        let item = Item { sent_as, ..item };
         let naming = self.registry.register(&item.message.topic, cx.now, cx.scope(&self.id));
         self.send_named(item, naming, Repair::Tried, cx);
     }

@@ -262,3 +262,26 @@ fn predefined_and_short_topics_are_named_as_they_were_subscribed() {
         w.expect_publish(A, by, qos, false, "on");
     }
 }
+
+#[test]
+fn a_message_refused_for_its_topic_id_and_taken_by_a_late_copy_does_not_come_again() {
+    let mut w = world();
+    w.active(A, "n1");
+    let id = w.subscribed(A, "s/1", QoS::ExactlyOnce);
+    let topic = TopicRef::Normal(id);
+    for packet_id in [5, 6] {
+        w.broker_publishes(packet_id, "s/1", "on", QoS::ExactlyOnce);
+        let first = w.expect_publish(A, topic, Qos::ExactlyOnce, false, "on");
+        w.send(A, puback(topic, first, ReturnCode::InvalidTopicId));
+        let (again, register) = w.expect_register(A, "s/1");
+        if packet_id == 5 {
+            // Under the same MsgId, so that the client can tell.
+            w.send(A, regack(again, register, ReturnCode::Accepted));
+            assert_eq!(w.expect_publish(A, topic, Qos::ExactlyOnce, false, "on"), first);
+        }
+        w.send(A, pubrec(first));
+        w.expect(A, pubrel(first));
+        w.send(A, pubcomp(first));
+        w.quiet();
+    }
+}
