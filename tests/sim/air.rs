@@ -2,11 +2,12 @@
 //! [`Air`], which keeps its own account of sessions, exchanges and what is due, and knows nothing of how the gateway does it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mqtt_sn_gateway::gateway::Counters;
-use mqtt_sn_gateway::gateway::io::{Peer, Settings, WirelessNodeId};
+use mqtt_sn_gateway::gateway::io::{Address, Peer, Rebind, Settings, WirelessNodeId};
 use mqtt_sn_gateway::topic::{ClientId, TopicFilter, TopicName};
 use mqtt_sn_gateway::wire::{
     Connect, FilterRef, MsgIdOnly, Packet, Publish, Qos, Register, ReturnCode, SubAck, Subscribe, TopicAck,
@@ -18,6 +19,12 @@ use crate::ledger::{Ledger, No, Who};
 
 /// how long after a DISCONNECT of its own a gateway answers none.
 const GUARD: Duration = Duration::from_secs(10);
+
+/// a peer without a session is told no more often.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// so many messages may join a drain under way, at most.
+const SURPLUS: usize = 40;
 
 /// The account.
 pub(crate) struct Air {
@@ -35,6 +42,10 @@ pub(crate) struct Air {
     arrived: BTreeMap<(No, bool), Instant>,
     /// Due to a client and gone without a sign; to be covered by counters.
     vanished: u64,
+    /// Messages shed by a limit, as the counters have it.
+    shed: u64,
+    /// How often the broker gave the gateway a live message anew.
+    copies: BTreeMap<No, u32>,
     /// Clients that count as lost from the timeout under way on.
     due: BTreeSet<Who>,
     /// The gateway takes leave; who has been told.
@@ -53,8 +64,26 @@ struct Cause {
     setup: Option<Setup>,
     /// What a REGISTER is about.
     register: Option<TopicName>,
-    /// A client takes leave, and is not bound any more.
-    leaving: bool,
+    /// What a DISCONNECT to the one who was heard would be.
+    goodbye: Goodbye,
+    /// Who was there under the same id until now, and is to be told.
+    superseded: Option<Peer>,
+    /// A sleeper woke elsewhere.
+    rebound: bool,
+    /// What is open was repeated because of a PINGREQ.
+    repeated: bool,
+}
+
+/// What a DISCONNECT says to the one who was heard.
+#[derive(Default, PartialEq, Eq)]
+enum Goodbye {
+    /// There is no session here.
+    #[default]
+    Stranger,
+    /// The answer to a client that takes leave or falls asleep.
+    Answer,
+    /// The session here is of another client.
+    Foreign,
 }
 
 struct Setup {
@@ -80,16 +109,28 @@ struct Handshake {
     until: Instant,
 }
 
+/// Where a client is in the figure of §6.14.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Active,
+    Asleep,
+    Awake,
+    /// Disconnected or lost.
+    Away,
+}
+
 /// A client as the gateway should see it.
 pub(crate) struct Session {
-    active: bool,
-    /// When the connection was set up.
+    state: State,
+    /// When the connection was set up, and when it was last confirmed.
     since: Instant,
+    connected: Instant,
     /// When it ended.
     left: Instant,
     peer: Option<Peer>,
     clean: bool,
     keep_alive: Duration,
+    sleep: Duration,
     last_heard: Instant,
     connect: Option<Bytes>,
     /// It was set up with prompts, and nothing came since.
@@ -111,14 +152,22 @@ pub(crate) struct Session {
     offered: BTreeMap<TopicName, Instant>,
     /// It was deaf to all of that and has not been asked again.
     silent: bool,
+    /// It was so once: from then on messages overtake those whose topic it does not learn.
+    overtaking: bool,
     /// What was open when the connection ended: it may go on.
-    resumable: Option<(u16, No)>,
+    resumable: Option<(u16, No, Qos, bool)>,
     /// What the client did not know the topic id of: it is sent once more.
     repairing: Option<No>,
     /// What was registered last and may be published though nobody subscribes any more.
     under_way: Option<TopicName>,
     /// Messages for the client, in order.
     queue: VecDeque<(No, Qos)>,
+    /// How many of them, from the first, waited when the client woke and must leave before PINGRESP.
+    owed: usize,
+    /// Messages that may still leave in this drain.
+    drain: usize,
+    /// How often a live message was sent anew.
+    copies: BTreeMap<No, u32>,
     /// SUBSCRIBEs that came, by filter.
     subscribes: BTreeMap<TopicFilter, u32>,
     /// Retained messages handed out.
@@ -130,6 +179,8 @@ struct Sub {
     qos: Qos,
     /// A SUBACK granted it. Else it is asked for, or the gateway may have dropped it.
     held: bool,
+    /// The broker granted the filter since. What comes before that may come by way of another filter, at its QoS.
+    at_broker: bool,
     /// A renewal was refused: nobody can tell from outside what is left of it.
     doubtful: bool,
 }
@@ -162,12 +213,14 @@ enum Kind {
 impl Session {
     fn new(now: Instant) -> Self {
         Self {
-            active: false,
+            state: State::Away,
             since: now,
+            connected: now,
             left: now,
             peer: None,
             clean: true,
             keep_alive: Duration::ZERO,
+            sleep: Duration::ZERO,
             last_heard: now,
             connect: None,
             prompted: false,
@@ -181,20 +234,75 @@ impl Session {
             exchange: None,
             offered: BTreeMap::new(),
             silent: false,
+            overtaking: false,
             resumable: None,
             repairing: None,
             under_way: None,
             queue: VecDeque::new(),
+            owed: 0,
+            drain: 0,
+            copies: BTreeMap::new(),
             subscribes: BTreeMap::new(),
             hand_outs: BTreeMap::new(),
         }
     }
 
-    ///
+    fn is_active(&self) -> bool {
+        self.state == State::Active
+    }
+
+    fn is_there(&self) -> bool {
+        self.state != State::Away
+    }
+
+    ///
     fn supervision(&self) -> Option<Instant> {
-        let tolerance = if self.keep_alive > Duration::from_secs(60) { 10 } else { 2 };
-        let patience = self.keep_alive + self.keep_alive / tolerance;
-        (!self.keep_alive.is_zero()).then(|| self.last_heard + patience)
+        let silence = match self.state {
+            State::Active => self.keep_alive,
+            State::Asleep => self.sleep,
+            State::Awake | State::Away => return None,
+        };
+        let tolerance = if silence > Duration::from_secs(60) { 10 } else { 2 };
+        (!silence.is_zero()).then(|| self.last_heard + silence + silence / tolerance)
+    }
+
+    /// What is open stops, to be asked again under its MsgId.
+    fn freeze(&mut self, now: Instant, ledger: &Ledger) {
+        match self.exchange.take() {
+            Some(Exchange { kind: Kind::Publish { no, qos, retain, .. }, msg_id, .. }) => {
+                self.resumable = Some((msg_id, no, qos, retain));
+            }
+            Some(Exchange { kind: Kind::Release, msg_id, .. }) => {
+                let (first, last) = (now, now);
+                self.exchange =
+                    Some(Exchange { kind: Kind::Release, msg_id, sent: 0, first, last, stray: true });
+            }
+            Some(Exchange { kind: Kind::Register(_, name), .. }) => self.under_way = Some(name),
+            None => {}
+        }
+        if let Some((_, no, ..)) = self.resumable {
+            self.under_way = Some(ledger.entry(no).topic.clone());
+        }
+    }
+
+    /// The client has what was to be sent to it again under this MsgId, and what is asked of it for that is void.
+    fn take_resumable(&mut self, msg_id: u16, qos: Qos) -> Option<(No, bool)> {
+        let (_, no, _, retain) = self.resumable.take_if(|(id, _, at, _)| (*id, *at) == (msg_id, qos))?;
+        self.exchange.take_if(|open| matches!(open.kind, Kind::Register(..)));
+        self.repairing = None;
+        Some((no, retain))
+    }
+
+    /// Takes a message out of the account.
+    fn take(&mut self, at: usize) -> Option<No> {
+        let (no, _) = self.queue.remove(at)?;
+        self.owed -= usize::from(at < self.owed);
+        Some(no)
+    }
+
+    /// A SUBSCRIBE is with the broker: what the subscription brings stays behind its SUBACK.
+    fn awaits_suback(&self) -> bool {
+        self.unanswered.keys().any(|(name, _)| *name == "SUBSCRIBE")
     }
 
     fn wants(&self, topic: &TopicName) -> bool {
@@ -219,6 +327,8 @@ impl Air {
             blocks: BTreeMap::new(),
             arrived: BTreeMap::new(),
             vanished: 0,
+            shed: 0,
+            copies: BTreeMap::new(),
             due: BTreeSet::new(),
             leaving: None,
         }
@@ -241,7 +351,7 @@ impl Air {
     /// Why the air is not at rest, if it is not.
     pub(crate) fn unrest(&self) -> Option<String> {
         for (who, session) in &self.sessions {
-            if !session.active {
+            if !session.is_there() {
                 continue;
             }
             if session.exchange.is_some() {
@@ -254,10 +364,10 @@ impl Air {
         None
     }
 
-    /// What is due to active clients and has not left.
+    /// What is due to clients that are there and has not left.
     pub(crate) fn undelivered(&self) -> Vec<(Who, No)> {
-        let active = self.sessions.iter().filter(|(_, session)| session.active);
-        active.flat_map(|(who, session)| session.queue.iter().map(|(no, _)| (*who, *no))).collect()
+        let there = self.sessions.iter().filter(|(_, session)| session.is_there());
+        there.flat_map(|(who, session)| session.queue.iter().map(|(no, _)| (*who, *no))).collect()
     }
 
     /// The gateway is told to take leave.
@@ -269,7 +379,7 @@ impl Air {
     /// the gateway takes no leave without telling those who are there.
     pub(crate) fn all_told(&self) -> Checked {
         let told = self.leaving.as_ref();
-        let mut active = self.sessions.iter().filter(|(_, session)| session.active);
+        let mut active = self.sessions.iter().filter(|(_, session)| session.is_active());
         let untold = active.find(|(who, _)| !told.is_some_and(|told| told.contains(who)));
         Law::Manners.check(untold.is_none(), || format!("s{:?} was not told", untold.map(|(who, _)| who)))
     }
@@ -335,12 +445,6 @@ impl Air {
             Packet::WillTopic(will) => self.will_topic_in(&from, &will),
             Packet::WillMsg(will) => self.will_msg_in(&from, will.message, ledger),
             packet => {
-                let Some(who) = self.bound.get(&from).copied() else {
-                    if matches!(packet, Packet::Disconnect(_)) {
-                        self.handshakes.remove(&from);
-                    }
-                    return Ok(());
-                };
                 let answers = matches!(
                     packet,
                     Packet::RegAck(_)
@@ -350,7 +454,16 @@ impl Air {
                         | Packet::PubRel(_)
                         | Packet::PingResp
                 );
-                if !answers {
+                let known = self.bound.get(&from).copied().or_else(|| self.woken_elsewhere(&from, &packet));
+                let Some(who) = known else {
+                    if matches!(packet, Packet::Disconnect(_)) {
+                        self.handshakes.remove(&from);
+                    }
+                    self.cause.silence = answers;
+                    return Ok(());
+                };
+                // What wakes a sleeper elsewhere says nothing about a handshake there.
+                if !answers && !self.cause.rebound {
                     self.handshakes.remove(&from);
                 }
                 self.heard(&from);
@@ -361,6 +474,33 @@ impl Air {
             }
         }
         Ok(())
+    }
+
+    /// PINGREQ of a sleeper may come from elsewhere, as far as the settings have it.
+    fn woken_elsewhere(&mut self, from: &Peer, packet: &Packet<'_>) -> Option<Who> {
+        let Packet::PingReq(ping) = packet else { return None };
+        let who = client(ping.client_id)?;
+        let session = self.sessions.get_mut(&who)?;
+        let old = session.peer.clone().filter(|_| matches!(session.state, State::Asleep | State::Awake))?;
+        let (Address::Udp(a), Address::Udp(b)) = (old.addr, from.addr);
+        let same_ip = old.port == from.port
+            && match (a.ip(), b.ip()) {
+                (IpAddr::V6(a), IpAddr::V6(b)) => a.segments()[..4] == b.segments()[..4],
+                (a, b) => a == b,
+            };
+        let allowed = match self.settings.sessions.rebind {
+            Rebind::None => false,
+            Rebind::SameIp => same_ip,
+            Rebind::Any => true,
+        };
+        if !allowed {
+            return None;
+        }
+        session.peer = Some(from.clone());
+        self.bound.remove(&old);
+        self.bound.insert(from.clone(), who);
+        self.cause.rebound = true;
+        Some(who)
     }
 
     fn heard(&mut self, from: &Peer) {
@@ -427,7 +567,7 @@ impl Air {
                 self.cause.answer = Some(&["REGACK"]);
                 self.cause.register = TopicName::new(register.topic_name).ok();
             }
-            Packet::PingReq(_) => self.cause.answer = Some(&["PINGRESP"]),
+            Packet::PingReq(ping) => self.pingreq_in(who, ping.client_id),
             Packet::Publish(publish) => self.publish_in(who, publish, ledger),
             Packet::Subscribe(subscribe) => self.subscribe_in(who, subscribe),
             Packet::Unsubscribe(unsubscribe) => self.unsubscribe_in(who, unsubscribe, ledger),
@@ -439,14 +579,68 @@ impl Air {
                     session.exchange.take_if(|open| open.msg_id == *msg_id && open.kind == Kind::Release);
                 }
             }
-            Packet::Disconnect(_) => {
-                self.cause.answer = Some(&["DISCONNECT"]);
-                self.cause.leaving = true;
-                self.leave(who, ledger);
-            }
+            Packet::Disconnect(disconnect) => self.disconnect_in(who, disconnect.duration, ledger),
+            Packet::WillTopicUpd(_) => self.cause.answer = Some(&["WILLTOPICRESP"]),
+            Packet::WillMsgUpd(_) => self.cause.answer = Some(&["WILLMSGRESP"]),
             _ => {}
         }
         Ok(())
+    }
+
+    fn pingreq_in(&mut self, who: Who, id: &[u8]) {
+        if !id.is_empty() && client(id) != Some(who) {
+            self.cause.goodbye = Goodbye::Foreign;
+            return;
+        }
+        let now = self.now;
+        let Some(session) = self.sessions.get_mut(&who) else { return };
+        match session.state {
+            State::Active => self.cause.answer = Some(&["PINGRESP"]),
+            // It goes on.
+            State::Awake | State::Away => {}
+            State::Asleep => {
+                session.state = State::Awake;
+                session.owed = session.queue.len();
+                session.drain = session.queue.len() + SURPLUS;
+                session.offered.clear();
+                session.silent = false;
+                if let Some(open) = &mut session.exchange {
+                    (open.sent, open.first, open.last) = (0, now, now);
+                }
+                if !session.awaits_suback() {
+                    self.cause.answer = Some(&["PINGRESP", "REGISTER", "PUBLISH", "PUBREL"]);
+                }
+            }
+        }
+    }
+
+    fn disconnect_in(&mut self, who: Who, duration: Option<u16>, ledger: &Ledger) {
+        let Some(session) = self.sessions.get_mut(&who) else { return };
+        let told = session.peer.as_ref().and_then(|peer| self.told.get(peer));
+        let sleeps = duration.is_some_and(|seconds| seconds > 0);
+        if duration.is_none() && told.is_some_and(|at| *at >= session.connected && self.now < *at + GUARD) {
+            return;
+        }
+        self.cause.goodbye = Goodbye::Answer;
+        self.cause.answer = Some(&["DISCONNECT"]);
+        if sleeps {
+            session.sleep = Duration::from_secs(duration.unwrap_or(0).into());
+            self.fall_asleep(who, ledger);
+        } else {
+            self.leave(who, ledger);
+        }
+    }
+
+    /// nothing is sent, nothing is lost, and the broker waits for nothing.
+    fn fall_asleep(&mut self, who: Who, ledger: &Ledger) {
+        let now = self.now;
+        let Some(session) = self.sessions.get_mut(&who) else { return };
+        session.state = State::Asleep;
+        session.owed = 0;
+        session.freeze(now, ledger);
+        for whom in self.blocks.values_mut() {
+            whom.remove(&who);
+        }
     }
 
     fn publish_in(&mut self, who: Who, publish: &Publish<'_>, ledger: &Ledger) {
@@ -467,7 +661,7 @@ impl Air {
         let by = self.now + self.settings.broker.ack_timeout;
         session.unanswered.entry(("SUBSCRIBE", subscribe.msg_id)).or_insert(by);
         if let Some(filter) = &filter {
-            let new = Sub { qos: subscribe.qos, held: false, doubtful: false };
+            let new = Sub { qos: subscribe.qos, held: false, at_broker: false, doubtful: false };
             let sub = session.subs.entry(filter.clone()).or_insert(new);
             sub.qos = subscribe.qos;
             *session.subscribes.entry(filter.clone()).or_default() += 1;
@@ -533,11 +727,15 @@ impl Air {
             }
             _ => false,
         };
-        let Some(Exchange { kind: Kind::Publish { no, topic, retain, .. }, .. }) =
+        let Some(Exchange { kind: Kind::Publish { no, topic, qos, retain }, .. }) =
             session.exchange.take_if(matches)
         else {
             if ack.msg_id == 0 && ack.code == ReturnCode::InvalidTopicId {
                 session.known.remove(&ack.topic_id);
+            } else if accepted
+                && let Some((no, retain)) = session.take_resumable(ack.msg_id, Qos::AtLeastOnce)
+            {
+                self.settled(who, no, retain);
             }
             return Ok(());
         };
@@ -548,6 +746,7 @@ impl Air {
             }
             ReturnCode::InvalidTopicId => {
                 session.under_way = Some(ledger.entry(no).topic.clone());
+                session.resumable = Some((ack.msg_id, no, qos, retain));
                 session.repairing = Some(no);
                 if let TopicRef::Normal(id) = topic {
                     session.known.remove(&id);
@@ -565,9 +764,11 @@ impl Air {
         let matches = |open: &mut Exchange| {
             open.msg_id == msg_id && matches!(open.kind, Kind::Publish { qos: Qos::ExactlyOnce, .. })
         };
-        if let Some(Exchange { kind: Kind::Publish { no, retain, .. }, .. }) =
-            session.exchange.take_if(matches)
-        {
+        let had = match session.exchange.take_if(matches) {
+            Some(Exchange { kind: Kind::Publish { no, retain, .. }, .. }) => Some((no, retain)),
+            _ => session.take_resumable(msg_id, Qos::ExactlyOnce),
+        };
+        if let Some((no, retain)) = had {
             let (first, last) = (self.now, self.now);
             session.exchange =
                 Some(Exchange { kind: Kind::Release, msg_id, sent: 0, first, last, stray: true });
@@ -585,7 +786,7 @@ impl Air {
         if let Some(session) = self.sessions.get_mut(&who)
             && let Some(at) = session.queue.iter().position(|(waiting, _)| *waiting == no)
         {
-            session.queue.remove(at);
+            session.take(at);
         }
         self.unblock(who, no);
     }
@@ -600,19 +801,32 @@ impl Air {
     pub(crate) fn message_in(&mut self, no: No, qos: Qos, retain: bool, fresh: bool, ledger: &Ledger) {
         let seen = self.arrived.contains_key(&(no, retain));
         self.arrived.entry((no, retain)).or_insert(self.now);
-        if retain || (seen && !fresh) {
+        if retain {
+            return;
+        }
+        // One of QoS 1 that was settled and could not be acknowledged is handed out again.
+        if fresh || qos == Qos::AtLeastOnce {
+            *self.copies.entry(no).or_default() += 1;
+        }
+        if seen && !fresh {
             return;
         }
         let topic = &ledger.entry(no).topic;
         for (who, session) in &mut self.sessions {
             let matching = session.subs.iter().filter(|(filter, _)| filter.matches(topic));
-            let certain = matching.filter(|(_, sub)| !sub.doubtful).map(|(_, sub)| sub.qos);
+            // What is at the broker as the client was told, and so decides.
+            let certain = matching.filter(|(_, sub)| !sub.doubtful && sub.at_broker);
+            let certain = certain.map(|(_, sub)| sub.qos);
             let Some(granted) = certain.max() else { continue };
             let qos = qos.min(granted);
-            if session.active {
-                session.queue.push_back((no, qos));
-                // The broker does not wait for one that has left a request unanswered.
-                if !session.silent && session.exchange.as_ref().is_none_or(|open| open.sent <= 1) {
+            if session.is_there() {
+                // Not to be told from outside: whether QoS 0 leaves at once, if it may not wait.
+                if qos > Qos::AtMostOnce || self.settings.sessions.queue.qos0 {
+                    session.queue.push_back((no, qos));
+                }
+                // The broker does not wait for one that has left a request unanswered, nor for a sleeper.
+                let prompt = session.exchange.as_ref().is_none_or(|open| open.sent <= 1);
+                if session.is_active() && !session.silent && prompt {
                     self.blocks.entry(no).or_default().insert(*who);
                 }
             } else if qos > Qos::AtMostOnce && !session.clean {
@@ -621,9 +835,17 @@ impl Air {
         }
     }
 
+    /// The broker said that it has this filter, or has it no more.
+    pub(crate) fn filter_at_broker(&mut self, filter: &TopicFilter, has: bool) {
+        let subs = self.sessions.values_mut().filter_map(|session| session.subs.get_mut(filter));
+        subs.for_each(|sub| sub.at_broker = has);
+    }
+
     /// The broker forgot the session, and what it was owed.
     pub(crate) fn broker_forgot(&mut self) {
         self.blocks.clear();
+        let subs = self.sessions.values_mut().flat_map(|session| session.subs.values_mut());
+        subs.for_each(|sub| sub.at_broker = false);
         self.sessions
             .values_mut()
             .filter_map(|session| session.exchange.as_mut())
@@ -632,7 +854,7 @@ impl Air {
 
     /// The gateway acknowledged a message to the broker (G2), and if it is the `last` copy of it, nobody has yet to settle it.
     pub(crate) fn ack_out(&mut self, no: No, retain: bool, last: bool, counters: &Counters) -> Checked {
-        for (who, session) in self.sessions.iter().filter(|(_, session)| session.active && last) {
+        for (who, session) in self.sessions.iter().filter(|(_, session)| session.is_active() && last) {
             let Some(open) = session.exchange.as_ref().filter(|open| !open.stray) else { continue };
             // The broker does not wait for who was away when the message came.
             if self.arrived.get(&(no, retain)).is_none_or(|at| *at < session.since) {
@@ -666,12 +888,15 @@ impl Air {
         let keys: Vec<Who> = self.sessions.keys().copied().collect();
         let expiry = self.settings.sessions.expiry;
         for who in keys {
-            if self.sessions.get(&who).is_some_and(|session| !session.active && session.left + expiry <= now)
+            if self
+                .sessions
+                .get(&who)
+                .is_some_and(|session| !session.is_there() && session.left + expiry <= now)
             {
                 self.sessions.remove(&who);
                 ledger.forget(Some(who));
             }
-            let Some(session) = self.sessions.get_mut(&who).filter(|session| session.active) else {
+            let Some(session) = self.sessions.get_mut(&who).filter(|session| session.is_there()) else {
                 continue;
             };
             let mut lost = session.supervision().is_some_and(|at| at <= now);
@@ -682,6 +907,15 @@ impl Air {
             if let Some(open) = session.exchange.as_mut()
                 && exhausted(open)
             {
+                if session.state == State::Awake {
+                    self.fall_asleep(who, ledger);
+                    let session = self.sessions.get(&who);
+                    if !session.and_then(Session::supervision).is_some_and(|at| at <= now) {
+                        continue;
+                    }
+                    self.lost(who, ledger);
+                    continue;
+                }
                 let first = match &open.kind {
                     Kind::Register(_, name) => session.offered.get(name).copied().unwrap_or(open.first),
                     Kind::Publish { .. } | Kind::Release => open.first,
@@ -689,7 +923,7 @@ impl Air {
                 let heard = session.last_heard > first;
                 if !heard && matches!(open.kind, Kind::Register(..)) {
                     // There are clients that know no REGISTER: it gets what else there is.
-                    (session.exchange, session.silent) = (None, true);
+                    (session.exchange, session.silent, session.overtaking) = (None, true, true);
                     ledger.overtaken(who);
                     let waiting: Vec<No> = session.queue.iter().map(|(no, _)| *no).collect();
                     for no in waiting {
@@ -713,21 +947,28 @@ impl Air {
                 }
             }
             if lost {
-                self.due.insert(who);
-                if let Some(will) = self.sessions.get(&who).and_then(|session| session.will) {
-                    ledger.entry_mut(will).wills_due += 1;
-                }
-                self.leave(who, ledger);
+                self.lost(who, ledger);
             }
         }
+    }
+
+    /// A client counts as lost from now on, and its Will is due.
+    fn lost(&mut self, who: Who, ledger: &mut Ledger) {
+        self.due.insert(who);
+        if let Some(will) = self.sessions.get(&who).and_then(|session| session.will) {
+            ledger.entry_mut(will).wills_due += 1;
+        }
+        self.leave(who, ledger);
     }
 
     /// The connection of a client ends, and its session if that is clean.
     fn leave(&mut self, who: Who, ledger: &Ledger) {
         self.drop_requests(who, ledger);
         let Some(session) = self.sessions.get_mut(&who) else { return };
-        session.active = false;
+        session.state = State::Away;
         session.left = self.now;
+        session.owed = 0;
+        session.freeze(self.now, ledger);
         (session.connect, session.prompted) = (None, false);
         if let Some(peer) = session.peer.take() {
             self.bound.remove(&peer);
@@ -763,13 +1004,20 @@ impl Air {
     pub(crate) fn counted(&mut self, before: &Counters, after: &Counters, ledger: &Ledger) -> Checked {
         let lost = after.clients_lost - before.clients_lost;
         Law::LostWhenSilent.check(lost == self.due.len() as u64, || {
-            let sessions = self.sessions.iter().filter(|(_, session)| session.active);
+            let sessions = self.sessions.iter().filter(|(_, session)| session.is_there());
             let sessions = sessions.map(|(who, session)| {
+                let Session { state, keep_alive, sleep, .. } = session;
                 let silent = self.now.saturating_duration_since(session.last_heard);
-                format!("s{who}: keep-alive {:?}, silent for {silent:?}", session.keep_alive)
+                format!(
+                    "s{who}: {state:?}, keep-alive {keep_alive:?}, sleep {sleep:?}, silent for {silent:?}"
+                )
             });
             let sessions: Vec<String> = sessions.collect();
             format!("the gateway lost {lost} clients, it should have lost {:?}; {sessions:?}", self.due)
+        })?;
+        let rebound = after.sessions_rebound - before.sessions_rebound;
+        Law::Rebinding.check(rebound == u64::from(self.cause.rebound), || {
+            format!("{} from {:?} rebound {rebound} sessions", self.cause.name, self.cause.from)
         })?;
         let accepted = after.connects_accepted - before.connects_accepted;
         match self.cause.setup.take() {
@@ -795,7 +1043,14 @@ impl Air {
             self.leave(other, ledger);
         }
         let now = self.now;
-        if clean && let Some(session) = self.sessions.get_mut(&who) {
+        let session = self.sessions.get(&who);
+        let old = session.and_then(|session| session.peer.clone()).filter(|old| *old != peer);
+        if session.is_some_and(|session| matches!(session.state, State::Active | State::Awake)) {
+            self.cause.superseded = old;
+        }
+        if let Some(session) = self.sessions.get_mut(&who)
+            && (clean || session.clean)
+        {
             let waiting: Vec<No> = session.queue.iter().map(|(no, _)| *no).collect();
             let (old, peer) = (session.will, session.peer.take());
             *session = Session { will: old, peer, ..Session::new(now) };
@@ -814,41 +1069,30 @@ impl Air {
             WillChange::Delete => session.will = None,
             WillChange::Set(no) => session.will = Some(no),
         }
-        if !session.active {
+        if !session.is_active() {
             session.since = now;
         }
-        (session.active, session.clean, session.keep_alive) = (true, clean, keep_alive);
-        session.last_heard = now;
+        (session.state, session.clean, session.keep_alive) = (State::Active, clean, keep_alive);
+        (session.last_heard, session.connected) = (now, now);
         (session.prompted, session.connect) = (frame.is_none(), frame);
         session.known.clear();
+        session.freeze(now, ledger);
         session.offered.clear();
         session.silent = false;
-        session.under_way = None;
-        match session.exchange.take() {
-            Some(Exchange { kind: Kind::Publish { no, .. }, msg_id, .. }) => {
-                session.resumable = Some((msg_id, no));
-                session.under_way = Some(ledger.entry(no).topic.clone());
-            }
-            Some(Exchange { kind: Kind::Release, msg_id, .. }) => {
-                session.exchange = Some(Exchange {
-                    kind: Kind::Release,
-                    msg_id,
-                    sent: 0,
-                    first: now,
-                    last: now,
-                    stray: true,
-                });
-            }
-            Some(Exchange { kind: Kind::Register(_, name), .. }) => session.under_way = Some(name),
-            None => {}
-        }
     }
 }
 
 /// What the gateway sends.
 impl Air {
     /// A frame leaves for `to`, which does not say the node yet.
-    pub(crate) fn frame_out(&mut self, to: &Peer, frame: &Bytes, ledger: &Ledger) -> Checked {
+    pub(crate) fn frame_out(
+        &mut self,
+        to: &Peer,
+        frame: &Bytes,
+        counters: &Counters,
+        ledger: &Ledger,
+    ) -> Checked {
+        self.shed = sheds(counters);
         let decoded = decode(frame);
         let decoded = decoded.map_err(|error| Law::Manners.broken(format!("a frame that {error}")))?;
         let mut to = to.clone();
@@ -867,28 +1111,19 @@ impl Air {
             Packet::ConnAck(_) => answers && matches!(cause, "CONNECT" | "WILLTOPIC" | "WILLMSG"),
             Packet::WillTopicReq => answers && cause == "CONNECT",
             Packet::WillMsgReq => answers && cause == "WILLTOPIC",
-            Packet::PingResp => answers && cause == "PINGREQ" && who.is_some(),
+            Packet::PingResp => who.is_some(),
             Packet::UnsubAck(_) => answers && cause == "UNSUBSCRIBE",
             Packet::Disconnect(disconnect) => {
-                let told = self.told.get(&to).is_some_and(|at| self.now < *at + GUARD);
-                let answers = answers && cause == "DISCONNECT";
-                let leaving = answers && self.cause.leaving;
-                if !leaving {
-                    self.told.insert(to.clone(), self.now);
-                }
-                let farewell = match (&mut self.leaving, who) {
-                    (Some(told), Some(who)) => told.insert(who),
-                    _ => false,
-                };
-                let due = who.is_none() && (leaving || !answers || !told);
-                disconnect.duration.is_none() && (due || farewell)
+                disconnect.duration.is_none() && self.is_disconnect_due(&to, who, answers)
             }
             _ => who.is_some(),
         };
         Law::Manners
             .check(mannered, || format!("{name} to {to:?} after {cause} (session: {:?})", who.is_some()))?;
         let Some(who) = who else { return Ok(()) };
+        self.check_asleep(who, &decoded.packet, answers)?;
         match decoded.packet {
+            Packet::PingResp => self.pingresp_out(who, answers),
             Packet::RegAck(ack) => self.regack_out(who, ack),
             Packet::SubAck(ack) => self.suback_out(who, ack, ledger),
             Packet::Register(register) => self.register_out(who, &register),
@@ -901,13 +1136,81 @@ impl Air {
         }
     }
 
+    /// Whether this peer is to be told that its session, if it has one, is over.
+    fn is_disconnect_due(&mut self, to: &Peer, who: Option<Who>, answers: bool) -> bool {
+        if let Some(told) = &mut self.leaving {
+            let active = who.and_then(|who| self.sessions.get(&who)).is_some_and(Session::is_active);
+            if let Some(who) = who
+                && active
+            {
+                return told.insert(who);
+            }
+        }
+        if !answers {
+            let due = self.cause.superseded.take_if(|old| old == to).is_some();
+            self.told.insert(to.clone(), self.now);
+            return due;
+        }
+        let guard = if self.cause.name == "DISCONNECT" { GUARD } else { TOLD_EVERY };
+        match self.cause.goodbye {
+            Goodbye::Answer => return true,
+            Goodbye::Foreign if who.is_none() => return false,
+            Goodbye::Stranger if who.is_some() => return false,
+            Goodbye::Foreign | Goodbye::Stranger => {}
+        }
+        let before = self.told.insert(to.clone(), self.now);
+        before.is_none_or(|at| at + guard <= self.now)
+    }
+
+    /// G4: what is asleep is sent nothing but answers.
+    fn check_asleep(&self, who: Who, packet: &Packet<'_>, answers: bool) -> Checked {
+        if self.sessions.get(&who).is_none_or(|session| session.state != State::Asleep) {
+            return Ok(());
+        }
+        let unsolicited = match packet {
+            Packet::Publish(_) | Packet::Register(_) | Packet::PingReq(_) | Packet::PingResp => true,
+            Packet::PubRel(_) => !(answers && self.cause.name == "PUBREC"),
+            _ => false,
+        };
+        Law::QuietSleep
+            .check(!unsolicited, || format!("s{who} is asleep and is sent {} unasked", packet.name()))
+    }
+
+    /// PINGRESP answers at once, or ends a drain in which everything left that waited when it began (G4, R-133).
+    fn pingresp_out(&mut self, who: Who, answers: bool) -> Checked {
+        let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
+        if session.state == State::Active {
+            return Law::Manners.check(answers && self.cause.name == "PINGREQ", || {
+                format!("PINGRESP to s{who} after {}", self.cause.name)
+            });
+        }
+        Law::DrainComplete.check(session.exchange.is_none() && !session.awaits_suback(), || {
+            format!("PINGRESP to s{who} before everything was answered")
+        })?;
+        session.state = State::Asleep;
+        session.last_heard = self.now;
+        for _ in 0..session.owed {
+            session.take(0);
+            self.vanished += 1;
+        }
+        Law::DrainComplete
+            .check(self.vanished <= self.shed, || format!("PINGRESP to s{who} before everything was sent"))
+    }
+
     /// After all outputs of one event.
     pub(crate) fn end(&mut self) -> Checked {
+        if let Some(old) = self.cause.superseded.take() {
+            return Err(Law::Manners.broken(format!("{old:?} was not told that its session is elsewhere")));
+        }
         if let Some(answer) = self.cause.answer.take() {
             let name = self.cause.name;
             return Err(Law::Answered.broken(format!("{name} was not answered by any of {answer:?}")));
         }
         for (who, session) in &self.sessions {
+            let drained = session.exchange.is_none() && !session.awaits_suback();
+            Law::Answered.check(session.state != State::Awake || !drained, || {
+                format!("s{who} is awake for nothing and has no PINGRESP")
+            })?;
             if let Some(((name, msg_id), _)) = session.unanswered.iter().find(|(_, by)| **by < self.now) {
                 return Err(Law::Answered.broken(format!("{name} {msg_id:#06x} of s{who} waits too long")));
             }
@@ -972,7 +1275,7 @@ impl Air {
         }
         Law::Manners.check(ack.qos <= asked.qos, || format!("s{who} is granted more than it asked for"))?;
         if let Some(sub) = session.subs.get_mut(&filter) {
-            *sub = Sub { qos: ack.qos, held: true, doubtful: false };
+            (sub.qos, sub.held, sub.doubtful) = (ack.qos, true, false);
         }
         match (asked.topic_id, filter.as_topic()) {
             (Some(id), _) => Law::IdsStable.check(ack.topic_id == id, || {
@@ -990,6 +1293,8 @@ impl Air {
         Law::MsgIds.check(msg_id != 0, || format!("REGISTER to s{who} has MsgId 0"))?;
         self.stable(who, topic_id, &name)?;
         let Some(session) = self.sessions.get(&who) else { return Ok(()) };
+        let needless = session.known.contains(&topic_id) && !self.is_open(who, msg_id);
+        Law::IdsStable.check(!needless, || format!("s{who} knows {topic_id:#06x} and is told of it"))?;
         let wanted = session.wants(&name) || session.under_way.as_ref() == Some(&name);
         Law::DownlinkWanted.check(wanted || self.is_open(who, msg_id), || {
             format!("{name} is registered at s{who}, which does not want it")
@@ -1023,7 +1328,8 @@ impl Air {
         Law::DownlinkFaithful
             .check(faithful, || format!("m{no} on {} is sent as {publish:?}", entry.topic))?;
         let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
-        let resumed = session.resumable.take_if(|resumable| *resumable == (msg_id, no)).is_some();
+        let resumed = session.resumable.take_if(|(id, sent, ..)| (*id, *sent) == (msg_id, no)).is_some();
+        let repaired = session.repairing == Some(no);
         if !repeated && !resumed {
             Law::Retransmission.check(!dup, || format!("m{no} is new to s{who} and has DUP"))?;
             let wanted = session.wants(&entry.topic) || session.under_way.take() == Some(entry.topic.clone());
@@ -1037,7 +1343,20 @@ impl Air {
                     format!("s{who} subscribed {due} times and is sent the retained m{no} {count} times")
                 })?;
             }
+            if !retain && session.repairing != Some(no) {
+                let came = self.copies.get(&no).copied().unwrap_or(0);
+                let count = session.copies.entry(no).or_default();
+                *count += 1;
+                Law::OneCopy.check(*count <= came, || {
+                    format!("m{no} came {came} times and is sent to s{who} {count} times")
+                })?;
+                // Of what came twice nobody can tell which copy this is.
+                if came == 1 {
+                    self.overtaken(who, no, ledger)?;
+                }
+            }
         }
+        let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
         session.repairing = None;
         session.under_way = None;
         if qos == Qos::AtMostOnce {
@@ -1045,8 +1364,33 @@ impl Air {
             return Ok(());
         }
         Law::Retransmission
-            .check(dup || !resumed, || format!("m{no} is sent again to s{who} without DUP"))?;
+            .check(dup || !resumed || repaired, || format!("m{no} is sent again to s{who} without DUP"))?;
         self.sent(who, msg_id, Kind::Publish { no, topic, qos, retain }, dup)
+    }
+
+    /// Messages leave in the order in which they came (G4); what is passed over was shed by a limit. A drain has an end.
+    fn overtaken(&mut self, who: Who, no: No, ledger: &Ledger) -> Checked {
+        let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
+        let Some(at) = session.queue.iter().position(|(waiting, _)| *waiting == no) else { return Ok(()) };
+        if session.state == State::Awake {
+            Law::DrainComplete.check(session.drain > 0, || format!("the drain of s{who} has no end"))?;
+            session.drain -= 1;
+        }
+        let topic = &ledger.entry(no).topic;
+        let mut passed = Vec::new();
+        for at in (0..at).rev() {
+            let (before, _) = session.queue[at];
+            if !session.overtaking || ledger.entry(before).topic == *topic {
+                passed.extend(session.take(at));
+            }
+        }
+        for &no in &passed {
+            self.unblock(who, no);
+        }
+        self.vanished += passed.len() as u64;
+        Law::InOrder.check(self.vanished <= self.shed, || {
+            format!("s{who} is sent m{no} before {passed:?}, {} vanished, {} shed", self.vanished, self.shed)
+        })
     }
 
     /// What a PUBLISH to this client is on. One that is `repeated` stays what it was.
@@ -1087,6 +1431,12 @@ impl Air {
             format!("s{who} is sent {kind:?} while {:?} ({:#06x}) is open", open.kind, open.msg_id)
         })?;
         let marked = dup || !matches!(kind, Kind::Publish { .. });
+        if session.state == State::Awake && self.cause.name == "PINGREQ" && open.sent > 0 {
+            // asked again, it gets it again, once.
+            let first = !std::mem::replace(&mut self.cause.repeated, true);
+            return Law::Retransmission
+                .check(first && marked, || format!("s{who} is sent {kind:?} again, DUP {dup}"));
+        }
         let paced = open.sent == 0 || open.last + port.retry_interval <= now;
         open.sent += 1;
         open.last = now;
@@ -1096,7 +1446,12 @@ impl Air {
         if open.sent == 2 {
             // From here on the broker does not wait for what this client has yet to take, but for the open message.
             let open_no = match kind {
-                Kind::Publish { no, retain: false, .. } => Some(no),
+                // Unless another copy of it waits behind: the broker had sent it again.
+                Kind::Publish { no, retain: false, .. }
+                    if session.queue.iter().filter(|(waiting, _)| *waiting == no).count() < 2 =>
+                {
+                    Some(no)
+                }
                 _ => None,
             };
             for (no, whom) in &mut self.blocks {

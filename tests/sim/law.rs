@@ -39,6 +39,16 @@ pub(crate) enum Law {
     DownlinkWanted,
     /// Design section 3: one copy of a retained message for each SUBSCRIBE.
     OneHandOut,
+    /// Design section 3: one copy of a live message for each client, however many of its filters match.
+    OneCopy,
+    /// G4, R-131: a sleeping client is sent nothing unasked.
+    QuietSleep,
+    /// G4, R-132, R-133, R-143: PINGRESP comes when everything that waited has left and was answered, and it does come.
+    DrainComplete,
+    /// G4, G6: what waits for a client leaves in the order in which it came; what does not leave is in a counter.
+    InOrder,
+    /// a client is followed to another address exactly when it sleeps and the settings allow it.
+    Rebinding,
     /// A sensor acknowledges what its application was given, not before.
     SensorHasIt,
     /// §6.6, N-15: one QoS 1 or 2 PUBLISH, REGISTER or PUBREL towards a client is open at a time.

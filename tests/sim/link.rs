@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
+use mqtt_sn_gateway::topic::TopicFilter;
 use mqtt_sn_gateway::wire::Qos;
 use rumqttc::mqttbytes::{self, Error};
-use rumqttc::{ConnectReturnCode, Packet, Publish, QoS};
+use rumqttc::{ConnectReturnCode, Packet, Publish, QoS, SubscribeReasonCode};
 
 use crate::law::{Checked, Law};
 use crate::ledger::{Ledger, No};
@@ -26,6 +27,8 @@ pub(crate) struct Link {
     last: u64,
     /// Messages of the broker.
     inward: BTreeMap<u16, In>,
+    /// What the requests that are open are about.
+    requests: BTreeMap<u16, Vec<String>>,
     connections: u32,
     /// There was no session at the broker when the gateway under watch looked: what is there now is its own.
     ours: bool,
@@ -62,6 +65,8 @@ pub(crate) enum Fact {
     Acked { no: No, retain: bool, last: bool },
     /// The broker has lost the session.
     Lost,
+    /// The broker has this filter from now on, or has it no more.
+    Filter(TopicFilter, bool),
 }
 
 impl Link {
@@ -84,8 +89,15 @@ impl Link {
         while let Some(packet) = next(&mut self.written)? {
             match packet {
                 Packet::Publish(publish) => self.publish_out(&publish, ledger)?,
-                Packet::Subscribe(packet) => self.request_out(packet.pkid)?,
-                Packet::Unsubscribe(packet) => self.request_out(packet.pkid)?,
+                Packet::Subscribe(packet) => {
+                    self.request_out(packet.pkid)?;
+                    let filters = packet.filters.into_iter().map(|filter| filter.path).collect();
+                    self.requests.insert(packet.pkid, filters);
+                }
+                Packet::Unsubscribe(packet) => {
+                    self.request_out(packet.pkid)?;
+                    self.requests.insert(packet.pkid, packet.topics);
+                }
                 Packet::PubAck(ack) => facts.extend(self.ack_out(ack.pkid, QoS::AtLeastOnce)?),
                 Packet::PubRec(ack) => facts.extend(self.ack_out(ack.pkid, QoS::ExactlyOnce)?),
                 Packet::PubComp(ack) => {
@@ -184,12 +196,26 @@ impl Link {
                     }
                 }
                 Packet::PubComp(ack) => self.acked(ack.pkid, ledger),
-                Packet::SubAck(ack) => drop(self.out.remove(&ack.pkid)),
-                Packet::UnsubAck(ack) => drop(self.out.remove(&ack.pkid)),
+                Packet::SubAck(ack) => {
+                    self.out.remove(&ack.pkid);
+                    facts.extend(self.granted(ack.pkid, &ack.return_codes));
+                }
+                Packet::UnsubAck(ack) => {
+                    self.out.remove(&ack.pkid);
+                    let filters = self.requests.remove(&ack.pkid).unwrap_or_default().into_iter();
+                    facts.extend(filters.filter_map(|filter| held(filter, false)));
+                }
                 _ => {}
             }
         }
         Ok(facts)
+    }
+
+    /// What is refused stays as it was.
+    fn granted(&mut self, id: u16, codes: &[SubscribeReasonCode]) -> Vec<Fact> {
+        let answers = self.requests.remove(&id).unwrap_or_default().into_iter().zip(codes);
+        let granted = answers.filter(|(_, code)| **code != SubscribeReasonCode::Failure);
+        granted.filter_map(|(filter, _)| held(filter, true)).collect()
     }
 
     fn acked(&mut self, id: u16, ledger: &mut Ledger) {
@@ -219,6 +245,10 @@ impl Link {
         }
         Ok(Fact::Message { no, qos: qos(publish.qos), retain: publish.retain, fresh })
     }
+}
+
+fn held(filter: String, has: bool) -> Option<Fact> {
+    TopicFilter::new(filter).ok().map(|filter| Fact::Filter(filter, has))
 }
 
 /// The next packet of a stream, if it is whole.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -40,12 +41,20 @@ pub(crate) struct Plan {
     pub(crate) vanishing: bool,
     /// Whether somebody sends nonsense.
     pub(crate) noise: bool,
+    /// How long sleepers sleep, in seconds.
+    pub(crate) naps: Range<u64>,
+    /// Whether they sleep longer than they said.
+    pub(crate) oversleeping: bool,
 }
+
+/// Seeds below this make worlds in which nobody sleeps: those that once broke a law keep their numbers.
+pub(crate) const SLEEPLESS: u64 = 10_000;
 
 /// A sensor.
 pub(crate) struct SensorPlan {
     pub(crate) clean: bool,
     pub(crate) will: bool,
+    pub(crate) sleeps: bool,
     pub(crate) keep_alive: Duration,
     pub(crate) retry_interval: Duration,
     /// Behind a forwarder.
@@ -89,7 +98,15 @@ impl Radio {
 }
 
 impl Plan {
-    pub(crate) fn new(rng: &mut Rng) -> Self {
+    pub(crate) fn new(seed: u64, rng: &mut Rng) -> Self {
+        let mut plan = Self::sleepless(rng);
+        if seed >= SLEEPLESS {
+            plan.add_sleepers(rng);
+        }
+        plan
+    }
+
+    fn sleepless(rng: &mut Rng) -> Self {
         // One in eight worlds without faults, two with a bad radio, two with a bad broker, three with everything.
         let kind = rng.u8(0..8);
         let (bad_radio, bad_tcp) = (matches!(kind, 1 | 2 | 5..), matches!(kind, 3 | 4 | 5..));
@@ -120,6 +137,26 @@ impl Plan {
             vanishing: bad_radio && rng.u8(0..4) > 0,
             noise: bad_radio && rng.bool(),
             sensors,
+            naps: 0..1,
+            oversleeping: false,
+        }
+    }
+
+    /// Three worlds in four have sleepers; in some of them everything takes its time.
+    fn add_sleepers(&mut self, rng: &mut Rng) {
+        self.naps = 2..20;
+        self.oversleeping = rng.bool();
+        for sensor in &mut self.sensors {
+            sensor.sleeps = rng.u8(0..4) > 0;
+        }
+        match rng.u8(0..16) {
+            0..4 => self.sensors.iter_mut().for_each(|sensor| sensor.sleeps = false),
+            4 => {
+                self.naps = 30..150;
+                self.pace *= 8;
+                self.active *= 8;
+            }
+            _ => self.active += Duration::from_secs(10),
         }
     }
 }
@@ -131,6 +168,7 @@ impl SensorPlan {
         Self {
             clean: rng.bool(),
             will: rng.bool(),
+            sleeps: false,
             keep_alive: if rng.u8(0..10) == 0 { Duration::ZERO } else { Duration::from_secs(rng.u64(3..12)) },
             retry_interval: Duration::from_millis(rng.u64(1200..2500)),
             node_id: forwarded.then(|| vec![0xA0 + who as u8; rng.usize(1..4)]),

@@ -22,6 +22,13 @@ pub(crate) struct Sensor {
     pub(crate) has_will: bool,
     /// Out of reach: nothing gets through either way.
     pub(crate) muted: bool,
+    pub(crate) sleeps: bool,
+    /// How long it told the gateway that it sleeps.
+    pub(crate) nap: Duration,
+    /// Counts what changes when it will wake.
+    pub(crate) naps: u32,
+    /// It has had its PINGRESP since it last woke.
+    pub(crate) drained: bool,
     /// How often it was switched on before.
     pub(crate) life: u32,
     /// Changes when the memory by which it tells repetitions is gone.
@@ -47,6 +54,10 @@ impl Sensor {
             clean: plan.clean,
             has_will: plan.will,
             muted: false,
+            sleeps: plan.sleeps,
+            nap: Duration::ZERO,
+            naps: 0,
+            drained: false,
             life: 0,
             session: 0,
             given: BTreeMap::new(),
@@ -84,6 +95,11 @@ impl Sensor {
         self.held.clear();
         self.doubtful.clear();
         self.asked.clear();
+    }
+
+    /// It is asleep, or on the way there, or awake for no more than what waits.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.node.as_ref().is_some_and(Node::is_asleep)
     }
 
     /// The name of a topic as this sensor was configured.

@@ -48,13 +48,20 @@ const LOOKS: u32 = 4;
 
 const LOOK: Duration = Duration::from_millis(500);
 
+/// How long a sleeper may take to fetch what it slept through when nothing goes wrong: all names, registered and
+/// published one after the other.
+const DRAINED_WITHIN: Duration = Duration::from_secs(15);
+
+/// Longer than the probes take.
+const LONG_NAP: Duration = Duration::from_secs(3600);
+
 /// Timeouts of all together in one second of the world; a dozen are usual.
 const TIMEOUTS_MAX: u32 = 400;
 
 /// Plays the world of `seed` to its end.
 pub(crate) fn run(seed: u64, base: Instant, trace: &mut Trace) -> Checked<Figures> {
     let mut rng = Rng::with_seed(seed);
-    let plan = Plan::new(&mut rng);
+    let plan = Plan::new(seed, &mut rng);
     let mut world = World::new(plan, rng, base, trace);
     world.begin()?;
     while world.phase != Phase::Over {
@@ -107,6 +114,9 @@ struct Tally {
     reboots: u64,
     moves: u64,
     restarts: u64,
+    naps: u64,
+    overslept: u64,
+    deaf: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +151,9 @@ enum Event {
     Act(Who),
     SwitchOn(Who),
     Connect(Who),
+    /// A sleeper wakes, unless something else came between.
+    Wake(Who, u32),
+    Mute(Who),
     Unmute(Who),
     /// The observer publishes.
     Observe,
@@ -161,6 +174,9 @@ enum Event {
     Calm,
     Look,
     Probe(usize),
+    /// Those that slept through the probes have had their time to fetch them.
+    Rise,
+    ProbeSensors,
 }
 
 impl<'t> World<'t> {
@@ -281,7 +297,14 @@ impl<'t> World<'t> {
             Event::ToSensor(to, frame) => self.frame_to_sensors(to, &frame),
             Event::Act(who) => self.act(who),
             Event::SwitchOn(who) => self.switch_on(who),
+            // Who naps at the end is not to be woken.
+            Event::Connect(_) if matches!(self.phase, Phase::Probing(_)) => Ok(()),
             Event::Connect(who) => self.with_node(who, |node, now| node.connect(now)),
+            Event::Wake(who, nap) => self.wake(who, nap),
+            Event::Mute(who) => {
+                self.sensors[who].muted = self.is_active();
+                Ok(())
+            }
             Event::Unmute(who) => {
                 self.sensors[who].muted = false;
                 Ok(())
@@ -309,6 +332,8 @@ impl<'t> World<'t> {
             Event::Calm => self.calm(),
             Event::Look => self.look(),
             Event::Probe(at) => self.probe(at),
+            Event::Rise => self.rise(),
+            Event::ProbeSensors => self.probe_sensors(),
         }
     }
 
@@ -396,7 +421,7 @@ impl World<'_> {
             return Ok(());
         };
         self.trace.add(self.now, Step::FrameOut(addr.port().to_string(), frame.clone()));
-        self.air.frame_out(&peer(addr), &frame, &self.ledger)?;
+        self.air.frame_out(&peer(addr), &frame, self.gateway.counters(), &self.ledger)?;
         self.send_to_sensor(addr, frame);
         Ok(())
     }
@@ -617,6 +642,7 @@ impl World<'_> {
                     self.air.message_in(no, qos, retain, fresh, &self.ledger);
                 }
                 Fact::Lost => self.air.broker_forgot(),
+                Fact::Filter(filter, has) => self.air.filter_at_broker(&filter, has),
                 Fact::Acked { .. } => {}
             }
         }
@@ -951,33 +977,18 @@ impl World<'_> {
         if self.sensors[who].node.is_none() {
             return Ok(());
         }
+        if self.sensors[who].sleeps && self.doze(who)? {
+            return Ok(());
+        }
         let vanishing = self.plan.vanishing;
         match self.rng.u8(0..100) {
             0..52 => self.publish(who, None),
             52..58 => self.publish_without_session(who),
             58..76 => self.subscribe(who),
             76..82 => self.unsubscribe(who),
-            82..86 => {
-                let back = self.millis(200..6000);
-                self.after(back, Event::Connect(who));
-                self.trace.note(self.now, format!("s{who} takes leave"));
-                self.with_node(who, |node, now| node.disconnect(now))
-            }
-            86..90 if vanishing => {
-                self.trace.note(self.now, format!("s{who} is switched off"));
-                self.tally.reboots += 1;
-                self.sensors[who].switch_off();
-                let back = self.millis(100..25_000);
-                self.after(back, Event::SwitchOn(who));
-                Ok(())
-            }
-            90..94 if vanishing => {
-                self.trace.note(self.now, format!("s{who} is out of reach"));
-                self.sensors[who].muted = true;
-                let back = self.millis(500..25_000);
-                self.after(back, Event::Unmute(who));
-                Ok(())
-            }
+            82..86 => self.take_leave(who),
+            86..90 if vanishing => self.lose_power(who),
+            90..94 if vanishing => self.lose_sight(who),
             94..97 if vanishing && self.sensors[who].node_id.is_none() => {
                 self.tally.moves += 1;
                 let port = 10_000 + 100 * who as u16 + (self.tally.moves % 100) as u16;
@@ -987,6 +998,88 @@ impl World<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What only sleepers do. Whether there was anything to do.
+    fn doze(&mut self, who: Who) -> Checked<bool> {
+        let vanishing = self.plan.vanishing;
+        if !self.sensors[who].is_asleep() {
+            let connected = self.sensors[who].node.as_ref().is_some_and(|node| node.is_connected());
+            let tired = connected && self.rng.u8(0..100) < 35;
+            if tired {
+                self.fall_asleep(who)?;
+            }
+            return Ok(tired);
+        }
+        match self.rng.u8(0..100) {
+            0..12 => self.fall_asleep(who)?,
+            12..20 => self.with_node(who, |node, now| node.connect(now))?,
+            20..25 => self.take_leave(who)?,
+            25..40 => self.publish(who, None)?,
+            40..50 => self.publish_without_session(who)?,
+            50..53 if vanishing => self.lose_power(who)?,
+            53..58 if vanishing => self.lose_sight(who)?,
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    /// Tells the gateway for how long it sleeps, also if it sleeps already.
+    fn fall_asleep(&mut self, who: Who) -> Checked {
+        let nap = Duration::from_secs(self.rng.u64(self.plan.naps.clone()));
+        self.trace.note(self.now, format!("s{who} wants to sleep for {nap:?}"));
+        self.sensors[who].nap = nap;
+        self.with_node(who, |node, now| node.sleep(now, nap))
+    }
+
+    /// Asleep from now on, for about as long as was said.
+    fn set_alarm(&mut self, who: Who) {
+        let oversleeps = self.plan.oversleeping && self.rng.u8(0..10) == 0;
+        let factor = if oversleeps { 1.6 } else { 0.2 + 1.1 * self.rng.f64() };
+        let sensor = &mut self.sensors[who];
+        sensor.naps += 1;
+        let alarm = Event::Wake(who, sensor.naps);
+        self.tally.naps += 1;
+        self.tally.overslept += u64::from(oversleeps);
+        self.after(self.sensors[who].nap.mul_f64(factor), alarm);
+    }
+
+    fn wake(&mut self, who: Who, nap: u32) -> Checked {
+        if !self.is_active() || self.sensors[who].naps != nap {
+            return Ok(());
+        }
+        if self.plan.vanishing && self.rng.u8(0..5) == 0 {
+            // In the middle of what it gets.
+            let (deaf, back) = (self.millis(0..600), self.millis(1000..15_000));
+            self.after(deaf, Event::Mute(who));
+            self.after(deaf + back, Event::Unmute(who));
+            self.tally.deaf += 1;
+        }
+        self.with_node(who, |node, now| node.wake(now))
+    }
+
+    fn take_leave(&mut self, who: Who) -> Checked {
+        let back = self.millis(200..6000);
+        self.after(back, Event::Connect(who));
+        self.trace.note(self.now, format!("s{who} takes leave"));
+        self.with_node(who, |node, now| node.disconnect(now))
+    }
+
+    fn lose_power(&mut self, who: Who) -> Checked {
+        self.trace.note(self.now, format!("s{who} is switched off"));
+        self.tally.reboots += 1;
+        self.sensors[who].switch_off();
+        let back = self.millis(100..25_000);
+        self.after(back, Event::SwitchOn(who));
+        Ok(())
+    }
+
+    fn lose_sight(&mut self, who: Who) -> Checked {
+        self.trace.note(self.now, format!("s{who} is out of reach"));
+        self.sensors[who].muted = true;
+        let back = self.millis(500..25_000);
+        self.after(back, Event::Unmute(who));
+        Ok(())
     }
 
     fn publish(&mut self, who: Who, probe: Option<Qos>) -> Checked {
@@ -1135,11 +1228,14 @@ impl World<'_> {
                 let got = Got { who, session, topic: &topic, qos: message.qos, retain: message.retain };
                 self.ledger.got(&message.payload, &got)?;
             }
+            NodeEvent::Asleep => self.set_alarm(who),
+            NodeEvent::Drained { .. } => {
+                sensor.drained = true;
+                self.set_alarm(who);
+            }
             NodeEvent::ConnectRefused(_)
             | NodeEvent::ConnectionLost(_)
             | NodeEvent::Disconnected
-            | NodeEvent::Asleep
-            | NodeEvent::Drained { .. }
             | NodeEvent::Refused(_)
             | NodeEvent::GatewayFound { .. } => {}
         }
@@ -1198,7 +1294,12 @@ impl World<'_> {
             }
             self.phase = Phase::Probing(self.now + Duration::from_secs(30));
             self.shed_before_probes = sheds(self.gateway.counters());
-            self.after(Duration::ZERO, Event::Probe(0));
+            let sleepers: Vec<Who> = self.sleepers().collect();
+            let nap = if sleepers.is_empty() { Duration::ZERO } else { Duration::from_secs(2) };
+            for who in sleepers {
+                self.with_node(who, |node, now| node.sleep(now, LONG_NAP))?;
+            }
+            self.after(nap, Event::Probe(0));
             return Ok(());
         }
         Law::Liveness.check(waited < REST_WITHIN + patience, || {
@@ -1218,6 +1319,35 @@ impl World<'_> {
             self.after(LOOK, Event::Probe(at + 1));
             return Ok(());
         }
+        let sleepers: Vec<Who> = self.sleepers().collect();
+        if sleepers.is_empty() {
+            return self.probe_sensors();
+        }
+        for who in sleepers {
+            self.sensors[who].drained = false;
+            self.with_node(who, |node, now| node.wake(now))?;
+        }
+        self.after(DRAINED_WITHIN, Event::Rise);
+        Ok(())
+    }
+
+    fn sleepers(&self) -> impl Iterator<Item = Who> {
+        self.sensors.iter().filter(|sensor| sensor.sleeps).map(|sensor| sensor.who)
+    }
+
+    /// Who slept through the probes has fetched them.
+    fn rise(&mut self) -> Checked {
+        let sleepers: Vec<Who> = self.sleepers().collect();
+        for who in sleepers {
+            Law::DrainComplete
+                .check(self.sensors[who].drained, || format!("s{who} woke and has no PINGRESP"))?;
+            self.with_node(who, |node, now| node.connect(now))?;
+        }
+        self.after(DRAINED_WITHIN, Event::ProbeSensors);
+        Ok(())
+    }
+
+    fn probe_sensors(&mut self) -> Checked {
         for who in 0..self.sensors.len() {
             self.publish(who, Some(Qos::AtLeastOnce))?;
             self.publish(who, Some(Qos::ExactlyOnce))?;
@@ -1334,6 +1464,9 @@ impl World<'_> {
             reboots,
             moves,
             restarts,
+            naps,
+            overslept,
+            deaf,
         } = self.tally;
         for (name, value) in [
             ("frames_lost", frames_lost),
@@ -1345,6 +1478,9 @@ impl World<'_> {
             ("reboots", reboots),
             ("moves", moves),
             ("gateway_restarts", restarts),
+            ("naps", naps),
+            ("naps_too_long", overslept),
+            ("deaf_in_a_drain", deaf),
             ("memory_losses", self.ledger.losses.into()),
             ("seconds", self.now.saturating_duration_since(self.base).as_secs()),
             ("steps", self.trace.steps()),
