@@ -70,6 +70,8 @@ struct Cause {
     superseded: Option<Peer>,
     /// A sleeper woke elsewhere.
     rebound: bool,
+    /// This client has what was to be sent to it again, unless a limit has shed that.
+    resumed: Option<Who>,
     /// What is open was repeated because of a PINGREQ.
     repeated: bool,
 }
@@ -201,6 +203,8 @@ struct Exchange {
     last: Instant,
     /// The broker does not wait for it.
     stray: bool,
+    /// The client did not know the topic id, and was told.
+    repaired: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -274,8 +278,15 @@ impl Session {
             }
             Some(Exchange { kind: Kind::Release, msg_id, .. }) => {
                 let (first, last) = (now, now);
-                self.exchange =
-                    Some(Exchange { kind: Kind::Release, msg_id, sent: 0, first, last, stray: true });
+                self.exchange = Some(Exchange {
+                    kind: Kind::Release,
+                    msg_id,
+                    sent: 0,
+                    first,
+                    last,
+                    stray: true,
+                    repaired: false,
+                });
             }
             Some(Exchange { kind: Kind::Register(_, name), .. }) => self.under_way = Some(name),
             None => {}
@@ -723,7 +734,9 @@ impl Air {
         let matches = |open: &mut Exchange| match open.kind {
             Kind::Publish { topic, qos, .. } => {
                 let fits = open.msg_id == ack.msg_id && topic.raw() == ack.topic_id;
-                fits && (qos == Qos::AtLeastOnce || !accepted)
+                // The first refusal may come twice.
+                let late = open.repaired && open.sent < 2 && ack.code == ReturnCode::InvalidTopicId;
+                fits && !late && (qos == Qos::AtLeastOnce || !accepted)
             }
             _ => false,
         };
@@ -746,7 +759,9 @@ impl Air {
             }
             ReturnCode::InvalidTopicId => {
                 session.under_way = Some(ledger.entry(no).topic.clone());
-                session.resumable = Some((ack.msg_id, no, qos, retain));
+                if qos == Qos::ExactlyOnce {
+                    session.resumable = Some((ack.msg_id, no, qos, retain));
+                }
                 session.repairing = Some(no);
                 if let TopicRef::Normal(id) = topic {
                     session.known.remove(&id);
@@ -766,12 +781,23 @@ impl Air {
         };
         let had = match session.exchange.take_if(matches) {
             Some(Exchange { kind: Kind::Publish { no, retain, .. }, .. }) => Some((no, retain)),
-            _ => session.take_resumable(msg_id, Qos::ExactlyOnce),
+            _ => {
+                let had = session.take_resumable(msg_id, Qos::ExactlyOnce);
+                self.cause.resumed = had.map(|_| who);
+                had
+            }
         };
         if let Some((no, retain)) = had {
             let (first, last) = (self.now, self.now);
-            session.exchange =
-                Some(Exchange { kind: Kind::Release, msg_id, sent: 0, first, last, stray: true });
+            session.exchange = Some(Exchange {
+                kind: Kind::Release,
+                msg_id,
+                sent: 0,
+                first,
+                last,
+                stray: true,
+                repaired: false,
+            });
             Law::SensorHasIt.check(ledger.has(who, no), || format!("s{who} acknowledged m{no}"))?;
             self.settled(who, no, retain);
         }
@@ -1015,6 +1041,11 @@ impl Air {
             let sessions: Vec<String> = sessions.collect();
             format!("the gateway lost {lost} clients, it should have lost {:?}; {sessions:?}", self.due)
         })?;
+        if let Some(session) = self.cause.resumed.and_then(|who| self.sessions.get_mut(&who))
+            && after.downlink_delivered == before.downlink_delivered
+        {
+            session.exchange = None;
+        }
         let rebound = after.sessions_rebound - before.sessions_rebound;
         Law::Rebinding.check(rebound == u64::from(self.cause.rebound), || {
             format!("{} from {:?} rebound {rebound} sessions", self.cause.name, self.cause.from)
@@ -1365,7 +1396,14 @@ impl Air {
         }
         Law::Retransmission
             .check(dup || !resumed || repaired, || format!("m{no} is sent again to s{who} without DUP"))?;
-        self.sent(who, msg_id, Kind::Publish { no, topic, qos, retain }, dup)
+        self.sent(who, msg_id, Kind::Publish { no, topic, qos, retain }, dup)?;
+        if resumed
+            && repaired
+            && let Some(open) = self.sessions.get_mut(&who).and_then(|session| session.exchange.as_mut())
+        {
+            open.repaired = true;
+        }
+        Ok(())
     }
 
     /// Messages leave in the order in which they came (G4); what is passed over was shed by a limit. A drain has an end.
@@ -1424,7 +1462,9 @@ impl Air {
         let port = &self.settings.ports[port];
         let now = self.now;
         let Some(open) = &mut session.exchange else {
-            session.exchange = Some(Exchange { kind, msg_id, sent: 1, first: now, last: now, stray: false });
+            let (first, last) = (now, now);
+            session.exchange =
+                Some(Exchange { kind, msg_id, sent: 1, first, last, stray: false, repaired: false });
             return Ok(());
         };
         Law::OneExchange.check(open.msg_id == msg_id && open.kind == kind, || {

@@ -22,9 +22,9 @@ pub(crate) enum Origin {
     Sensor {
         who: Who,
         life: u32,
-        /// CleanSession 0.
+        /// CleanSession 0, and a session of its own.
         persistent: bool,
-        /// Frames come in order and once, if they come.
+        /// Frames come in order and once, if they come, and the session is its own.
         prompt: bool,
     },
     /// The MQTT client at the broker.
@@ -63,6 +63,8 @@ pub(crate) struct Entry {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     entries: Vec<Entry>,
+    /// Whose client id each sensor has.
+    clients: Vec<Who>,
     /// Messages the broker took.
     taken: u64,
     /// How often the broker lost what it knew of the gateway.
@@ -71,7 +73,7 @@ pub(crate) struct Ledger {
     last_up: BTreeMap<(Who, u32), No>,
     /// How often a sensor got a message, in one of its sessions.
     got: BTreeMap<(Who, u32, No), u32>,
-    /// What a sensor got at all.
+    /// What the sensors with a client id got at all.
     ever: BTreeSet<(Who, No)>,
     /// The highest order a sensor got in one of its sessions.
     last_down: BTreeMap<(Who, u32, Option<TopicName>), u64>,
@@ -84,12 +86,18 @@ pub(crate) struct Got<'a> {
     pub(crate) who: Who,
     /// Counts sessions whose memory is not that of the one before.
     pub(crate) session: u32,
+    /// A late copy of what was for the session before may still come.
+    pub(crate) young: bool,
     pub(crate) topic: &'a TopicName,
     pub(crate) qos: Qos,
     pub(crate) retain: bool,
 }
 
 impl Ledger {
+    pub(crate) fn new(clients: Vec<Who>) -> Self {
+        Self { clients, ..Self::default() }
+    }
+
     /// Enters a message and makes its payload, of about `len` octets.
     pub(crate) fn enter(
         &mut self,
@@ -183,14 +191,14 @@ impl Ledger {
         }
     }
 
-    /// The gateway forgot a sensor, or all of them, with what it knew of their messages.
-    pub(crate) fn forget(&mut self, sensor: Option<Who>) {
+    /// The gateway forgot a client, or all of them, with what it knew of their messages.
+    pub(crate) fn forget(&mut self, client: Option<Who>) {
         for entry in &mut self.entries {
             let whose = match entry.origin {
                 Origin::Sensor { who, .. } | Origin::Will(who) => who,
                 Origin::Observer => continue,
             };
-            entry.forgotten += u32::from(sensor.is_none_or(|who| who == whose));
+            entry.forgotten += u32::from(client.is_none_or(|client| client == self.clients[whose]));
         }
     }
 
@@ -230,7 +238,7 @@ impl Ledger {
             && entry.at_broker > 0;
         Law::DownlinkFaithful
             .check(faithful, || format!("m{no} reached s{who} as {got:?}, it is {entry:?}"))?;
-        self.ever.insert((who, no));
+        self.ever.insert((self.clients[who], no));
         if got.retain || got.qos == Qos::AtMostOnce {
             return Ok(no);
         }
@@ -241,13 +249,13 @@ impl Ledger {
             Law::DownlinkExactlyOnce.check(fair, || format!("s{who} got m{no} {count} times"))?;
             return Ok(no);
         }
-        if entry.at_broker > 1 || entry.redelivered {
+        if entry.at_broker > 1 || entry.redelivered || got.young {
             return Ok(no);
         }
         let order = entry.order.unwrap_or(0);
         // Of one topic always.
         for topic in [Some(entry.topic.clone()), None] {
-            if topic.is_none() && self.overtaken.contains(&who) {
+            if topic.is_none() && self.overtaken.contains(&self.clients[who]) {
                 continue;
             }
             let last = self.last_down.entry((who, got.session, topic)).or_default();
@@ -259,14 +267,14 @@ impl Ledger {
         Ok(no)
     }
 
-    /// A sensor did not answer for a topic: from now on messages of others overtake those on it.
-    pub(crate) fn overtaken(&mut self, who: Who) {
-        self.overtaken.insert(who);
+    /// A client did not answer for a topic: from now on messages of others overtake those on it.
+    pub(crate) fn overtaken(&mut self, client: Who) {
+        self.overtaken.insert(client);
     }
 
-    /// Whether a sensor ever got a message.
-    pub(crate) fn has(&self, who: Who, no: No) -> bool {
-        self.ever.contains(&(who, no))
+    /// Whether a client ever got a message.
+    pub(crate) fn has(&self, client: Who, no: No) -> bool {
+        self.ever.contains(&(client, no))
     }
 
     /// How often a sensor got a live message at QoS 1 or 2.

@@ -45,13 +45,23 @@ pub(crate) struct Plan {
     pub(crate) naps: Range<u64>,
     /// Whether they sleep longer than they said.
     pub(crate) oversleeping: bool,
+    /// Whether sensors change their addresses, asleep and awake.
+    pub(crate) roaming: bool,
 }
 
 /// Seeds below this make worlds in which nobody sleeps: those that once broke a law keep their numbers.
 pub(crate) const SLEEPLESS: u64 = 10_000;
 
+/// Where forwarders stand: two on one host, one on another.
+pub(crate) const FORWARDERS: [([u8; 4], u16); 3] =
+    [([10, 0, 0, 1], 9000), ([10, 0, 0, 1], 9001), ([10, 0, 0, 7], 9000)];
+
 /// A sensor.
 pub(crate) struct SensorPlan {
+    /// Whose client id it has: its own, or that of another sensor, with which it contends for the session.
+    pub(crate) client: Who,
+    /// It does not change its address.
+    pub(crate) settled: bool,
     pub(crate) clean: bool,
     pub(crate) will: bool,
     pub(crate) sleeps: bool,
@@ -102,6 +112,7 @@ impl Plan {
         let mut plan = Self::sleepless(rng);
         if seed >= SLEEPLESS {
             plan.add_sleepers(rng);
+            plan.add_roamers(rng);
         }
         plan
     }
@@ -139,6 +150,7 @@ impl Plan {
             sensors,
             naps: 0..1,
             oversleeping: false,
+            roaming: false,
         }
     }
 
@@ -159,13 +171,42 @@ impl Plan {
             _ => self.active += Duration::from_secs(10),
         }
     }
+
+    /// Sensors that move, that stand behind other forwarders, that have the id of another.
+    fn add_roamers(&mut self, rng: &mut Rng) {
+        self.roaming = rng.bool();
+        self.settings.sessions.rebind = [Rebind::None, Rebind::SameIp, Rebind::Any][rng.usize(..3)];
+        for (who, sensor) in (0..).zip(&mut self.sensors) {
+            if sensor.node_id.is_some() {
+                sensor.addr = FORWARDERS[rng.usize(..FORWARDERS.len())].into();
+            } else if rng.u8(0..4) == 0 {
+                sensor.addr = SocketAddr::from(([0x2001, 0xDB8, 0, who, 0, 0, 0, 1], 5000 + who));
+            }
+        }
+        if rng.u8(0..6) == 0 {
+            // Equal node ids behind two forwarders are two nodes.
+            for (sensor, forwarder) in self.sensors.iter_mut().zip(FORWARDERS) {
+                (sensor.addr, sensor.node_id) = (forwarder.into(), Some(vec![0x77]));
+                sensor.settled = true;
+            }
+        }
+        if rng.u8(0..5) == 0 {
+            let mut twin = SensorPlan::new(rng, self.sensors.len());
+            (twin.client, twin.clean) = (0, self.sensors[0].clean);
+            twin.sleeps = self.sensors[0].sleeps && rng.bool();
+            self.sensors.push(twin);
+        }
+    }
 }
 
 impl SensorPlan {
     fn new(rng: &mut Rng, who: Who) -> Self {
         let forwarded = rng.u8(0..4) == 0;
+        let client = who;
         let who = who as u16;
         Self {
+            client,
+            settled: false,
             clean: rng.bool(),
             will: rng.bool(),
             sleeps: false,

@@ -14,6 +14,15 @@ use crate::plan::SensorPlan;
 
 pub(crate) struct Sensor {
     pub(crate) who: Who,
+    /// Whose client id it has.
+    pub(crate) client: Who,
+    /// Another sensor has the same.
+    pub(crate) shared: bool,
+    /// It has left the world for good.
+    pub(crate) retired: bool,
+    pub(crate) settled: bool,
+    /// Since when it has been asleep and nothing else.
+    pub(crate) resting: Option<Instant>,
     /// `None`: switched off.
     pub(crate) node: Option<Node>,
     pub(crate) addr: SocketAddr,
@@ -33,6 +42,7 @@ pub(crate) struct Sensor {
     pub(crate) life: u32,
     /// Changes when the memory by which it tells repetitions is gone.
     pub(crate) session: u32,
+    pub(crate) session_since: Option<Instant>,
     pub(crate) given: BTreeMap<PublishId, No>,
     pub(crate) held: BTreeSet<Filter>,
     /// What it was refused, or gave up: the gateway may have it all the same.
@@ -48,6 +58,11 @@ impl Sensor {
     pub(crate) fn new(who: Who, plan: &SensorPlan, predefined: BTreeMap<u16, TopicName>) -> Self {
         Self {
             who,
+            client: plan.client,
+            shared: false,
+            retired: false,
+            settled: plan.settled,
+            resting: None,
             node: None,
             addr: plan.addr,
             node_id: plan.node_id.clone().map(Bytes::from),
@@ -60,6 +75,7 @@ impl Sensor {
             drained: false,
             life: 0,
             session: 0,
+            session_since: None,
             given: BTreeMap::new(),
             held: BTreeSet::new(),
             doubtful: BTreeSet::new(),
@@ -72,7 +88,7 @@ impl Sensor {
 
     /// Begins a new life, without any memory of the one before.
     pub(crate) fn switch_on(&mut self, now: Instant, seed: u64, will: Option<Will>) {
-        let mut options = Options::new(client_id(self.who));
+        let mut options = Options::new(client_id(self.client));
         options.keep_alive = self.keep_alive;
         options.clean_session = self.clean;
         options.will = will;
@@ -89,6 +105,7 @@ impl Sensor {
 
     pub(crate) fn switch_off(&mut self) {
         self.node = None;
+        self.resting = None;
         self.life += 1;
         self.session += 1;
         self.given.clear();

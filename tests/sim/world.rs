@@ -4,7 +4,7 @@
 //! sensors are woken when they ask for it. Whatever passes between them passes the accounts of [`Air`] and [`Link`].
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,7 +29,7 @@ use crate::law::{Checked, Law};
 use crate::ledger::{Got, Ledger, No, Origin, Who};
 use crate::link::{Fact, Link};
 use crate::observer::Observer;
-use crate::plan::{self, GATEWAY, LATE, Plan};
+use crate::plan::{self, FORWARDERS, GATEWAY, LATE, Plan};
 use crate::sensor::Sensor;
 use crate::trace::{Step, Trace};
 
@@ -51,6 +51,12 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How long a sleeper may take to fetch what it slept through when nothing goes wrong: all names, registered and
 /// published one after the other.
 const DRAINED_WITHIN: Duration = Duration::from_secs(15);
+
+/// Where nonsense comes from.
+const NOISY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 9, 9));
+
+/// Sleepers change places once nothing of them is on its way any more.
+const QUIET: Duration = Duration::from_secs(3);
 
 /// Longer than the probes take.
 const LONG_NAP: Duration = Duration::from_secs(3600);
@@ -113,6 +119,7 @@ struct Tally {
     faults: u64,
     reboots: u64,
     moves: u64,
+    swaps: u64,
     restarts: u64,
     naps: u64,
     overslept: u64,
@@ -182,17 +189,22 @@ enum Event {
 impl<'t> World<'t> {
     fn new(plan: Plan, rng: Rng, base: Instant, trace: &'t mut Trace) -> Self {
         let sensors = plan.sensors.iter().enumerate();
-        let sensors =
-            sensors.map(|(who, sensor)| Sensor::new(who, sensor, plan::predefined(&plan.settings, who)));
+        let sensors = sensors
+            .map(|(who, sensor)| Sensor::new(who, sensor, plan::predefined(&plan.settings, sensor.client)));
+        let mut sensors: Vec<Sensor> = sensors.collect();
+        let clients: Vec<Who> = sensors.iter().map(|sensor| sensor.client).collect();
+        for sensor in &mut sensors {
+            sensor.shared = clients.iter().filter(|client| **client == sensor.client).count() > 1;
+        }
         Self {
-            sensors: sensors.collect(),
+            sensors,
             gateway: Gateway::new(plan.settings.clone(), base),
             air: Air::new(plan.settings.clone(), base),
             broker: Broker::new(Limits::default()),
             broker_up: true,
             observer: Observer::new(),
             link: Link::default(),
-            ledger: Ledger::default(),
+            ledger: Ledger::new(clients),
             streams: BTreeMap::new(),
             first_link: 0,
             retired: Vec::new(),
@@ -299,7 +311,7 @@ impl<'t> World<'t> {
             Event::SwitchOn(who) => self.switch_on(who),
             // Who naps at the end is not to be woken.
             Event::Connect(_) if matches!(self.phase, Phase::Probing(_)) => Ok(()),
-            Event::Connect(who) => self.with_node(who, |node, now| node.connect(now)),
+            Event::Connect(who) => self.connect(who),
             Event::Wake(who, nap) => self.wake(who, nap),
             Event::Mute(who) => {
                 self.sensors[who].muted = self.is_active();
@@ -388,7 +400,7 @@ impl World<'_> {
             return Ok(());
         }
         let from = peer(addr);
-        self.trace.add(self.now, Step::FrameIn(addr.port().to_string(), frame.clone()));
+        self.trace.add(self.now, Step::FrameIn(place(addr), frame.clone()));
         self.air.frame_in(self.now, &from, &frame, &self.ledger)?;
         self.tell_gateway(Input::Frame { from, route: Route::default(), frame })
     }
@@ -420,7 +432,7 @@ impl World<'_> {
             }
             return Ok(());
         };
-        self.trace.add(self.now, Step::FrameOut(addr.port().to_string(), frame.clone()));
+        self.trace.add(self.now, Step::FrameOut(place(addr), frame.clone()));
         self.air.frame_out(&peer(addr), &frame, self.gateway.counters(), &self.ledger)?;
         self.send_to_sensor(addr, frame);
         Ok(())
@@ -429,6 +441,11 @@ impl World<'_> {
     fn send_to_sensor(&mut self, addr: SocketAddr, frame: Bytes) {
         for delay in self.fates() {
             self.after(delay, Event::ToSensor(addr, frame.clone()));
+        }
+        let is_disconnect = decode(&frame).is_ok_and(|frame| matches!(frame.packet, Packet::Disconnect(_)));
+        if addr.ip() == NOISY && is_disconnect {
+            // It answers every DISCONNECT.
+            self.after(self.plan.radio.delay * 2, Event::ToGateway(addr, frame));
         }
     }
 
@@ -457,11 +474,19 @@ impl World<'_> {
             // What looks like a CONNECT would be one.
             frame.iter_mut().filter(|octet| **octet == 4).for_each(|octet| *octet = 0xFF);
         }
-        let addr = SocketAddr::from(([10, 9, 9, 9], self.rng.u16(1..4)));
+        let addr = SocketAddr::from((NOISY, self.rng.u16(1..4)));
         self.frame_to_gateway(addr, frame.into())?;
         let pause = self.around(Duration::from_millis(800));
         self.after(pause, Event::Noise);
         Ok(())
+    }
+}
+
+/// An address in few letters: most are on one host.
+fn place(addr: SocketAddr) -> String {
+    match addr.ip() {
+        IpAddr::V4(ip) if ip == Ipv4Addr::new(10, 0, 0, 1) => addr.port().to_string(),
+        _ => addr.to_string(),
     }
 }
 
@@ -946,7 +971,7 @@ fn gateway_id() -> ClientId {
 /// The sensors.
 impl World<'_> {
     fn switch_on(&mut self, who: Who) -> Checked {
-        if self.sensors[who].node.is_some() {
+        if self.sensors[who].node.is_some() || self.sensors[who].retired {
             return Ok(());
         }
         let seed = self.rng.u64(..);
@@ -989,6 +1014,10 @@ impl World<'_> {
             82..86 => self.take_leave(who),
             86..90 if vanishing => self.lose_power(who),
             90..94 if vanishing => self.lose_sight(who),
+            94..97 if self.plan.roaming => {
+                self.roam(who);
+                Ok(())
+            }
             94..97 if vanishing && self.sensors[who].node_id.is_none() => {
                 self.tally.moves += 1;
                 let port = 10_000 + 100 * who as u16 + (self.tally.moves % 100) as u16;
@@ -1013,10 +1042,11 @@ impl World<'_> {
         }
         match self.rng.u8(0..100) {
             0..12 => self.fall_asleep(who)?,
-            12..20 => self.with_node(who, |node, now| node.connect(now))?,
+            12..20 => self.connect(who)?,
             20..25 => self.take_leave(who)?,
             25..40 => self.publish(who, None)?,
             40..50 => self.publish_without_session(who)?,
+            45..52 if self.plan.roaming => self.roam(who),
             50..53 if vanishing => self.lose_power(who)?,
             53..58 if vanishing => self.lose_sight(who)?,
             _ => {}
@@ -1024,11 +1054,53 @@ impl World<'_> {
         Ok(true)
     }
 
+    /// Another address from now on, one that nobody had; or the two of a pair of sleepers change places.
+    fn roam(&mut self, who: Who) {
+        let now = self.now;
+        let settled =
+            |sensor: &Sensor| sensor.resting.is_some_and(|at| now.saturating_duration_since(at) > QUIET);
+        let may = |sensor: &Sensor| !sensor.settled && sensor.node_id.is_none() && settled(sensor);
+        let mut others = self.sensors.iter().filter(|sensor| sensor.who != who && may(sensor));
+        if self.sensors[who].settled {
+            return;
+        }
+        self.tally.moves += 1;
+        if may(&self.sensors[who])
+            && let Some(other) = others.next().map(|sensor| sensor.who)
+            && self.rng.bool()
+        {
+            self.trace.note(now, format!("s{who} and s{other} change places"));
+            self.tally.swaps += 1;
+            let addr = self.sensors[who].addr;
+            self.sensors[who].addr = std::mem::replace(&mut self.sensors[other].addr, addr);
+            return;
+        }
+        let moves = self.tally.moves as u16;
+        let (near, mut addr) = (self.rng.bool(), self.sensors[who].addr);
+        if self.sensors[who].node_id.is_some() {
+            addr = FORWARDERS[self.rng.usize(..FORWARDERS.len())].into();
+        } else {
+            addr.set_port(10_000 + moves);
+            match addr.ip() {
+                _ if near && self.rng.bool() => {}
+                IpAddr::V6(ip) => {
+                    let [a, b, c, d, ..] = ip.segments();
+                    let net = if near { d } else { 0x100 + moves };
+                    addr.set_ip([a, b, c, net, 0, 0, 0, moves].into());
+                }
+                IpAddr::V4(_) => addr.set_ip([10, 1, (moves >> 8) as u8, moves as u8].into()),
+            }
+        }
+        self.trace.note(now, format!("s{who} is at {addr} from now on"));
+        self.sensors[who].addr = addr;
+    }
+
     /// Tells the gateway for how long it sleeps, also if it sleeps already.
     fn fall_asleep(&mut self, who: Who) -> Checked {
         let nap = Duration::from_secs(self.rng.u64(self.plan.naps.clone()));
         self.trace.note(self.now, format!("s{who} wants to sleep for {nap:?}"));
         self.sensors[who].nap = nap;
+        self.sensors[who].resting = None;
         self.with_node(who, |node, now| node.sleep(now, nap))
     }
 
@@ -1038,6 +1110,7 @@ impl World<'_> {
         let factor = if oversleeps { 1.6 } else { 0.2 + 1.1 * self.rng.f64() };
         let sensor = &mut self.sensors[who];
         sensor.naps += 1;
+        sensor.resting = Some(self.now);
         let alarm = Event::Wake(who, sensor.naps);
         self.tally.naps += 1;
         self.tally.overslept += u64::from(oversleeps);
@@ -1055,10 +1128,17 @@ impl World<'_> {
             self.after(deaf + back, Event::Unmute(who));
             self.tally.deaf += 1;
         }
+        self.sensors[who].resting = None;
         self.with_node(who, |node, now| node.wake(now))
     }
 
+    fn connect(&mut self, who: Who) -> Checked {
+        self.sensors[who].resting = None;
+        self.with_node(who, |node, now| node.connect(now))
+    }
+
     fn take_leave(&mut self, who: Who) -> Checked {
+        self.sensors[who].resting = None;
         let back = self.millis(200..6000);
         self.after(back, Event::Connect(who));
         self.trace.note(self.now, format!("s{who} takes leave"));
@@ -1069,6 +1149,13 @@ impl World<'_> {
         self.trace.note(self.now, format!("s{who} is switched off"));
         self.tally.reboots += 1;
         self.sensors[who].switch_off();
+        let sensor = &mut self.sensors[who];
+        if let Some(id) = &mut sensor.node_id
+            && self.plan.roaming
+            && !sensor.settled
+        {
+            *id = vec![0xC0, self.tally.reboots as u8, who as u8].into();
+        }
         let back = self.millis(100..25_000);
         self.after(back, Event::SwitchOn(who));
         Ok(())
@@ -1091,7 +1178,8 @@ impl World<'_> {
         let retain = probe.is_none() && self.rng.u8(0..8) == 0;
         let sensor = &self.sensors[who];
         let Some(name) = sensor.name_of(&topic) else { return Ok(()) };
-        let (life, persistent, prompt) = (sensor.life, !sensor.clean, self.plan.radio.is_prompt());
+        let (life, persistent) = (sensor.life, !sensor.clean && !sensor.shared);
+        let prompt = self.plan.radio.is_prompt() && !sensor.shared;
         let origin = Origin::Sensor { who, life, persistent, prompt };
         let len = self.payload_len();
         let (no, payload) = self.ledger.enter(origin, name, qos, retain, len);
@@ -1113,7 +1201,7 @@ impl World<'_> {
         let topic = plan::topic_without_session(&mut self.rng);
         let sensor = &self.sensors[who];
         let Some(name) = sensor.name_of(&topic) else { return Ok(()) };
-        let (life, persistent) = (sensor.life, !sensor.clean);
+        let (life, persistent) = (sensor.life, !sensor.clean && !sensor.shared);
         let origin = Origin::Sensor { who, life, persistent, prompt: true };
         let (no, payload) = self.ledger.enter(origin, name, Qos::MinusOne, false, 4);
         let now = self.now;
@@ -1197,7 +1285,10 @@ impl World<'_> {
         self.trace.note(self.now, note);
         let sensor = &mut self.sensors[who];
         match event {
-            NodeEvent::Connected | NodeEvent::Restarted => sensor.session += u32::from(sensor.clean),
+            NodeEvent::Connected | NodeEvent::Restarted => {
+                sensor.session += u32::from(sensor.clean);
+                sensor.session_since = Some(self.now);
+            }
             NodeEvent::Published(id, outcome) => {
                 if let Some(no) = sensor.given.remove(&id) {
                     self.ledger.ended(no, outcome)?;
@@ -1225,7 +1316,10 @@ impl World<'_> {
                     return Err(Law::DownlinkFaithful.broken(format!("s{who} got {message:?}")));
                 };
                 let session = sensor.session;
-                let got = Got { who, session, topic: &topic, qos: message.qos, retain: message.retain };
+                let age = sensor.session_since.map(|since| self.now.saturating_duration_since(since));
+                let young = sensor.clean && age.is_some_and(|age| age < LATE + self.plan.radio.delay * 2);
+                let got =
+                    Got { who, session, young, topic: &topic, qos: message.qos, retain: message.retain };
                 self.ledger.got(&message.payload, &got)?;
             }
             NodeEvent::Asleep => self.set_alarm(who),
@@ -1251,7 +1345,14 @@ impl World<'_> {
         self.phase = Phase::Calm(self.now);
         self.release()?;
         for who in 0..self.sensors.len() {
-            self.sensors[who].muted = false;
+            let sensor = &mut self.sensors[who];
+            sensor.muted = false;
+            if sensor.client != who {
+                // One of two that contend must give in.
+                sensor.switch_off();
+                sensor.retired = true;
+                continue;
+            }
             self.switch_on(who)?;
             // Without a keep-alive a sensor learns that it was lost, or has moved, when it says something.
             self.publish(who, Some(Qos::AtLeastOnce))?;
@@ -1269,7 +1370,8 @@ impl World<'_> {
         if !self.gateway.is_connected() {
             return Some("the gateway has no broker".into());
         }
-        if let Some(unrest) = self.sensors.iter().find_map(Sensor::unrest).or_else(|| self.air.unrest()) {
+        let mut sensors = self.sensors.iter().filter(|sensor| !sensor.retired);
+        if let Some(unrest) = sensors.find_map(Sensor::unrest).or_else(|| self.air.unrest()) {
             return Some(unrest);
         }
         let (unsettled, octets) = (self.gateway.unsettled_deliveries(), self.gateway.queued_octets());
@@ -1332,7 +1434,7 @@ impl World<'_> {
     }
 
     fn sleepers(&self) -> impl Iterator<Item = Who> {
-        self.sensors.iter().filter(|sensor| sensor.sleeps).map(|sensor| sensor.who)
+        self.sensors.iter().filter(|sensor| sensor.sleeps && !sensor.retired).map(|sensor| sensor.who)
     }
 
     /// Who slept through the probes has fetched them.
@@ -1349,6 +1451,9 @@ impl World<'_> {
 
     fn probe_sensors(&mut self) -> Checked {
         for who in 0..self.sensors.len() {
+            if self.sensors[who].retired {
+                continue;
+            }
             self.publish(who, Some(Qos::AtLeastOnce))?;
             self.publish(who, Some(Qos::ExactlyOnce))?;
         }
@@ -1365,15 +1470,16 @@ impl World<'_> {
             Law::Liveness.check(entry.at_broker == 1, || {
                 format!("probe m{no} was published {} times", entry.at_broker)
             })?;
-            for sensor in &self.sensors {
+            for sensor in self.sensors.iter().filter(|sensor| !sensor.retired) {
                 let (who, wanted) = (sensor.who, sensor.wants(&entry.topic));
-                let got = self.ledger.has(who, no);
+                let got = self.ledger.has(sensor.client, no);
                 let times = self.ledger.times(who, sensor.session, no);
                 Law::Liveness.check((got || !wanted || shed > 0 || refused) && times <= 1, || {
                     format!("s{who} wants probe m{no} on {} and got it {times} times", entry.topic)
                 })?;
                 // A persistent session may remember what its sensor forgot; and a late copy may ask again.
                 let forgotten = sensor.life > 0 && (!sensor.clean || !self.plan.radio.is_prompt());
+                let forgotten = forgotten || sensor.shared;
                 let borne = sensor.bears(&entry.topic) || forgotten;
                 let strange = got && !wanted && !borne;
                 Law::DownlinkWanted
@@ -1399,9 +1505,9 @@ impl World<'_> {
     }
 
     fn check_subscriptions(&self) -> Checked {
-        for sensor in &self.sensors {
+        for sensor in self.sensors.iter().filter(|sensor| !sensor.retired) {
             for filter in sensor.held.iter().filter_map(|filter| sensor.filter_of(filter)) {
-                let session = self.air.session(sensor.who);
+                let session = self.air.session(sensor.client);
                 let known = session.is_some_and(|session| session.filters().any(|known| *known == filter));
                 Law::SubscriptionsAgree
                     .check(known, || format!("s{} holds {filter}, the gateway does not", sensor.who))?;
@@ -1463,6 +1569,7 @@ impl World<'_> {
             faults,
             reboots,
             moves,
+            swaps,
             restarts,
             naps,
             overslept,
@@ -1477,6 +1584,7 @@ impl World<'_> {
             ("broker_faults", faults),
             ("reboots", reboots),
             ("moves", moves),
+            ("swaps", swaps),
             ("gateway_restarts", restarts),
             ("naps", naps),
             ("naps_too_long", overslept),
