@@ -3,7 +3,8 @@
 //! The rest of a packet is read here, because the codec (rumqttc 0.25.1) reads past the end of properties whose length
 //! lies, into the payload or the reason codes; has no name for every reason code and fails on those; and takes a
 //! DISCONNECT without properties, or the CONNACK of a broker that knows only MQTT 3.1.1, for the beginning of a longer one.
-//! It is given exactly the octets of the properties, and what it finds in them is checked.
+//! It is given exactly the octets of the properties, and what it finds in them is checked. Of several identifiers of
+//! subscriptions it counts each twice, and stops before the end: it is given what is left again.
 //!
 //! Costs: sending a PUBLISH copies topic and payload once into the output and allocates nothing; receiving one allocates
 //! its topic and its payload, and its properties if it has any; acknowledgements allocate nothing.
@@ -199,22 +200,42 @@ fn terms(properties: &ConnAckProperties) -> Option<Terms> {
     })
 }
 
+/// The first of these properties, as far as the codec reads, and how many octets they are: at least one property.
+fn some_properties(octets: &[u8]) -> Option<(PublishProperties, usize)> {
+    let mut length = octets.len();
+    let mut given = BytesMut::with_capacity(4 + length);
+    while length >= 0x80 {
+        given.extend_from_slice(&[(length & 0x7F) as u8 | 0x80]);
+        length >>= 7;
+    }
+    given.extend_from_slice(&[length as u8]);
+    given.extend_from_slice(octets);
+    let mut left = given.freeze();
+    let properties = PublishProperties::read(&mut left).ok()??;
+    Some((properties, octets.len() - left.len()))
+}
+
 /// MQTT 5 §3.3.
 fn publish(flags: u8, mut reader: Reader<'_>) -> Result<Packet, Failure> {
     let (dup, qos) = publish_flags(flags);
     let topic = reader.octets()?;
     let id = if qos == QoS::AtMostOnce { 0 } else { reader.id()? };
     let mut extras = Extras::default();
-    if let Some(properties) = reader.properties(PublishProperties::read)? {
+    let length = reader.length()?;
+    let mut rest = reader.take(length)?;
+    while !rest.is_empty() {
+        let (properties, read) = some_properties(rest).ok_or_else(|| reader.is(Malformed::Properties))?;
         // None was offered.
         if properties.topic_alias.is_some() {
             return Err(reader.is(Malformed::TopicAlias));
         }
-        let subscription = |id: &usize| SubscriptionId::new(u32::try_from(*id).ok()?);
-        let subscriptions =
-            properties.subscription_identifiers.iter().map(subscription).collect::<Option<_>>();
-        extras.subscriptions = subscriptions.ok_or_else(|| reader.is(Malformed::Properties))?;
-        extras.expiry = properties.message_expiry_interval.map(|seconds| Duration::from_secs(seconds.into()));
+        for id in properties.subscription_identifiers {
+            let id = u32::try_from(id).ok().and_then(SubscriptionId::new);
+            extras.subscriptions.push(id.ok_or_else(|| reader.is(Malformed::Properties))?);
+        }
+        let expiry = properties.message_expiry_interval.map(|seconds| Duration::from_secs(seconds.into()));
+        extras.expiry = expiry.or(extras.expiry);
+        rest = &rest[read..];
     }
     let Ok(topic) = TopicName::new(topic) else { return Ok(Packet::Misnamed { id, dup, qos }) };
     let payload = Bytes::copy_from_slice(reader.rest);

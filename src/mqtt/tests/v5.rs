@@ -323,6 +323,13 @@ fn subscription_identifiers_go_out_and_come_with_messages() {
     talk.say(publish5(7, |properties| properties.subscription_identifiers = vec![3, 268_435_455]));
     let Some(Event::Message { subscriptions, expiry: None, .. }) = talk.events().pop() else { panic!() };
     assert_eq!(subscriptions, [id(3), id(268_435_455)]);
+    for count in [3, 5, 100, 1000] {
+        let ids: Vec<usize> = (1..=count).collect();
+        talk.say(publish5(7, |properties| properties.subscription_identifiers = ids.clone()));
+        let Some(Event::Message { subscriptions, message, .. }) = talk.events().pop() else { panic!() };
+        assert_eq!(subscriptions.iter().map(|id| id.get() as usize).collect::<Vec<_>>(), ids);
+        assert_eq!(&message.payload[..], b"m");
+    }
     assert_eq!((SubscriptionId::new(0), SubscriptionId::new(268_435_456)), (None, None));
 
     let mut talk = Talk::up5(|terms| terms.subscription_identifiers_available = Some(0));
