@@ -70,8 +70,8 @@ struct Cause {
     superseded: Option<Peer>,
     /// A sleeper woke elsewhere.
     rebound: bool,
-    /// This client has what was to be sent to it again, unless a limit has shed that.
-    resumed: Option<Who>,
+    /// This client acknowledges what may be about to be sent to it again.
+    claimed: Option<(Who, u16, Qos)>,
     /// What is open was repeated because of a PINGREQ.
     repeated: bool,
 }
@@ -745,10 +745,8 @@ impl Air {
         else {
             if ack.msg_id == 0 && ack.code == ReturnCode::InvalidTopicId {
                 session.known.remove(&ack.topic_id);
-            } else if accepted
-                && let Some((no, retain)) = session.take_resumable(ack.msg_id, Qos::AtLeastOnce)
-            {
-                self.settled(who, no, retain);
+            } else if accepted {
+                self.cause.claimed = Some((who, ack.msg_id, Qos::AtLeastOnce));
             }
             return Ok(());
         };
@@ -782,9 +780,8 @@ impl Air {
         let had = match session.exchange.take_if(matches) {
             Some(Exchange { kind: Kind::Publish { no, retain, .. }, .. }) => Some((no, retain)),
             _ => {
-                let had = session.take_resumable(msg_id, Qos::ExactlyOnce);
-                self.cause.resumed = had.map(|_| who);
-                had
+                self.cause.claimed = Some((who, msg_id, Qos::ExactlyOnce));
+                None
             }
         };
         if let Some((no, retain)) = had {
@@ -802,6 +799,25 @@ impl Air {
             self.settled(who, no, retain);
         }
         Ok(())
+    }
+
+    /// The client has what was to be sent to it again.
+    fn claim(&mut self, who: Who, msg_id: u16, qos: Qos) {
+        let (first, last) = (self.now, self.now);
+        let Some(session) = self.sessions.get_mut(&who) else { return };
+        let Some((no, retain)) = session.take_resumable(msg_id, qos) else { return };
+        if qos == Qos::ExactlyOnce {
+            session.exchange = Some(Exchange {
+                kind: Kind::Release,
+                msg_id,
+                sent: 0,
+                first,
+                last,
+                stray: true,
+                repaired: false,
+            });
+        }
+        self.settled(who, no, retain);
     }
 
     /// A client is done with a message; what was handed out because it was retained is not in the account.
@@ -1041,10 +1057,11 @@ impl Air {
             let sessions: Vec<String> = sessions.collect();
             format!("the gateway lost {lost} clients, it should have lost {:?}; {sessions:?}", self.due)
         })?;
-        if let Some(session) = self.cause.resumed.and_then(|who| self.sessions.get_mut(&who))
-            && after.downlink_delivered == before.downlink_delivered
+        // Whether the message waits still, or a limit has shed it, is seen by the counter.
+        if let Some((who, msg_id, qos)) = self.cause.claimed.take()
+            && after.downlink_delivered > before.downlink_delivered
         {
-            session.exchange = None;
+            self.claim(who, msg_id, qos);
         }
         let rebound = after.sessions_rebound - before.sessions_rebound;
         Law::Rebinding.check(rebound == u64::from(self.cause.rebound), || {

@@ -29,6 +29,8 @@ pub(crate) struct Link {
     inward: BTreeMap<u16, In>,
     /// What the requests that are open are about.
     requests: BTreeMap<u16, Vec<String>>,
+    /// Those of UNSUBSCRIBEs among them.
+    unsubscribes: BTreeSet<u16>,
     connections: u32,
     /// There was no session at the broker when the gateway under watch looked: what is there now is its own.
     ours: bool,
@@ -97,6 +99,7 @@ impl Link {
                 Packet::Unsubscribe(packet) => {
                     self.request_out(packet.pkid)?;
                     self.requests.insert(packet.pkid, packet.topics);
+                    self.unsubscribes.insert(packet.pkid);
                 }
                 Packet::PubAck(ack) => facts.extend(self.ack_out(ack.pkid, QoS::AtLeastOnce)?),
                 Packet::PubRec(ack) => facts.extend(self.ack_out(ack.pkid, QoS::ExactlyOnce)?),
@@ -202,6 +205,7 @@ impl Link {
                 }
                 Packet::UnsubAck(ack) => {
                     self.out.remove(&ack.pkid);
+                    self.unsubscribes.remove(&ack.pkid);
                     let filters = self.requests.remove(&ack.pkid).unwrap_or_default().into_iter();
                     facts.extend(filters.filter_map(|filter| held(filter, false)));
                 }
@@ -214,7 +218,10 @@ impl Link {
     /// What is refused stays as it was.
     fn granted(&mut self, id: u16, codes: &[SubscribeReasonCode]) -> Vec<Fact> {
         let answers = self.requests.remove(&id).unwrap_or_default().into_iter().zip(codes);
+        // What is about to end was not granted for good.
+        let ends = |filter: &String| self.unsubscribes.iter().any(|id| self.requests[id].contains(filter));
         let granted = answers.filter(|(_, code)| **code != SubscribeReasonCode::Failure);
+        let granted = granted.filter(|(filter, _)| !ends(filter));
         granted.filter_map(|(filter, _)| held(filter, true)).collect()
     }
 
@@ -249,6 +256,14 @@ impl Link {
 
 fn held(filter: String, has: bool) -> Option<Fact> {
     TopicFilter::new(filter).ok().map(|filter| Fact::Filter(filter, has))
+}
+
+/// The client id in the CONNECT with which these octets begin.
+pub(crate) fn client_id(octets: &[u8]) -> Checked<String> {
+    match next(&mut BytesMut::from(octets))? {
+        Some(Packet::Connect(connect)) => Ok(connect.client_id),
+        other => Err(Law::LinkWellFormed.broken(format!("a connection begins with {other:?}"))),
+    }
 }
 
 /// The next packet of a stream, if it is whole.

@@ -1,7 +1,8 @@
 //! The deterministic simulator.
 //!
-//! A seed makes a world: sensors on `node/`, a radio that loses, copies, reorders and delays, the gateway as a value, the
-//! embedded broker as a value behind a TCP connection that is cut at any octet. Two accounts that know nothing of the
+//! A seed makes a world: sensors on `node/`, some of which sleep, roam or have the id of another, a radio that loses,
+//! copies, reorders and delays, the gateway as a value, the embedded broker as a value behind a TCP connection that is cut
+//! at any octet, in MQTT 3.1.1 or, translated, in MQTT 5. Two accounts that know nothing of the
 //! gateway's insides ([`air`], [`link`]) follow every frame and every octet, a [`ledger`] follows every message from end
 //! to end, and each [`law::Law`] is checked as soon as its facts are there. Then nothing goes wrong any more, and the world
 //! must come to rest.
@@ -12,7 +13,12 @@
 //! SIM_SEED=123 cargo test --test sim replay -- --nocapture    one world, with its trace (SIM_LINES: how much of it)
 //! SIM_UPDATE=1 cargo test --test sim                          accept the figures of the usual seeds
 //! ```
-#![allow(clippy::expect_used, clippy::panic, reason = "a test says what is wrong by panicking")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test says what is wrong by panicking"
+)]
 
 mod air;
 mod figures;
@@ -23,6 +29,8 @@ mod observer;
 mod plan;
 mod sensor;
 mod trace;
+#[path = "../mqtt/translator.rs"]
+mod translator;
 mod world;
 
 use std::collections::BTreeMap;
@@ -133,6 +141,7 @@ once_broken! {
     seed_2351_a_late_subscribe_stayed_at_the_broker: 2351;
     seed_2462_a_message_was_handed_out_beside_its_refusal: 2462;
     seed_3569_a_repetition_put_off_its_answer: 3569;
+    seed_10023_three_subscription_identifiers_broke_the_connection: 10023;
 }
 
 fn holds(seed: u64) {

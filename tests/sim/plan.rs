@@ -47,6 +47,8 @@ pub(crate) struct Plan {
     pub(crate) oversleeping: bool,
     /// Whether sensors change their addresses, asleep and awake.
     pub(crate) roaming: bool,
+    /// Whether the broker knows MQTT 5.
+    pub(crate) broker_knows_5: bool,
 }
 
 /// Seeds below this make worlds in which nobody sleeps: those that once broke a law keep their numbers.
@@ -113,6 +115,12 @@ impl Plan {
         if seed >= SLEEPLESS {
             plan.add_sleepers(rng);
             plan.add_roamers(rng);
+            (plan.settings.broker.protocol, plan.broker_knows_5) = match rng.u8(0..6) {
+                0 => (Protocol::V5, true),
+                1 => (Protocol::Auto, true),
+                2 => (Protocol::Auto, false),
+                _ => (Protocol::V311, false),
+            };
         }
         plan
     }
@@ -151,6 +159,7 @@ impl Plan {
             naps: 0..1,
             oversleeping: false,
             roaming: false,
+            broker_knows_5: false,
         }
     }
 

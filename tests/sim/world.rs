@@ -3,11 +3,11 @@
 //! One queue of events, ordered by time and then by their entry; one random generator. The gateway, the broker and the
 //! sensors are woken when they ask for it. Whatever passes between them passes the accounts of [`Air`] and [`Link`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
 use mqtt_sn_gateway::broker::{
     Broker, ConnectionId, Fault, Input as BrokerInput, Kind, Limits, Memory, Output as BrokerOutput, Whom,
@@ -27,11 +27,12 @@ use crate::air::{Air, sheds};
 use crate::figures::Figures;
 use crate::law::{Checked, Law};
 use crate::ledger::{Got, Ledger, No, Origin, Who};
-use crate::link::{Fact, Link};
+use crate::link::{self, Fact, Link};
 use crate::observer::Observer;
 use crate::plan::{self, FORWARDERS, GATEWAY, LATE, Plan};
 use crate::sensor::Sensor;
 use crate::trace::{Step, Trace};
+use crate::translator::{self, Meaning, Translator};
 
 /// How long a world may take to come to rest once nothing goes wrong any more: the longest backoff of the link, a dead
 /// connection that has yet to be noticed, and what sensors wait for.
@@ -95,7 +96,10 @@ struct World<'t> {
     sensors: Vec<Sensor>,
     observer: Observer,
     air: Air,
-    link: Link,
+    /// By the client id at the broker.
+    accounts: BTreeMap<String, Link>,
+    /// Subscription identifiers of the sessions there.
+    identifiers: BTreeMap<String, BTreeMap<String, usize>>,
     ledger: Ledger,
     streams: BTreeMap<u64, Stream>,
     /// Connections of the gateway are numbered from here: it begins anew when it is restarted.
@@ -141,6 +145,10 @@ enum Phase {
 
 /// One TCP connection between gateway and broker.
 struct Stream {
+    /// The client id in its CONNECT, once that was written.
+    whose: Option<String>,
+    /// Where MQTT 5 is spoken.
+    five: Option<Five>,
     /// When the last octets of each direction arrive: nothing overtakes them.
     up_at: Instant,
     down_at: Instant,
@@ -148,6 +156,19 @@ struct Stream {
     cut: bool,
     /// The gateway has not closed it and was not told that it is gone.
     open: bool,
+}
+
+/// MQTT 5 on one connection, as the accounts read it and as the broker does: both know only MQTT 3.1.1.
+#[derive(Default)]
+struct Five {
+    account: Translator,
+    broker: Translator,
+    /// Octets of the broker that are no whole packet yet.
+    partial: BytesMut,
+    /// Octets towards the gateway, sent and arrived so far; and what packets ending there mean in MQTT 3.1.1.
+    sent: usize,
+    arrived: usize,
+    meant: VecDeque<(usize, Bytes)>,
 }
 
 #[derive(Debug)]
@@ -203,7 +224,8 @@ impl<'t> World<'t> {
             broker: Broker::new(Limits::default()),
             broker_up: true,
             observer: Observer::new(),
-            link: Link::default(),
+            accounts: BTreeMap::new(),
+            identifiers: BTreeMap::new(),
             ledger: Ledger::new(clients),
             streams: BTreeMap::new(),
             first_link: 0,
@@ -482,6 +504,12 @@ impl World<'_> {
     }
 }
 
+/// Whether this begins with a CONNECT of MQTT 5.
+fn speaks_5(octets: &[u8]) -> bool {
+    let name = octets.windows(4).take(8).position(|window| window == b"MQTT");
+    name.and_then(|at| octets.get(at + 4)) == Some(&5)
+}
+
 /// An address in few letters: most are on one host.
 fn place(addr: SocketAddr) -> String {
     match addr.ip() {
@@ -562,18 +590,14 @@ impl World<'_> {
         match command {
             LinkCommand::Connect { .. } => {
                 self.trace.note(self.now, format!("connection {link} is asked for"));
-                self.link.connected();
                 let delay = self.tcp_delay();
                 let (up_at, down_at) = (self.now + delay, self.now);
-                self.streams.insert(link, Stream { up_at, down_at, cut: false, open: true });
+                self.streams
+                    .insert(link, Stream { whose: None, five: None, up_at, down_at, cut: false, open: true });
                 self.at(up_at, Event::Arrive(link));
             }
             LinkCommand::Write(octets) => {
-                for fact in self.link.wrote(&octets, &self.ledger)? {
-                    if let Fact::Acked { no, retain, last } = fact {
-                        self.air.ack_out(no, retain, last, self.gateway.counters())?;
-                    }
-                }
+                self.account_for(link, &octets)?;
                 self.trace.note(self.now, format!("writes {} octets", octets.len()));
                 for piece in self.pieces(octets) {
                     let at = self.pass(link, true);
@@ -589,6 +613,35 @@ impl World<'_> {
                     stream.open = false;
                 }
                 self.at(at, Event::UpClosed(link));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the gateway writes, as the account of that session sees it.
+    fn account_for(&mut self, link: u64, octets: &Bytes) -> Checked {
+        let Some(stream) = self.streams.get_mut(&link) else { return Ok(()) };
+        if stream.whose.is_none() && speaks_5(octets) {
+            stream.five = Some(Five::default());
+        }
+        let meanings = match &mut stream.five {
+            Some(five) => five.account.up(octets),
+            None => vec![Meaning::Octets(octets.clone())],
+        };
+        for meaning in meanings {
+            let Meaning::Octets(octets) = meaning else { continue };
+            let whose = match &stream.whose {
+                Some(whose) => whose.clone(),
+                None => {
+                    let whose = link::client_id(&octets)?;
+                    self.accounts.entry(whose.clone()).or_default().connected();
+                    stream.whose.insert(whose).clone()
+                }
+            };
+            for fact in self.accounts.entry(whose).or_default().wrote(&octets, &self.ledger)? {
+                if let Fact::Acked { no, retain, last } = fact {
+                    self.air.ack_out(no, retain, last, self.gateway.counters())?;
+                }
             }
         }
         Ok(())
@@ -661,7 +714,7 @@ impl World<'_> {
         }
         self.trace.add(self.now, Step::Down(link, octets.clone()));
         self.air.begin(self.now);
-        for fact in self.link.read(&octets, &mut self.ledger)? {
+        for fact in self.read(link, &octets)? {
             match fact {
                 Fact::Message { no, qos, retain, fresh } => {
                     self.air.message_in(no, qos, retain, fresh, &self.ledger);
@@ -674,13 +727,71 @@ impl World<'_> {
         self.tell_gateway(Input::Link(LinkId(link - self.first_link), LinkEvent::Bytes(octets)))
     }
 
+    /// What the broker says, as the account of that session sees it.
+    fn read(&mut self, link: u64, octets: &Bytes) -> Checked<Vec<Fact>> {
+        let Some(stream) = self.streams.get_mut(&link) else { return Ok(Vec::new()) };
+        let Some(account) = stream.whose.as_ref().and_then(|whose| self.accounts.get_mut(whose)) else {
+            return Ok(Vec::new());
+        };
+        let Some(five) = &mut stream.five else { return account.read(octets, &mut self.ledger) };
+        five.arrived += octets.len();
+        let mut facts = Vec::new();
+        while let Some((end, packet)) = five.meant.front()
+            && *end <= five.arrived
+        {
+            facts.extend(account.read(packet, &mut self.ledger)?);
+            five.meant.pop_front();
+        }
+        Ok(facts)
+    }
+
     fn octets_to_broker(&mut self, link: u64, octets: Bytes) -> Checked {
         if !self.broker_up || self.streams.get(&link).is_none_or(|stream| stream.cut) {
             return Ok(());
         }
         self.trace.add(self.now, Step::Up(link, octets.clone()));
-        self.broker.handle(self.now, BrokerInput::Bytes(ConnectionId(link), octets));
+        let stream = self.streams.get_mut(&link).filter(|stream| stream.five.is_some());
+        let Some(Stream { five: Some(five), whose: Some(whose), .. }) = stream else {
+            self.broker.handle(self.now, BrokerInput::Bytes(ConnectionId(link), octets));
+            return self.pump_broker();
+        };
+        if !self.plan.broker_knows_5 {
+            self.broker.handle(self.now, BrokerInput::Closed(ConnectionId(link)));
+            let at = self.pass(link, false);
+            self.at(at, Event::DownClosed(link, LinkFailure::Closed));
+            return self.pump_broker();
+        }
+        let identifiers = self.identifiers.entry(whose.clone()).or_default();
+        std::mem::swap(&mut five.broker.subscriptions, identifiers);
+        let meanings = five.broker.up(&octets);
+        std::mem::swap(&mut five.broker.subscriptions, identifiers);
+        for meaning in meanings {
+            match meaning {
+                Meaning::Octets(octets) => {
+                    self.broker.handle(self.now, BrokerInput::Bytes(ConnectionId(link), octets));
+                }
+                Meaning::Forget(client) => self.broker.inject(self.now, Fault::ForgetSession { client }),
+            }
+        }
         self.pump_broker()
+    }
+
+    /// What the broker writes, in the words of the connection.
+    fn translated(&mut self, link: u64, octets: Bytes) -> Bytes {
+        let Some(stream) = self.streams.get_mut(&link) else { return octets };
+        let (Some(five), Some(whose)) = (&mut stream.five, &stream.whose) else { return octets };
+        let identifiers = self.identifiers.entry(whose.clone()).or_default();
+        std::mem::swap(&mut five.broker.subscriptions, identifiers);
+        five.partial.extend_from_slice(&octets);
+        let mut out = BytesMut::new();
+        while let Some(packet) = translator::next(&mut five.partial) {
+            let meaning = five.broker.down(&packet);
+            five.sent += meaning.len();
+            five.meant.push_back((five.sent, packet.freeze()));
+            out.extend_from_slice(&meaning);
+        }
+        std::mem::swap(&mut five.broker.subscriptions, identifiers);
+        out.freeze()
     }
 
     /// Takes what the broker has to say. The observer answers at once.
@@ -701,6 +812,7 @@ impl World<'_> {
                 }
                 BrokerOutput::Close(id) if id == self.observer.id() => self.observer.closed(),
                 BrokerOutput::Write(id, octets) => {
+                    let octets = self.translated(id.0, octets);
                     for piece in self.pieces(octets) {
                         let at = self.pass(id.0, false);
                         self.at(at, Event::Down(id.0, piece));
@@ -925,7 +1037,7 @@ impl World<'_> {
         let gateway = std::mem::replace(&mut self.gateway, Gateway::new(settings.clone(), self.now));
         self.retired.push(gateway.counters().clone());
         self.air = Air::new(settings, self.now);
-        self.link = Link::default();
+        self.accounts.clear();
         self.ledger.forget(None);
         for (link, stream) in &mut self.streams {
             if std::mem::replace(&mut stream.open, false) && !stream.cut {
