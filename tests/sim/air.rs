@@ -952,7 +952,7 @@ impl Air {
                 if session.state == State::Awake {
                     self.fall_asleep(who, ledger);
                     let session = self.sessions.get(&who);
-                    if !session.and_then(Session::supervision).is_some_and(|at| at <= now) {
+                    if session.and_then(Session::supervision).is_none_or(|at| at > now) {
                         continue;
                     }
                     self.lost(who, ledger);
