@@ -12,6 +12,9 @@ use tempfile::TempDir;
 
 use crate::pki::{self, Leaf};
 
+/// How many ports a gateway is started on, if somebody else takes the one that was picked.
+const PORTS_TRIED: usize = 5;
+
 /// Longer than anything takes on a busy machine; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -83,6 +86,26 @@ impl Process {
             assert!(Instant::now() < end, "still running:\n{}", self.printed());
             sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Sockets that it has open; none once it has ended.
+    #[allow(dead_code, reason = "tests/many looks at it")]
+    pub fn open_sockets(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.child.id());
+        let Ok(files) = std::fs::read_dir(folder) else { return 0 };
+        let is_socket = |file: &std::fs::DirEntry| {
+            std::fs::read_link(file.path())
+                .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+        };
+        files.filter_map(Result::ok).filter(is_socket).count()
+    }
+
+    /// Resident memory in kB.
+    #[allow(dead_code, reason = "tests/many looks at it")]
+    pub fn resident_kb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -253,15 +276,30 @@ impl Gateway {
         broker_port: u16,
         more: &str,
         mosquitto: Option<Mosquitto>,
-        change: impl FnOnce(&mut Command),
+        change: impl Fn(&mut Command),
     ) -> Self {
         let folder = TempDir::new().unwrap();
+        let start = |port: u16| {
+            let config = configuration(folder.path(), url, port, more);
+            let mut command = Command::new(gateway_program());
+            command.arg("run").arg("-c").arg(config);
+            change(&mut command);
+            Process::start(&mut command)
+        };
+        // A port is free for a moment between being picked and being the gateway's.
+        for _ in 1..PORTS_TRIED {
+            let port = free_udp();
+            let process = start(port);
+            wait_until("listening, or not", || {
+                let printed = process.printed();
+                printed.contains("listening on udp") || printed.contains("cannot listen on udp")
+            });
+            if process.printed().contains("listening on udp") {
+                return Self { port, broker_port, process, _folder: folder, mosquitto };
+            }
+        }
         let port = free_udp();
-        let config = configuration(folder.path(), url, port, more);
-        let mut command = Command::new(gateway_program());
-        command.arg("run").arg("-c").arg(config);
-        change(&mut command);
-        let process = Process::start(&mut command);
+        let process = start(port);
         process.wait_for_line("listening on udp");
         Self { port, broker_port, process, _folder: folder, mosquitto }
     }
