@@ -121,6 +121,24 @@ fn what_was_under_way_when_the_client_fell_asleep_is_kept_with_its_msgid() {
     w.expect(A, Packet::PingResp);
 }
 
+/// The drain ends with an answer of the broker, a while after the client was heard.
+#[test]
+fn the_time_of_a_sleeper_begins_again_after_pingresp() {
+    let mut w = world();
+    asleep(&mut w, QoS::AtLeastOnce);
+    w.send(A, subscribe(9, "t/#", Qos::AtMostOnce));
+    let pkid = w.broker_gets_subscribe("t/#", QoS::AtMostOnce);
+    w.send(A, wake());
+    w.pass(Duration::from_secs(5));
+    w.quiet();
+    w.broker_grants(pkid, QoS::AtMostOnce);
+    assert_eq!(w.taken().len(), 2);
+    w.pass(Duration::from_millis(89_999));
+    assert_eq!(w.gw.counters().clients_lost, 0);
+    w.pass(Duration::from_millis(1));
+    assert_eq!(w.gw.counters().clients_lost, 1);
+}
+
 /// Sent again, it would be a second message to a client that is done with the first one.
 #[test]
 fn what_a_client_acknowledges_after_it_fell_asleep_is_not_sent_again() {
