@@ -10,6 +10,7 @@ use rumqttc::QoS;
 use crate::world::*;
 
 const A: At = 1;
+const B: At = 2;
 
 #[test]
 fn more_sessions_than_allowed_are_refused_with_congestion() {
@@ -349,7 +350,18 @@ fn topics_and_subscriptions_are_limited_in_octets_too() {
     w.expect(A, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id: 9, code }));
     assert_eq!(w.gw.counters().subscriptions_full, 1);
     w.subscribed(A, &next[1..], QoS::AtMostOnce);
-    // A clean session has all its room again.
+    // So has a name that came to nothing, and a clean session.
+    w.active(B, "n2");
+    for _ in 0..3 {
+        w.send(B, subscribe(9, &"f".repeat(30_000), Qos::AtMostOnce));
+        let pkid = w.broker_gets_subscribe(&"f".repeat(30_000), QoS::AtMostOnce);
+        let return_codes = vec![rumqttc::mqttbytes::v4::SubscribeReasonCode::Failure];
+        let refusal = rumqttc::mqttbytes::v4::SubAck { pkid, return_codes };
+        w.broker_says(rumqttc::mqttbytes::v4::Packet::SubAck(refusal));
+        let code = ReturnCode::NotSupported;
+        w.expect(B, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id: 9, code }));
+    }
+    w.registered(B, &"g".repeat(60_000));
     w.active(A, "n1");
     w.registered(A, &"e".repeat(65_000));
 }

@@ -160,6 +160,20 @@ fn emcute_gets_a_message_whose_first_copy_was_lost() {
     }
     w.quiet();
     assert_eq!(w.gw.counters().downlink_refused, 1);
+    // Also where the new one is lost like the first.
+    w.broker_publishes(3, "s/1", "c", QoS::AtLeastOnce);
+    w.next(A);
+    w.pass(RETRY);
+    for flags in ["A0", "20", "A0"] {
+        let frame = hear(&mut w, &format!("08 0C {flags} {id} .. .. 63"));
+        if flags == "20" {
+            w.pass(RETRY);
+        } else {
+            say(&mut w, &format!("07 0D {id} {} 03", at(&frame, 5)));
+        }
+    }
+    w.quiet();
+    assert_eq!(w.gw.counters().downlink_refused, 2);
 }
 
 /// It refuses QoS 2 with 03; sent once more it could not become two.

@@ -630,3 +630,23 @@ fn the_flags_of_a_connect_say_what_is_left_of_the_session() {
         }
     }
 }
+
+/// also a Will of an earlier connection.
+#[test]
+fn an_empty_will_topic_deletes_the_will_there_was() {
+    for how in hows() {
+        for state in ["active", "gone", "lost", "asleep"] {
+            let mut bench = stage(how, state);
+            let b = &mut bench;
+            says(b, connect("n1", true, how.clean), "WILLTOPICREQ");
+            says(b, Packet::WillTopic(WillTopic::EMPTY), "CONNACK 00");
+            b.seen();
+            b.pass(secs(661));
+            assert_eq!(
+                (wills(b), b.gw.counters().clients_lost),
+                (0, 1 + u64::from(state == "lost")),
+                "{state}"
+            );
+        }
+    }
+}
