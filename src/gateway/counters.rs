@@ -113,6 +113,8 @@ counters! {
     subscriptions_full,
     /// SUBSCRIBEs refused by the broker.
     subscriptions_refused,
+    /// Filters that share a link with others that overlap them, for want of further links.
+    filters_crowded,
     /// Connections to the broker that came about.
     link_connects,
     /// Connections to the broker that were lost or did not come about.

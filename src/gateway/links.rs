@@ -119,11 +119,12 @@ pub(super) struct Links {
 impl Links {
     pub(super) fn new(settings: &BrokerSettings, now: Instant) -> Self {
         let mut pool = Pool::default();
-        let own = pool.add(own_options(settings), None, now);
+        let options = own_options(settings);
+        let own = pool.add(options.clone(), None, now);
         Self {
             pool,
             own,
-            aggregate: Aggregate::new(own),
+            aggregate: Aggregate::new(own, options),
             dedicated: Dedicated::default(),
             wills: VecDeque::new(),
             updates: VecDeque::new(),
@@ -201,11 +202,12 @@ impl Links {
         client: ClientKey,
         filter: &TopicFilter,
         qos: QoS,
+        now: Instant,
     ) -> Result<Subscribing, Full> {
         let id = RequestId(self.next_id());
         match self.dedicated.get_mut(client) {
             Some(own) => own.subscribe(id, filter, qos, &mut self.pool),
-            None => self.aggregate.subscribe(client, id, filter, qos, &mut self.pool),
+            None => self.aggregate.subscribe(client, id, filter, qos, &mut self.pool, now),
         }
     }
 
@@ -229,11 +231,7 @@ impl Links {
 
     /// A client is done with a message; the broker gets its acknowledgement when all are.
     pub(super) fn settle(&mut self, delivery: Delivery) {
-        if delivery.link == self.own {
-            self.aggregate.settle(delivery, &mut self.pool);
-        } else {
-            self.pool.settle(delivery);
-        }
+        self.aggregate.settle(delivery, &mut self.pool);
     }
 
     pub(super) fn handle(&mut self, id: LinkId, event: LinkEvent, cx: &mut LinkCx<'_>) {
@@ -260,8 +258,10 @@ impl Links {
 
     /// Takes leave of the broker on every link.
     pub(super) fn shut_down(&mut self, cx: &mut LinkCx<'_>) {
-        let (own, is_random) = (self.own, cx.settings.client_id_is_random);
-        self.pool.remove_all(|link| link == own && is_random, cx);
+        let (is_random, aggregate) = (cx.settings.client_id_is_random, &self.aggregate);
+        // Who comes after us may need no further link, and the broker would go on keeping for it.
+        let purge = |link| aggregate.lane(link).is_some_and(|lane| lane > 0 || is_random);
+        self.pool.remove_all(purge, cx);
     }
 
     /// Messages of the broker that clients have yet to settle, on the gateway's own link.
@@ -279,12 +279,12 @@ impl Links {
     pub(super) fn poll_update(&mut self, cx: &mut LinkCx<'_>) -> Option<Update> {
         while self.updates.is_empty() {
             let (link, news) = self.pool.poll_news(cx)?;
-            match news {
-                News::Mqtt(event) if link == self.own => {
-                    self.aggregate.handle_event(event, &mut self.pool, &mut self.updates, cx);
+            match (self.aggregate.lane(link), news) {
+                (Some(lane), News::Mqtt(event)) => {
+                    self.aggregate.handle_event(lane, event, &mut self.pool, &mut self.updates, cx);
                 }
-                News::Lost(_) if link == self.own => {}
-                news => self.dedicated.handle(link, news, &mut self.pool, &mut self.updates, cx),
+                (Some(_), News::Lost(_)) => {}
+                (None, news) => self.dedicated.handle(link, news, &mut self.pool, &mut self.updates, cx),
             }
         }
         self.updates.pop_front()

@@ -302,7 +302,7 @@ impl Session {
             return Err(ReturnCode::Congestion);
         }
         let topic = self.topic_of(subscribe.topic, &filter, cx)?;
-        let outcome = match cx.links.subscribe(self.key, &filter, asked) {
+        let outcome = match cx.links.subscribe(self.key, &filter, asked, cx.now) {
             Ok(outcome) => outcome,
             Err(full) => {
                 self.withdraw(topic);

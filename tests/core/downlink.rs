@@ -215,17 +215,6 @@ fn retained_messages_are_for_the_new_subscriber_alone_and_once_for_each_topic() 
 }
 
 #[test]
-fn overlapping_filters_of_one_client_bring_one_copy_at_the_highest_qos() {
-    let mut w = world();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtMostOnce));
-    w.subscribed(A, "s/#", QoS::AtLeastOnce);
-    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
-    w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
-    w.quiet();
-}
-
-#[test]
 fn a_persistent_session_gets_what_came_while_it_was_away() {
     let mut w = world();
     w.send(A, connect_with("n1", false, false, 60));

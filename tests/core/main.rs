@@ -9,6 +9,7 @@ mod downlink;
 mod limits;
 mod link;
 mod mqtt5;
+mod overlap;
 mod quirks;
 mod sleep;
 mod states;

@@ -1,6 +1,6 @@
 //! A gateway, peers around it, and a broker that says what the test tells it to.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -24,15 +24,19 @@ pub const RETRY: Duration = Duration::from_secs(10);
 /// Which peer: a port number on one host.
 pub type At = u16;
 
+/// Whose link: a client's, or the gateway's, which may have several.
+type Owner = (Option<ClientId>, usize);
+
 pub struct World {
     pub now: Instant,
     pub gw: Gateway,
     /// The link that the test plays the broker of.
     link: Option<LinkId>,
-    /// The last connection of each link: of a client's, or of the gateway's own.
-    connections: BTreeMap<Option<ClientId>, LinkId>,
-    to_broker: BTreeMap<Option<ClientId>, BytesMut>,
-    owners: BTreeMap<LinkId, Option<ClientId>>,
+    /// The last connection of each link.
+    connections: BTreeMap<Owner, LinkId>,
+    to_broker: BTreeMap<Owner, BytesMut>,
+    owners: BTreeMap<LinkId, Owner>,
+    open: BTreeSet<LinkId>,
     frames: VecDeque<(Target, Bytes)>,
     broadcasts: VecDeque<Bytes>,
     /// Writes of the gateway since the last look.
@@ -112,6 +116,7 @@ pub fn offline_world(change: impl FnOnce(&mut Settings)) -> World {
         connections: BTreeMap::new(),
         to_broker: BTreeMap::new(),
         owners: BTreeMap::new(),
+        open: BTreeSet::new(),
         frames: VecDeque::new(),
         broadcasts: VecDeque::new(),
         writes: 0,
@@ -160,9 +165,18 @@ impl World {
                 }
                 Output::Link(id, command) => {
                     if let LinkCommand::Connect { client, .. } = &command {
-                        self.connections.insert(client.clone(), id);
-                        self.owners.insert(id, client.clone());
+                        let is_taken = |owner: &Owner| {
+                            self.connections.get(owner).is_some_and(|link| self.open.contains(link))
+                        };
+                        let mut owners = (0..).map(|number| (client.clone(), number));
+                        let owner = owners.find(|owner| client.is_some() || !is_taken(owner)).unwrap();
+                        self.connections.insert(owner.clone(), id);
+                        self.owners.insert(id, owner);
+                        self.open.insert(id);
                         self.link = Some(id);
+                    }
+                    if command == LinkCommand::Close {
+                        self.open.remove(&id);
                     }
                     self.commands.push_back((id, command));
                 }
@@ -276,7 +290,18 @@ impl World {
     #[track_caller]
     pub fn on_link_of(&mut self, client: Option<&str>) {
         let client = client.map(|id| ClientId::new(id.as_bytes()).unwrap());
-        self.link = Some(*self.connections.get(&client).expect("a link of the client"));
+        self.link = Some(*self.connections.get(&(client, 0)).expect("a link of the client"));
+    }
+
+    /// From here on the test plays the broker of this one of the gateway's links: 0 is its own, the others are further ones.
+    #[track_caller]
+    pub fn on_lane(&mut self, number: usize) {
+        self.link = Some(*self.connections.get(&(None, number)).expect("a link of the gateway"));
+    }
+
+    /// Links of the gateway that have not been closed.
+    pub fn lanes(&self) -> usize {
+        self.open.iter().filter(|link| self.owners[link].0.is_none()).count()
     }
 
     /// The TCP connection that the gateway asked for is there.
@@ -308,6 +333,7 @@ impl World {
     pub fn broker_down_with(&mut self, failure: LinkFailure) {
         let id = self.link.unwrap();
         self.to_broker.remove(&self.owners[&id]);
+        self.open.remove(&id);
         self.input(Input::Link(id, LinkEvent::Closed(failure)));
     }
 

@@ -1,6 +1,9 @@
 //! All clients on the gateway's own link (§4.2): who subscribed to what, the union of it at the broker, and the recipients of
 //! what comes.
 //!
+//! - Where filters overlap, a broker may send one copy of a message or one for each filter. A client gets the copy for its
+//!   best filter and no other: they are told apart by subscription identifiers (MQTT 5 §3.8.2.1.2), and with a broker that has
+//!   none by the link they come on: no two filters of one link overlap there, and further links carry the others.
 //! - A filter is at the broker from the first client that subscribes to it to the last that unsubscribes. Every
 //!   SUBSCRIBE of a client goes to the broker, so that retained messages come each time (MQTT 3.1.1 §3.8.4).
 //! - Retained messages are for the new subscriber alone: its SUBSCRIBE opens a hand-out, and a message with the retain
@@ -18,7 +21,7 @@ use super::pool::{LinkKey, Pool};
 use super::retained::HandOuts;
 use super::{Delivery, RequestId, Subscribing, Update, UplinkId};
 use crate::gateway::ClientKey;
-use crate::mqtt::{Event, Full, Message, QoS, Refused, SubscriptionId, Token};
+use crate::mqtt::{Connection, Event, Full, Message, Options, QoS, Refused, SubscriptionId, Token};
 use crate::topic::TopicFilter;
 use crate::topic::tree::FilterTree;
 
@@ -26,18 +29,37 @@ use crate::topic::tree::FilterTree;
 /// what brokers accept.
 const FILTERS_PER_REQUEST: usize = 16;
 
+/// The gateway's own link and further ones. So many filters that all overlap each other nobody has seen; what goes beyond is
+/// counted, and may come more than once from a broker that sends several copies.
+const LANES_MAX: usize = 8;
+
 /// The gateway's own link and everything that rides on it.
 #[derive(Debug)]
 pub(super) struct Aggregate {
-    link: LinkKey,
+    /// The gateway's own, and those that there are for filters which overlap.
+    lanes: Vec<Lane>,
+    /// How the first of them connects.
+    options: Options,
+    /// The broker told copies apart when it was last there.
+    had_ids: bool,
+    /// Filters that were moved to another lane, and the lane where the broker may still have them.
+    left_behind: Vec<(usize, TopicFilter)>,
     filters: FilterTree<Subscribers>,
     /// Filters whose state at the broker may differ from ours.
     unsettled: BTreeSet<TopicFilter>,
     hand_outs: HandOuts,
-    purposes: HashMap<Token, Purpose>,
     /// Clients that have yet to settle a message.
     owed: HashMap<Delivery, usize>,
     last_subscription: u32,
+    /// Filters for which there was no lane.
+    crowded: u64,
+}
+
+/// One link of those that all clients share.
+#[derive(Debug)]
+struct Lane {
+    link: LinkKey,
+    purposes: HashMap<Token, Purpose>,
 }
 
 /// Who subscribed to a filter.
@@ -46,6 +68,8 @@ struct Subscribers {
     clients: BTreeMap<ClientKey, Claim>,
     /// The broker has the filter, or is about to.
     at_broker: bool,
+    /// On which lane.
+    lane: usize,
     /// Under which the broker sends what the filter matches, where it knows such a thing (MQTT 5 §3.8.2.1.2): how copies
     /// for overlapping filters are told apart.
     id: Option<SubscriptionId>,
@@ -82,17 +106,25 @@ enum Purpose {
 }
 
 impl Aggregate {
-    /// Everything on this link.
-    pub(super) fn new(link: LinkKey) -> Self {
+    /// Everything on this link, which connects like this.
+    pub(super) fn new(link: LinkKey, options: Options) -> Self {
         Self {
-            link,
+            lanes: vec![Lane { link, purposes: HashMap::new() }],
+            options,
+            had_ids: false,
+            left_behind: Vec::new(),
             filters: FilterTree::default(),
             unsettled: BTreeSet::new(),
             hand_outs: HandOuts::default(),
-            purposes: HashMap::new(),
             owed: HashMap::new(),
             last_subscription: 0,
+            crowded: 0,
         }
+    }
+
+    /// Which of the lanes a link is.
+    pub(super) fn lane(&self, link: LinkKey) -> Option<usize> {
+        self.lanes.iter().position(|lane| lane.link == link)
     }
 
     /// Sends a message of a client. Whether the broker will answer.
@@ -103,15 +135,17 @@ impl Aggregate {
         message: Message,
         pool: &mut Pool,
     ) -> Result<bool, Full> {
-        let connection = pool.connection_mut(self.link).filter(|connection| connection.is_connected());
+        let own = &mut self.lanes[0];
+        let connection = pool.connection_mut(own.link).filter(|connection| connection.is_connected());
         let Some(token) = connection.ok_or(Full::Offline)?.publish(message)? else { return Ok(false) };
-        self.purposes.insert(token, Purpose::Publish(client, id));
+        own.purposes.insert(token, Purpose::Publish(client, id));
         Ok(true)
     }
 
     /// Publishes a message whose end nobody waits for.
     pub(super) fn publish_for_nobody(&mut self, message: Message, pool: &mut Pool) -> Result<(), Full> {
-        let connection = pool.connection_mut(self.link).filter(|connection| connection.is_connected());
+        let link = self.lanes[0].link;
+        let connection = pool.connection_mut(link).filter(|connection| connection.is_connected());
         connection.ok_or(Full::Offline)?.publish(message).map(|_| ())
     }
 
@@ -123,16 +157,20 @@ impl Aggregate {
         filter: &TopicFilter,
         qos: QoS,
         pool: &mut Pool,
+        now: Instant,
     ) -> Result<Subscribing, Full> {
         let others = self.filters.get(filter).and_then(Subscribers::highest);
         let at_broker = others.map_or(qos, |others| higher(others, qos));
         let before = self.filters.get(filter).and_then(|subscribers| subscribers.clients.get(&client));
         let before = before.map(|claim| claim.qos);
         let subscription = self.subscription(filter);
-        let connection = pool.connection_mut(self.link).filter(|connection| connection.is_connected());
-        let outcome = if let Some(connection) = connection {
+        let mut lane = 0;
+        let outcome = if self.is_up(pool) {
+            lane = self.place(filter, pool, now);
+            let connection = pool.connection_mut(self.lanes[lane].link).ok_or(Full::Offline)?;
             let token = connection.subscribe_as(&[(filter.clone(), at_broker)], subscription)?;
-            self.purposes.insert(token, Purpose::Subscribe(client, id, filter.clone(), qos, before));
+            let purpose = Purpose::Subscribe(client, id, filter.clone(), qos, before);
+            self.lanes[lane].purposes.insert(token, purpose);
             self.hand_outs.open(client, filter, qos);
             // The broker has it at the highest QoS after this, whatever was still to be told.
             self.unsettled.remove(filter);
@@ -148,9 +186,54 @@ impl Aggregate {
             Subscribing::Granted(_) => None,
         };
         subscribers.clients.insert(client, Claim { qos, asked, awaits_retained: asked.is_none() });
-        subscribers.at_broker |= asked.is_some();
-        subscribers.asked += usize::from(asked.is_some());
+        if asked.is_some() {
+            (subscribers.at_broker, subscribers.lane) = (true, lane);
+            subscribers.asked += 1;
+        }
         Ok(outcome)
+    }
+
+    /// The lane of a filter: the one that it has, else the first without a filter that overlaps it.
+    fn place(&mut self, filter: &TopicFilter, pool: &mut Pool, now: Instant) -> usize {
+        if let Some(subscribers) = self.filters.get(filter).filter(|subscribers| subscribers.at_broker) {
+            return subscribers.lane;
+        }
+        if pool.connection(self.lanes[0].link).is_some_and(Connection::has_subscription_ids) {
+            return 0;
+        }
+        let taken = self.lanes_of_overlapping(filter);
+        let Some(free) = (0..LANES_MAX).find(|lane| !taken.contains(lane)) else {
+            self.crowded += 1;
+            return 0;
+        };
+        if free == self.lanes.len() {
+            let mut options = self.options.clone();
+            options.client_id = format!("{}-{}", options.client_id, free + 1);
+            let link = pool.add(options, None, now);
+            self.lanes.push(Lane { link, purposes: HashMap::new() });
+        }
+        free
+    }
+
+    fn lanes_of_overlapping(&self, filter: &TopicFilter) -> BTreeSet<usize> {
+        let mut lanes = BTreeSet::new();
+        let mut note = |other: &TopicFilter, subscribers: &Subscribers| {
+            if subscribers.at_broker && other != filter {
+                lanes.insert(subscribers.lane);
+            }
+        };
+        match filter.as_topic() {
+            Some(topic) => self.filters.matches(&topic, note),
+            None => {
+                let overlapping = self.filters.iter().filter(|(other, _)| other.overlaps(filter));
+                overlapping.for_each(|(other, subscribers)| note(other, subscribers));
+            }
+        }
+        lanes
+    }
+
+    fn is_up(&self, pool: &Pool) -> bool {
+        pool.is_up(self.lanes[0].link)
     }
 
     /// The client was told that its subscription holds, though the broker has not answered: the filter is issued again when
@@ -180,7 +263,7 @@ impl Aggregate {
 
     /// A client is done with a message; the broker gets its acknowledgement when all are.
     pub(super) fn settle(&mut self, delivery: Delivery, pool: &mut Pool) {
-        let Some(owed) = self.owed.get_mut(&delivery) else { return };
+        let Some(owed) = self.owed.get_mut(&delivery) else { return pool.settle(delivery) };
         *owed -= 1;
         if *owed == 0 {
             self.owed.remove(&delivery);
@@ -200,9 +283,10 @@ impl Aggregate {
         self.owed.len()
     }
 
-    /// What the broker said on the link, to whom it concerns.
+    /// What the broker said on a lane, to whom it concerns.
     pub(super) fn handle_event(
         &mut self,
+        lane: usize,
         event: Event,
         pool: &mut Pool,
         updates: &mut VecDeque<Update>,
@@ -210,144 +294,198 @@ impl Aggregate {
     ) {
         match event {
             Event::Connected { session_present } => {
-                self.handle_connected(session_present);
-                updates.push_back(Update::Up);
+                self.handle_connected(lane, session_present, pool);
+                updates.extend((lane == 0).then_some(Update::Up));
             }
             Event::Received(token) => {
-                if let Some(Purpose::Publish(client, id)) = self.purposes.get(&token) {
+                if let Some(Purpose::Publish(client, id)) = self.lanes[lane].purposes.get(&token) {
                     updates.push_back(Update::Received(*client, *id));
                 }
             }
             Event::Completed(token, result) => {
-                if let Some(Purpose::Publish(client, id)) = self.purposes.remove(&token) {
+                if let Some(Purpose::Publish(client, id)) = self.lanes[lane].purposes.remove(&token) {
                     updates.push_back(Update::Completed(client, id, result));
                 }
             }
-            Event::Subscribed(token, results) => updates.extend(self.handle_subscribed(token, results, cx)),
+            Event::Subscribed(token, results) => {
+                updates.extend(self.handle_subscribed(lane, token, results, cx));
+            }
             Event::Message { message, delivery, expiry, subscriptions, .. } => {
-                let delivery = delivery.map(|id| Delivery { link: self.link, id });
+                let link = self.lanes[lane].link;
+                let delivery = delivery.map(|id| Delivery { link, id });
                 let expires = expiry.and_then(|expiry| cx.now.checked_add(expiry));
-                let message = self.handle_message(message, &subscriptions, delivery, expires, pool, cx);
-                updates.extend(message);
+                let copy = Copy { lane, subscriptions: &subscriptions, delivery, expires };
+                updates.extend(self.handle_message(message, copy, pool, cx));
             }
             // What unsubscribes has no purpose that outlives it; the rest is the link's own.
             Event::Unsubscribed(_) | Event::Reconnect | Event::Refused(_) | Event::Purged => {}
         }
     }
 
-    fn handle_connected(&mut self, session_present: bool) {
+    fn handle_connected(&mut self, lane: usize, session_present: bool, pool: &Pool) {
         if !session_present {
-            self.filters.for_each_mut(|subscribers| subscribers.granted = false);
-            let lost = self.filters.iter().filter(|(_, subscribers)| subscribers.asked == 0);
+            self.filters.for_each_mut(|subscribers| subscribers.granted &= subscribers.lane != lane);
+            let lost = self.filters.iter();
+            let lost = lost.filter(|(_, subscribers)| subscribers.lane == lane && subscribers.asked == 0);
             self.unsettled.extend(lost.map(|(filter, _)| filter.clone()));
+        }
+        if lane > 0 {
+            return;
+        }
+        let has_ids = pool.connection(self.lanes[0].link).is_some_and(Connection::has_subscription_ids);
+        if std::mem::replace(&mut self.had_ids, has_ids) && !has_ids {
+            self.spread();
+        }
+    }
+
+    /// The broker does not tell copies apart any more: what is on the first lane is placed anew.
+    fn spread(&mut self) {
+        let here =
+            self.filters.iter().filter(|(_, subscribers)| subscribers.at_broker && subscribers.lane == 0);
+        let here: Vec<_> = here.map(|(filter, _)| filter.clone()).collect();
+        for filter in here {
+            if let Some(subscribers) = self.filters.get_mut(&filter) {
+                (subscribers.at_broker, subscribers.granted) = (false, false);
+                self.left_behind.push((0, filter.clone()));
+                self.unsettled.insert(filter);
+            }
         }
     }
 
     /// Brings the broker's filters in line with ours, as far as it can be asked; the rest waits for its answers.
     pub(super) fn settle_filters(&mut self, pool: &mut Pool, cx: &mut LinkCx<'_>) {
-        let Some(connection) = pool.connection(self.link).filter(|connection| connection.is_connected())
-        else {
+        if self.unsettled.is_empty() || !self.is_up(pool) {
             return;
-        };
-        // One identifier for each filter is one filter in each SUBSCRIBE.
-        let at_most = if connection.has_subscription_ids() { 1 } else { FILTERS_PER_REQUEST };
-        loop {
-            let (mut wanted, mut unwanted) = (Vec::new(), Vec::new());
-            while wanted.len() < at_most && unwanted.len() < FILTERS_PER_REQUEST {
-                let Some(filter) = self.unsettled.pop_first() else { break };
-                match self.filters.get(&filter).map(Subscribers::highest) {
-                    Some(Some(qos)) => wanted.push((filter, qos)),
-                    Some(None) => unwanted.push(filter),
-                    None => {}
+        }
+        let (mut wanted, mut unwanted) = (BTreeMap::new(), BTreeMap::new());
+        let (mut placed, mut none_wants) = (Vec::new(), false);
+        for filter in std::mem::take(&mut self.unsettled) {
+            let Some(subscribers) = self.filters.get(&filter) else { continue };
+            match subscribers.highest() {
+                Some(qos) => placed.push((filter, qos)),
+                None => {
+                    unwanted.entry(subscribers.lane).or_insert_with(Vec::new).push(filter);
+                    none_wants = true;
                 }
             }
-            if wanted.is_empty() && unwanted.is_empty() {
-                return;
+        }
+        for (lane, filters) in unwanted {
+            for filters in filters.chunks(FILTERS_PER_REQUEST) {
+                self.give_up(lane, filters, pool);
             }
-            let (issued, given_up) = (self.issue(&wanted, pool, cx), self.give_up(&unwanted, pool));
-            if !issued || !given_up {
-                return;
+        }
+        // What was given up has made room.
+        for (filter, qos) in placed {
+            let lane = self.place(&filter, pool, cx.now);
+            let subscribers = self.filters.get_or_default(&filter);
+            (subscribers.at_broker, subscribers.lane) = (true, lane);
+            wanted.entry(lane).or_insert_with(Vec::new).push((filter, qos));
+        }
+        self.leave_behind(pool);
+        for (lane, filters) in wanted {
+            // One identifier for each filter is one filter in each SUBSCRIBE.
+            let has_ids =
+                pool.connection(self.lanes[lane].link).is_some_and(Connection::has_subscription_ids);
+            for filters in filters.chunks(if has_ids { 1 } else { FILTERS_PER_REQUEST }) {
+                self.issue(lane, filters, pool, cx);
+            }
+        }
+        if none_wants {
+            self.close_empty_lanes(pool, cx);
+        }
+        if self.crowded > 0 {
+            warn!(
+                filters = self.crowded,
+                "more filters overlap than links can tell apart: copies may come twice"
+            );
+            cx.counters.filters_crowded += std::mem::take(&mut self.crowded);
+        }
+    }
+
+    /// Unsubscribes where filters were before, unless they are there again.
+    fn leave_behind(&mut self, pool: &mut Pool) {
+        for (lane, filter) in std::mem::take(&mut self.left_behind) {
+            let stays = self.filters.get(&filter).is_some_and(|it| it.at_broker && it.lane == lane);
+            if !stays && let Some(connection) = pool.connection_mut(self.lanes[lane].link) {
+                // The connection has just begun: there is room.
+                let _ = connection.unsubscribe(&[filter]);
             }
         }
     }
 
-    /// Subscribes to filters in the name of all who want them. Whether the connection took that.
-    fn issue(&mut self, wanted: &[(TopicFilter, QoS)], pool: &mut Pool, cx: &mut LinkCx<'_>) -> bool {
+    /// Leaves the last lanes, with their sessions, when nothing rides on them.
+    fn close_empty_lanes(&mut self, pool: &mut Pool, cx: &mut LinkCx<'_>) {
+        let used = self.filters.iter().map(|(_, subscribers)| subscribers.lane).max().unwrap_or(0);
+        while self.lanes.len() > used + 1 {
+            if let Some(lane) = self.lanes.pop() {
+                pool.remove(lane.link, true, cx);
+            }
+        }
+    }
+
+    /// Subscribes to filters in the name of all who want them. What the connection does not take now is tried again.
+    fn issue(&mut self, lane: usize, wanted: &[(TopicFilter, QoS)], pool: &mut Pool, cx: &mut LinkCx<'_>) {
         let subscription = match wanted {
             [(filter, _)] => self.subscription(filter),
             _ => None,
         };
-        let Some(connection) = pool.connection_mut(self.link).filter(|_| !wanted.is_empty()) else {
-            return true;
-        };
+        let Some(connection) = pool.connection_mut(self.lanes[lane].link) else { return };
         let names = wanted.iter().map(|(filter, _)| filter.clone());
         let token = match (connection.subscribe_as(wanted, subscription), wanted) {
             (Ok(token), _) => token,
             (Err(full), [_]) if full.is_final() => {
                 cx.counters.subscriptions_refused += 1;
                 warn!(reason = %full, "a subscription is lost");
-                return true;
+                return;
             }
             (Err(full), _) if full.is_final() => {
-                let issue = |taken, one| self.issue(std::slice::from_ref(one), pool, cx) && taken;
-                return wanted.iter().fold(true, issue);
+                return wanted.iter().for_each(|one| self.issue(lane, std::slice::from_ref(one), pool, cx));
             }
-            (Err(_), _) => {
-                self.unsettled.extend(names);
-                return false;
-            }
+            (Err(_), _) => return self.unsettled.extend(names),
         };
         for (filter, _) in wanted {
             let subscribers = self.filters.get_or_default(filter);
-            subscribers.at_broker = true;
             subscribers.id = subscription;
             subscribers.asked += 1;
             for (client, claim) in subscribers.clients.iter().filter(|(_, claim)| claim.awaits_retained) {
                 self.hand_outs.keep_open(*client, filter, claim.qos);
             }
         }
-        self.purposes.insert(token, Purpose::Reissue(names.collect()));
-        true
+        self.lanes[lane].purposes.insert(token, Purpose::Reissue(names.collect()));
     }
 
-    /// Unsubscribes from filters that nobody wants. Whether the connection took that.
-    fn give_up(&mut self, unwanted: &[TopicFilter], pool: &mut Pool) -> bool {
-        let Some(connection) = pool.connection_mut(self.link).filter(|_| !unwanted.is_empty()) else {
-            return true;
-        };
+    /// Unsubscribes from filters that nobody wants. What the connection does not take now is tried again.
+    fn give_up(&mut self, lane: usize, unwanted: &[TopicFilter], pool: &mut Pool) {
+        let Some(connection) = pool.connection_mut(self.lanes[lane].link) else { return };
         match (connection.unsubscribe(unwanted), unwanted) {
             (Ok(_), _) => {}
             // It was never taken either.
             (Err(full), [_]) if full.is_final() => {}
             (Err(full), _) if full.is_final() => {
-                let give_up = |taken, one| self.give_up(std::slice::from_ref(one), pool) && taken;
-                return unwanted.iter().fold(true, give_up);
+                return unwanted.iter().for_each(|one| self.give_up(lane, std::slice::from_ref(one), pool));
             }
-            (Err(_), _) => {
-                self.unsettled.extend(unwanted.iter().cloned());
-                return false;
-            }
+            (Err(_), _) => return self.unsettled.extend(unwanted.iter().cloned()),
         }
         for filter in unwanted {
             self.filters.remove(filter);
         }
-        true
     }
 
     fn handle_subscribed(
         &mut self,
+        lane: usize,
         token: Token,
         results: Vec<Result<QoS, Refused>>,
         cx: &mut LinkCx<'_>,
     ) -> Option<Update> {
-        match self.purposes.remove(&token) {
+        match self.lanes[lane].purposes.remove(&token) {
             Some(Purpose::Subscribe(client, id, filter, asked, before)) => {
                 let result = results.into_iter().next().unwrap_or(Err(Refused(0x80)));
                 let result = result.map(|granted| lower(granted, asked));
                 let mut current = true;
                 if let Some(subscribers) = self.filters.get_mut(&filter) {
                     subscribers.asked = subscribers.asked.saturating_sub(1);
-                    subscribers.granted |= result.is_ok();
+                    subscribers.granted |= result.is_ok() && subscribers.lane == lane;
                     let claim = subscribers.clients.get_mut(&client).filter(|claim| claim.asked == Some(id));
                     current = claim.is_some();
                     match (claim, result) {
@@ -365,7 +503,7 @@ impl Aggregate {
                     }
                 }
                 if result.is_ok() {
-                    self.take_back_unwanted(&filter);
+                    self.take_back_unwanted(lane, &filter);
                 } else if current {
                     self.hand_outs.close(client, &filter);
                 }
@@ -373,9 +511,9 @@ impl Aggregate {
             }
             Some(Purpose::Reissue(filters)) => {
                 for (filter, result) in filters.iter().zip(results) {
-                    self.handle_reissued(cx.now, filter, result.is_ok());
+                    self.handle_reissued(lane, cx.now, filter, result.is_ok());
                     if result.is_ok() {
-                        self.take_back_unwanted(filter);
+                        self.take_back_unwanted(lane, filter);
                     }
                     if let Err(refused) = result {
                         cx.counters.subscriptions_refused += 1;
@@ -390,10 +528,10 @@ impl Aggregate {
     }
 
     /// Who subscribed while the broker was away gets what it has kept from now on.
-    fn handle_reissued(&mut self, now: Instant, filter: &TopicFilter, granted: bool) {
+    fn handle_reissued(&mut self, lane: usize, now: Instant, filter: &TopicFilter, granted: bool) {
         let Some(subscribers) = self.filters.get_mut(filter) else { return };
         subscribers.asked = subscribers.asked.saturating_sub(1);
-        subscribers.granted |= granted;
+        subscribers.granted |= granted && subscribers.lane == lane;
         for (client, claim) in subscribers.clients.iter_mut().filter(|(_, claim)| claim.awaits_retained) {
             claim.awaits_retained = false;
             self.hand_outs.answered(now, *client, filter, claim.qos);
@@ -401,9 +539,10 @@ impl Aggregate {
     }
 
     /// A SUBSCRIBE that was repeated on a new connection may come behind the UNSUBSCRIBE that was meant to end it.
-    fn take_back_unwanted(&mut self, filter: &TopicFilter) {
+    fn take_back_unwanted(&mut self, lane: usize, filter: &TopicFilter) {
         if self.filters.get(filter).is_none() {
-            self.filters.get_or_default(filter).at_broker = true;
+            let subscribers = self.filters.get_or_default(filter);
+            (subscribers.at_broker, subscribers.lane) = (true, lane);
             self.unsettled.insert(filter.clone());
         }
     }
@@ -411,9 +550,7 @@ impl Aggregate {
     fn handle_message(
         &mut self,
         message: Message,
-        copy_for: &[SubscriptionId],
-        delivery: Option<Delivery>,
-        expires: Option<Instant>,
+        copy: Copy<'_>,
         pool: &mut Pool,
         cx: &mut LinkCx<'_>,
     ) -> Option<Update> {
@@ -426,39 +563,40 @@ impl Aggregate {
             }
             recipients
         } else {
-            self.recipients(&message, copy_for)
+            self.recipients(&message, &copy)
         };
         if recipients.is_empty() {
             cx.counters.downlink_unrouted += 1;
-            if let Some(delivery) = delivery {
+            if let Some(delivery) = copy.delivery {
                 pool.settle(delivery);
             }
             return None;
         }
-        if let Some(delivery) = delivery {
+        if let Some(delivery) = copy.delivery {
             self.owed.insert(delivery, recipients.len());
         }
         let recipients = recipients.into_iter().collect();
-        Some(Update::Message(Arc::new(message), delivery, expires, recipients))
+        Some(Update::Message(Arc::new(message), copy.delivery, copy.expires, recipients))
     }
 
     /// Everybody who subscribed to a filter that matches, once, at the highest QoS granted to it. Of several copies, which
     /// the broker may send where filters overlap, a client gets the one for its best filter.
-    fn recipients(&self, message: &Message, copy_for: &[SubscriptionId]) -> BTreeMap<ClientKey, QoS> {
-        let mut best: BTreeMap<ClientKey, (bool, QoS, Option<SubscriptionId>)> = BTreeMap::new();
+    fn recipients(&self, message: &Message, copy: &Copy<'_>) -> BTreeMap<ClientKey, QoS> {
+        let mut best: BTreeMap<ClientKey, (bool, QoS, usize, Option<SubscriptionId>)> = BTreeMap::new();
         self.filters.matches(&message.topic, |_, subscribers| {
             for (client, claim) in &subscribers.clients {
                 // A filter that the broker has not confirmed yet may bring no copy.
-                let this = (subscribers.granted, claim.qos, subscribers.id);
+                let this = (subscribers.granted, claim.qos, subscribers.lane, subscribers.id);
                 let best = best.entry(*client).or_insert(this);
                 if (this.0, this.1) > (best.0, best.1) {
                     *best = this;
                 }
             }
         });
-        let for_it = |id: Option<SubscriptionId>| id.is_none_or(|id| copy_for.contains(&id));
-        best.retain(|_, (_, _, id)| copy_for.is_empty() || for_it(*id));
-        best.into_iter().map(|(client, (_, qos, _))| (client, lower(message.qos, qos))).collect()
+        let has_ids = !copy.subscriptions.is_empty();
+        let for_it = |id: Option<SubscriptionId>| id.is_none_or(|id| copy.subscriptions.contains(&id));
+        best.retain(|_, (_, _, lane, id)| *lane == copy.lane && (!has_ids || for_it(*id)));
+        best.into_iter().map(|(client, (_, qos, ..))| (client, lower(message.qos, qos))).collect()
     }
 
     /// The identifier of a filter, a new one if it has none. There are enough for one a second for eight years.
@@ -470,6 +608,14 @@ impl Aggregate {
             Some(id)
         })
     }
+}
+
+/// How a message came, and for what.
+struct Copy<'a> {
+    lane: usize,
+    subscriptions: &'a [SubscriptionId],
+    delivery: Option<Delivery>,
+    expires: Option<Instant>,
 }
 
 fn add_recipient(recipients: &mut BTreeMap<ClientKey, QoS>, client: ClientKey, qos: QoS) {

@@ -1,0 +1,291 @@
+//! Filters that overlap, with a broker of MQTT 3.1.1: it may send one copy or several, and each client gets one.
+
+use std::time::Duration;
+
+use mqtt_sn_gateway::gateway::io::{Control, Input, Protocol};
+use mqtt_sn_gateway::wire::{FilterRef, MsgIdOnly, Packet, Qos, ReturnCode, TopicRef, Unsubscribe};
+use rumqttc::QoS;
+use rumqttc::mqttbytes::v4;
+
+use crate::world::{At, World, connack, connect_with, disconnect, offline_world, sn_qos, subscribe, world};
+
+const A: At = 1000;
+const B: At = 2000;
+
+impl World {
+    /// A further link comes up; the broker sees with which client id.
+    #[track_caller]
+    fn lane_up(&mut self, lane: usize, client_id: &str) {
+        self.pass(Duration::ZERO);
+        self.on_lane(lane);
+        self.broker_answers_tcp();
+        let v4::Packet::Connect(connect) = self.broker_next() else { panic!("CONNECT") };
+        assert_eq!(connect.client_id, client_id);
+        let code = rumqttc::ConnectReturnCode::Success;
+        self.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+    }
+
+    /// The client subscribes, and the broker hears it on this lane.
+    #[track_caller]
+    fn subscribed_on(&mut self, lane: usize, at: At, filter: &str, qos: QoS) -> u16 {
+        self.on_lane(lane);
+        self.subscribed(at, filter, qos)
+    }
+
+    #[track_caller]
+    fn unsubscribed(&mut self, at: At, filter: &str) {
+        let topic = FilterRef::Name(filter.as_bytes());
+        self.send(at, Packet::Unsubscribe(Unsubscribe { msg_id: 7, topic }));
+        self.expect(at, Packet::UnsubAck(MsgIdOnly { msg_id: 7 }));
+    }
+
+    #[track_caller]
+    fn broker_gets_unsubscribe(&mut self, filter: &str) {
+        let v4::Packet::Unsubscribe(unsubscribe) = self.broker_next() else { panic!("UNSUBSCRIBE") };
+        assert_eq!(unsubscribe.topics, [filter]);
+        self.broker_says(v4::Packet::UnsubAck(v4::UnsubAck { pkid: unsubscribe.pkid }));
+    }
+}
+
+/// One client at A with a filter on the first link and one on the second that overlaps it.
+fn two_lanes() -> (World, TopicRef) {
+    let mut w = world();
+    w.active(A, "n1");
+    let topic = TopicRef::Normal(w.subscribed_on(0, A, "s/1", QoS::AtMostOnce));
+    w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
+    w.on_lane(0);
+    w.broker_quiet();
+    w.lane_up(1, "gw-2");
+    let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
+    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.next(A);
+    (w, topic)
+}
+
+#[test]
+fn of_two_copies_a_client_gets_the_one_for_its_best_filter() {
+    let (mut w, topic) = two_lanes();
+    w.on_lane(0);
+    w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
+    w.quiet();
+    w.on_lane(1);
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+    w.quiet();
+    assert_eq!(w.gw.counters().downlink_unrouted, 1);
+}
+
+#[test]
+fn a_copy_that_is_nobodys_best_is_acknowledged_at_once_on_its_own_link() {
+    let (mut w, _) = two_lanes();
+    w.active(B, "n2");
+    w.subscribed_on(0, B, "s/1", QoS::AtLeastOnce);
+    w.unsubscribed(B, "s/1");
+    w.on_lane(0);
+    w.broker_publishes(9, "s/1", "on", QoS::AtLeastOnce);
+    w.broker_gets_puback(9);
+    w.on_lane(1);
+    w.broker_quiet();
+}
+
+#[test]
+fn each_of_several_clients_gets_one_copy_whatever_overlaps() {
+    let (mut w, a) = two_lanes();
+    w.active(B, "n2");
+    let b = TopicRef::Normal(w.subscribed_on(0, B, "s/1", QoS::AtLeastOnce));
+    // The copy on the first link is the second client's, and the acknowledgement waits for it alone.
+    w.on_lane(0);
+    w.broker_publishes(3, "s/1", "on", QoS::AtLeastOnce);
+    let msg_id = w.expect_publish(B, b, Qos::AtLeastOnce, false, "on");
+    w.quiet();
+    w.send(B, crate::world::puback(b, msg_id, ReturnCode::Accepted));
+    w.broker_gets_puback(3);
+    w.on_lane(1);
+    w.broker_publishes(3, "s/1", "on", QoS::AtLeastOnce);
+    let msg_id = w.expect_publish(A, a, Qos::AtLeastOnce, false, "on");
+    w.quiet();
+    w.on_lane(0);
+    w.broker_quiet();
+    w.send(A, crate::world::puback(a, msg_id, ReturnCode::Accepted));
+    w.on_lane(1);
+    w.broker_gets_puback(3);
+}
+
+#[test]
+fn what_does_not_overlap_stays_on_the_gateways_own_link() {
+    let mut w = world();
+    w.active(A, "n1");
+    for filter in ["a", "b", "s/+", "t/+", "s/1/#x"] {
+        if filter.ends_with("#x") {
+            continue;
+        }
+        w.subscribed_on(0, A, filter, QoS::AtMostOnce);
+    }
+    assert_eq!(w.lanes(), 1);
+}
+
+#[test]
+fn three_filters_that_overlap_each_other_take_three_links_and_a_fourth_goes_where_there_is_room() {
+    let (mut w, _) = two_lanes();
+    w.send(A, subscribe(2, "+/1", sn_qos(QoS::AtMostOnce)));
+    w.lane_up(2, "gw-3");
+    let pkid = w.broker_gets_subscribe("+/1", QoS::AtMostOnce);
+    w.broker_grants(pkid, QoS::AtMostOnce);
+    w.next(A);
+    // It overlaps what is on the second and the third link only by s/#.
+    w.subscribed_on(0, A, "s/2", QoS::AtMostOnce);
+    assert_eq!(w.lanes(), 3);
+}
+
+#[test]
+fn retained_messages_come_once_from_whichever_link() {
+    let (mut w, topic) = two_lanes();
+    w.on_lane(0);
+    w.broker_publishes_retained("s/1", "kept");
+    w.expect_publish(A, topic, Qos::AtMostOnce, false, "kept");
+    w.on_lane(1);
+    w.broker_publishes_retained("s/1", "kept");
+    w.quiet();
+}
+
+#[test]
+fn a_further_link_that_carries_nothing_is_left_with_its_session() {
+    let (mut w, topic) = two_lanes();
+    w.unsubscribed(A, "s/#");
+    w.on_lane(1);
+    w.broker_gets_unsubscribe("s/#");
+    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    w.broker_answers_tcp();
+    let v4::Packet::Connect(connect) = w.broker_next() else { panic!("CONNECT") };
+    assert!(connect.clean_session && connect.client_id == "gw-2");
+    let code = rumqttc::ConnectReturnCode::Success;
+    w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    assert_eq!(w.lanes(), 1);
+    // What is left gets its copy.
+    w.on_lane(0);
+    w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
+    w.expect_publish(A, topic, Qos::AtMostOnce, false, "on");
+}
+
+#[test]
+fn a_further_link_that_is_lost_comes_back_with_what_it_carried() {
+    let (mut w, topic) = two_lanes();
+    w.on_lane(1);
+    w.broker_down();
+    w.pass(Duration::from_secs(3));
+    w.on_lane(0);
+    w.broker_quiet();
+    w.on_lane(1);
+    w.broker_up(false);
+    let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
+    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_quiet();
+    w.on_lane(0);
+    w.broker_quiet();
+    w.on_lane(1);
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+}
+
+#[test]
+fn filters_asked_for_while_the_broker_is_away_are_spread_when_it_returns() {
+    let mut w = offline_world(|_| {});
+    w.send(A, connect_with("n1", false, true, 600));
+    w.expect(A, connack(ReturnCode::Accepted));
+    for (msg_id, filter) in [(1, "s/#"), (2, "s/1")] {
+        w.send(A, subscribe(msg_id, filter, sn_qos(QoS::AtMostOnce)));
+        w.next(A);
+    }
+    w.broker_up(false);
+    w.on_lane(0);
+    let first = w.broker_next();
+    w.lane_up(1, "gw-2");
+    let second = w.broker_next();
+    let mut filters = [first, second].map(|packet| match packet {
+        v4::Packet::Subscribe(subscribe) => {
+            assert_eq!(subscribe.filters.len(), 1);
+            subscribe.filters[0].path.clone()
+        }
+        other => panic!("{other:?}"),
+    });
+    filters.sort();
+    assert_eq!(filters, ["s/#", "s/1"]);
+}
+
+#[test]
+fn filters_of_a_broker_that_told_copies_apart_are_spread_when_it_no_longer_does() {
+    let mut w = offline_world(|settings| settings.broker.protocol = Protocol::Auto);
+    w.broker_answers_tcp();
+    w.broker_takes_octets();
+    w.broker_octets(vec![0x20, 3, 0, 0, 0].into());
+    w.send(A, connect_with("n1", false, true, 600));
+    w.expect(A, connack(ReturnCode::Accepted));
+    for (msg_id, filter) in [(1, "s/#"), (2, "s/1")] {
+        w.send(A, subscribe(msg_id, filter, sn_qos(QoS::AtMostOnce)));
+        // SUBACK in MQTT 5: packet id, no properties, QoS 0.
+        let octets = w.broker_takes_octets();
+        w.broker_octets(vec![0x90, 4, octets[2], octets[3], 0, 0].into());
+        w.next(A);
+    }
+    assert_eq!(w.lanes(), 1, "MQTT 5 needs no further link");
+    // Another broker takes its place: it knows only 3.1.1, and has our session.
+    w.broker_down();
+    w.pass(Duration::from_secs(3));
+    w.broker_answers_tcp();
+    w.broker_takes_octets();
+    w.broker_octets(vec![0x20, 2, 0, 1].into());
+    w.on_lane(0);
+    w.broker_up(true);
+    let mut here = Vec::new();
+    for _ in 0..2 {
+        match w.broker_next() {
+            v4::Packet::Unsubscribe(unsubscribe) => here.push(format!("-{}", unsubscribe.topics[0])),
+            v4::Packet::Subscribe(subscribe) => here.push(format!("+{}", subscribe.filters[0].path)),
+            other => panic!("{other:?}"),
+        }
+    }
+    w.broker_quiet();
+    w.lane_up(1, "gw-2");
+    let v4::Packet::Subscribe(there) = w.broker_next() else { panic!("SUBSCRIBE") };
+    let moved = there.filters[0].path.clone();
+    let stays = if moved == "s/#" { "s/1" } else { "s/#" };
+    here.sort();
+    assert_eq!(here, [format!("+{stays}"), format!("-{moved}")]);
+}
+
+#[test]
+fn beyond_eight_links_filters_share_one_and_that_is_counted() {
+    let mut w = world();
+    w.active(A, "n1");
+    let mut filters = vec!["#".to_owned()];
+    for depth in 1..10 {
+        filters.push(format!("{}#", "a/".repeat(depth)));
+    }
+    for (index, filter) in filters.iter().enumerate() {
+        w.send(A, subscribe(2, filter, sn_qos(QoS::AtMostOnce)));
+        let lane = if index < 8 { index } else { 0 };
+        if (1..8).contains(&index) {
+            w.lane_up(lane, &format!("gw-{}", lane + 1));
+        }
+        w.on_lane(lane);
+        let pkid = w.broker_gets_subscribe(filter, QoS::AtMostOnce);
+        w.broker_grants(pkid, QoS::AtMostOnce);
+        w.next(A);
+    }
+    assert_eq!(w.lanes(), 8);
+    w.unsubscribed(A, "#");
+    assert_eq!(w.gw.counters().filters_crowded, 2);
+}
+
+#[test]
+fn at_a_stop_the_sessions_of_further_links_are_removed() {
+    let (mut w, _) = two_lanes();
+    w.input(Input::Control(Control::Shutdown));
+    w.expect(A, disconnect());
+    w.on_lane(0);
+    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    assert!(!w.stopped);
+    w.on_lane(1);
+    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+}
