@@ -88,6 +88,8 @@ impl Gateway {
             Err(code) => return self.answer_connect(&peer, route, code),
         };
         if !connect.will {
+            // The client is not being prompted any more: what it was asked for before is of no account.
+            self.end_prompts(&peer);
             let will = if params.clean { WillChange::Delete } else { WillChange::Keep };
             return self.admit(peer, route, params, will, false);
         }
@@ -196,6 +198,10 @@ impl Gateway {
     /// The client did not go on (§6.13), or went on with something else.
     pub(super) fn abandon_handshake(&mut self, peer: &Peer) {
         self.abandon_asking(peer);
+        self.end_prompts(peer);
+    }
+
+    fn end_prompts(&mut self, peer: &Peer) {
         if self.handshakes.remove(peer).is_some() {
             self.timers.cancel(&Timer::Handshake(peer.clone()));
         }

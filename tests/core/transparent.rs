@@ -824,3 +824,37 @@ fn a_link_that_breaks_while_the_client_connects_again_is_congestion_and_the_grac
     world.pass(Duration::from_secs(70));
     assert_eq!(world.gw.counters().clients_dismissed, 0);
 }
+
+#[test]
+fn a_handshake_that_a_connect_without_will_replaces_is_over_also_when_the_broker_refuses() {
+    let mut world = changed_world(|settings| settings.sessions.max = 2);
+    for at in [A, B] {
+        world.send(at, connect_with("c1", true, true, 60));
+        world.expect(at, Packet::WillTopicReq);
+        world.send(at, connect("c1"));
+        world.broker_sees_connect("c1");
+        world.broker_refuses(ConnectReturnCode::BadUserNamePassword);
+        world.expect(at, connack(ReturnCode::NotSupported));
+        // The prompts that were, are no more.
+        world.send(at, Packet::WillMsg(WillMsg { message: b"late" }));
+        world.quiet();
+        world.pass(Duration::from_secs(100));
+    }
+    world.commands.clear();
+    world.served(3000, "c2", true);
+    world.served(3001, "c3", true);
+}
+
+#[test]
+fn what_a_client_says_of_a_will_after_a_connect_without_one_does_not_undo_that_connect() {
+    let mut world = world();
+    world.send(A, connect_with("c1", true, true, 60));
+    world.expect(A, Packet::WillTopicReq);
+    world.send(A, connect("c1"));
+    let topic = WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w" };
+    world.send(A, Packet::WillTopic(topic));
+    world.quiet();
+    world.broker_sees_connect("c1");
+    world.broker_accepts(false);
+    world.expect(A, connack(ReturnCode::Accepted));
+}
