@@ -20,7 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::io::{Mode, Peer, Route, Wills};
-use super::links::{Opened, Opening, id_at_broker};
+use super::links::{Opened, Opening, id_at_broker, is_own_id};
 use super::session::{self, State, Will};
 use super::timer::{ClientTimer, Timer};
 use super::{ClientKey, Gateway};
@@ -227,7 +227,7 @@ impl Gateway {
             return self.establish(peer, route, params, will, prompted);
         }
         // Two connections with one client id would end each other for ever (MQTT 3.1.1 §3.1.4).
-        if id_at_broker(&params.id, &self.settings.broker) == self.settings.broker.client_id {
+        if is_own_id(&id_at_broker(&params.id, &self.settings.broker), &self.settings.broker) {
             self.counters.connects_refused += 1;
             return self.answer_connect(&peer, route, ReturnCode::NotSupported);
         }

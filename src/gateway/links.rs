@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use self::aggregate::Aggregate;
+pub(super) use self::aggregate::is_own_id;
 use self::dedicated::Dedicated;
 pub(super) use self::dedicated::{Opened, Opening, id_at_broker};
 pub(super) use self::link::LinkCx;

@@ -289,3 +289,16 @@ fn at_a_stop_the_sessions_of_further_links_are_removed() {
     w.on_lane(1);
     assert_eq!(w.broker_next(), v4::Packet::Disconnect);
 }
+
+#[test]
+fn a_further_link_that_is_needed_again_does_not_take_the_id_of_one_that_is_being_left() {
+    let (mut w, _) = two_lanes();
+    w.unsubscribed(A, "s/#");
+    w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
+    // The broker has yet to hear the end of the first: it would end the new one with it.
+    w.pass(Duration::ZERO);
+    w.on_lane(2);
+    w.broker_answers_tcp();
+    let v4::Packet::Connect(connect) = w.broker_next() else { panic!("CONNECT") };
+    assert_eq!(connect.client_id, "gw-3");
+}

@@ -858,3 +858,16 @@ fn what_a_client_says_of_a_will_after_a_connect_without_one_does_not_undo_that_c
     world.broker_accepts(false);
     world.expect(A, connack(ReturnCode::Accepted));
 }
+
+#[test]
+fn a_client_that_would_take_the_id_of_a_further_link_is_refused() {
+    let mut world = world();
+    for id in ["gw-2", "gw-8", "gw-16"] {
+        world.send(A, connect(id));
+        world.expect(A, connack(ReturnCode::NotSupported));
+        world.no_command();
+    }
+    for id in ["gw-1", "gw-02", "gw-17", "gw-", "gw-2x", "gw2", "x-gw-2"] {
+        world.served(A, id, true);
+    }
+}

@@ -21,6 +21,7 @@ use super::pool::{LinkKey, Pool};
 use super::retained::HandOuts;
 use super::{Delivery, RequestId, Subscribing, Update, UplinkId};
 use crate::gateway::ClientKey;
+use crate::gateway::io::BrokerSettings;
 use crate::mqtt::{Connection, Event, Full, Message, Options, QoS, Refused, SubscriptionId, Token};
 use crate::topic::TopicFilter;
 use crate::topic::tree::FilterTree;
@@ -33,11 +34,16 @@ const FILTERS_PER_REQUEST: usize = 16;
 /// counted, and may come more than once from a broker that sends several copies.
 const LANES_MAX: usize = 8;
 
+/// Client ids for them: where a link is needed again while the last one of that id is being left, another id is free.
+const LANE_IDS_MAX: usize = 2 * LANES_MAX;
+
 /// The gateway's own link and everything that rides on it.
 #[derive(Debug)]
 pub(super) struct Aggregate {
     /// The gateway's own, and those that there are for filters which overlap.
     lanes: Vec<Lane>,
+    /// Of those that were left, the numbers, until the broker has heard it.
+    leaving: Vec<(LinkKey, usize)>,
     /// How the first of them connects.
     options: Options,
     /// The broker told copies apart when it was last there.
@@ -59,6 +65,8 @@ pub(super) struct Aggregate {
 #[derive(Debug)]
 struct Lane {
     link: LinkKey,
+    /// By which its client id is told from the others: 1 is the gateway's own.
+    number: usize,
     purposes: HashMap<Token, Purpose>,
 }
 
@@ -109,7 +117,8 @@ impl Aggregate {
     /// Everything on this link, which connects like this.
     pub(super) fn new(link: LinkKey, options: Options) -> Self {
         Self {
-            lanes: vec![Lane { link, purposes: HashMap::new() }],
+            lanes: vec![Lane { link, number: 1, purposes: HashMap::new() }],
+            leaving: Vec::new(),
             options,
             had_ids: false,
             left_behind: Vec::new(),
@@ -202,17 +211,27 @@ impl Aggregate {
             return 0;
         }
         let taken = self.lanes_of_overlapping(filter);
-        let Some(free) = (0..LANES_MAX).find(|lane| !taken.contains(lane)) else {
+        let free = (0..LANES_MAX).find(|lane| !taken.contains(lane));
+        let Some(free) = free.filter(|lane| *lane < self.lanes.len() || self.add_lane(pool, now)) else {
             self.crowded += 1;
             return 0;
         };
-        if free == self.lanes.len() {
-            let mut options = self.options.clone();
-            options.client_id = format!("{}-{}", options.client_id, free + 1);
-            let link = pool.add(options, None, now);
-            self.lanes.push(Lane { link, purposes: HashMap::new() });
-        }
         free
+    }
+
+    /// Begins another lane, unless the broker is slower to let go of those before.
+    fn add_lane(&mut self, pool: &mut Pool, now: Instant) -> bool {
+        self.leaving.retain(|(link, _)| pool.connection(*link).is_some());
+        let taken = |number: &usize| {
+            let leaving = self.leaving.iter().map(|(_, number)| number);
+            self.lanes.iter().map(|lane| &lane.number).chain(leaving).any(|taken| taken == number)
+        };
+        let Some(number) = (2..=LANE_IDS_MAX).find(|number| !taken(number)) else { return false };
+        let mut options = self.options.clone();
+        options.client_id = lane_id(&options.client_id, number);
+        let link = pool.add(options, None, now);
+        self.lanes.push(Lane { link, number, purposes: HashMap::new() });
+        true
     }
 
     fn lanes_of_overlapping(&self, filter: &TopicFilter) -> BTreeSet<usize> {
@@ -415,10 +434,14 @@ impl Aggregate {
 
     /// Leaves the last lanes, with their sessions, when nothing rides on them.
     fn close_empty_lanes(&mut self, pool: &mut Pool, cx: &mut LinkCx<'_>) {
+        if self.lanes.len() == 1 {
+            return;
+        }
         let used = self.filters.iter().map(|(_, subscribers)| subscribers.lane).max().unwrap_or(0);
         while self.lanes.len() > used + 1 {
             if let Some(lane) = self.lanes.pop() {
                 pool.remove(lane.link, true, cx);
+                self.leaving.push((lane.link, lane.number));
             }
         }
     }
@@ -608,6 +631,15 @@ impl Aggregate {
             Some(id)
         })
     }
+}
+
+/// Whether the gateway connects under this client id, or may.
+pub(in crate::gateway) fn is_own_id(id: &str, settings: &BrokerSettings) -> bool {
+    id == settings.client_id || (2..=LANE_IDS_MAX).any(|number| id == lane_id(&settings.client_id, number))
+}
+
+fn lane_id(own: &str, number: usize) -> String {
+    format!("{own}-{number}")
 }
 
 /// How a message came, and for what.
