@@ -871,3 +871,33 @@ fn a_client_that_would_take_the_id_of_a_further_link_is_refused() {
         world.served(A, id, true);
     }
 }
+
+#[test]
+fn filters_that_the_broker_takes_only_one_by_one_are_issued_again_one_by_one() {
+    let mut world = changed_world_in_mqtt_5();
+    // CONNACK with a Maximum Packet Size of 60 octets.
+    let connack_of_small_broker = vec![0x20, 8, 0, 0, 5, 0x27, 0, 0, 0, 60];
+    world.send(A, connect_with("c1", false, false, 600));
+    world.on_link_of(Some("c1"));
+    world.broker_answers_tcp();
+    world.broker_takes_octets();
+    world.broker_octets(connack_of_small_broker.clone().into());
+    world.expect(A, connack(ReturnCode::Accepted));
+    let filters = ["a".repeat(30), "b".repeat(30), "c".repeat(30)];
+    for filter in &filters {
+        world.send(A, subscribe(1, filter, Qos::AtMostOnce));
+        let octets = world.broker_takes_octets();
+        world.broker_octets(vec![0x90, 4, octets[2], octets[3], 0, 0].into());
+        world.next(A);
+    }
+    world.broker_down();
+    world.pass(Duration::from_secs(3));
+    world.on_link_of(Some("c1"));
+    world.broker_answers_tcp();
+    world.broker_takes_octets();
+    world.broker_octets(connack_of_small_broker.into());
+    let octets = world.broker_takes_octets();
+    for filter in &filters {
+        assert!(octets.windows(30).any(|part| part == filter.as_bytes()), "{filter} is lost");
+    }
+}

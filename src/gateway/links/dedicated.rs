@@ -272,7 +272,7 @@ impl Own {
         match event {
             Event::Connected { session_present } => {
                 if !session_present {
-                    self.reissue(pool, cx.now);
+                    self.reissue(pool, cx);
                 }
                 self.handle_connected(client, session_present)
             }
@@ -369,7 +369,7 @@ impl Own {
     }
 
     /// The broker knows nothing of the client's subscriptions. What it has yet to answer is repeated anyway.
-    fn reissue(&mut self, pool: &mut Pool, now: Instant) {
+    fn reissue(&mut self, pool: &mut Pool, cx: &mut LinkCx<'_>) {
         let is_asked = |filter: &TopicFilter| {
             self.purposes.values().any(|asked| matches!(asked, Purpose::Subscribe(_, it, ..) if it == filter))
         };
@@ -380,10 +380,15 @@ impl Own {
         }
         let Some(connection) = pool.connection_mut(self.link) else { return };
         for filters in filters.chunks(FILTERS_PER_REQUEST) {
-            // It fits: every one of them was taken before, and the connection has just begun.
-            let _ = connection.subscribe(filters);
+            if connection.subscribe(filters).is_ok() {
+                continue;
+            }
+            // Together they may be too much for the broker. One by one it took them before.
+            for filter in filters.chunks(1) {
+                cx.counters.subscriptions_refused += u64::from(connection.subscribe(filter).is_err());
+            }
         }
-        self.reissued = Some(now);
+        self.reissued = Some(cx.now);
     }
 
     /// Whether a retained message comes of issuing filters again.
