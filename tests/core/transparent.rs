@@ -901,3 +901,17 @@ fn filters_that_the_broker_takes_only_one_by_one_are_issued_again_one_by_one() {
         assert!(octets.windows(30).any(|part| part == filter.as_bytes()), "{filter} is lost");
     }
 }
+
+#[test]
+fn a_goodbye_and_a_return_in_one_breath_leave_nothing_unsaid_to_the_broker() {
+    let mut world = with_will_at_broker();
+    let message = publish(TopicRef::Predefined(1), Qos::AtMostOnce, 0, "last");
+    world.batch(&[(A, message), (A, disconnect()), (A, connect_with("c1", false, false, 60))]);
+    world.expect(A, disconnect());
+    world.broker_gets("pre/one", "last", QoS::AtMostOnce);
+    assert_eq!(world.broker_next(), v4::Packet::Disconnect, "else the broker publishes the Will");
+    world.expect_close();
+    assert!(world.broker_sees_connect("c1").last_will.is_some());
+    world.broker_accepts(true);
+    world.expect(A, connack(ReturnCode::Accepted));
+}

@@ -281,6 +281,8 @@ impl Link {
     /// Connects now, whatever pause there was to be; takes a leave back that is under way.
     pub(super) fn connect_now(&mut self, shared: &mut Shared, cx: &mut LinkCx<'_>) {
         if self.farewell.take().is_some() {
+            // The last words, if there is room: without them the broker would publish the Will.
+            self.flush(shared, cx);
             self.leave(cx);
         }
         if matches!(self.socket, Socket::Waiting(_)) {
