@@ -434,6 +434,12 @@ impl Gateway {
     fn handle_client_timer(&mut self, key: ClientKey, timer: ClientTimer) {
         let Some((session, mut cx)) = self.session_cx(key) else { return };
         match timer {
+            // It is about to be connected again, from wherever: it is not lost, nor to be told to connect.
+            ClientTimer::Supervision | ClientTimer::Grace | ClientTimer::Expiry
+                if session.asking.is_some() =>
+            {
+                session.set_timer(timer, cx.now + cx.settings.broker.ack_timeout, &mut cx);
+            }
             ClientTimer::Supervision => match session.supervision_deadline() {
                 Some(at) if at > cx.now => session.set_timer(ClientTimer::Supervision, at, &mut cx),
                 Some(_) => self.lose(key),
@@ -447,10 +453,6 @@ impl Gateway {
             ClientTimer::BrokerAnswer => session.handle_broker_late(&mut cx),
             ClientTimer::Pause => session.handle_pause_over(&mut cx),
             ClientTimer::Grace => self.dismiss_when_heard(key),
-            // It is about to be connected again.
-            ClientTimer::Expiry if session.asking.is_some() => {
-                session.set_timer(timer, cx.now + cx.settings.broker.ack_timeout, &mut cx);
-            }
             ClientTimer::Expiry => {
                 cx.counters.sessions_expired += 1;
                 self.remove_session(key);

@@ -915,3 +915,58 @@ fn a_goodbye_and_a_return_in_one_breath_leave_nothing_unsaid_to_the_broker() {
     world.broker_accepts(true);
     world.expect(A, connack(ReturnCode::Accepted));
 }
+
+#[test]
+fn a_grace_that_ends_while_the_client_connects_again_waits_for_the_broker() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    world.broker_down();
+    // Its link is tried all the time; at 58 s the client connects again, and the broker takes its time.
+    let mut passed = 0;
+    while passed < 58 {
+        world.pass(Duration::from_secs(1));
+        passed += 1;
+        if let Some((_, LinkCommand::Connect { .. })) = world.commands.pop_back() {
+            world.commands.clear();
+            if passed < 50 {
+                world.on_link_of(Some("c1"));
+                world.broker_down();
+            }
+        }
+    }
+    world.send(A, connect_with("c1", false, false, 61));
+    world.quiet();
+    world.pass(Duration::from_secs(4));
+    world.quiet();
+    world.broker_sees_connect("c1");
+    world.broker_accepts(true);
+    world.expect(A, connack(ReturnCode::Accepted));
+    world.pass(Duration::from_secs(50));
+    world.quiet();
+}
+
+#[test]
+fn a_client_that_connects_elsewhere_is_not_lost_while_the_broker_is_asked() {
+    let mut world = world();
+    world.send(A, connect_with("c1", true, true, 60));
+    world.expect(A, Packet::WillTopicReq);
+    let topic = WillTopic { qos: Qos::AtMostOnce, retain: false, topic: b"w" };
+    world.send(A, Packet::WillTopic(topic));
+    world.expect(A, Packet::WillMsgReq);
+    world.send(A, Packet::WillMsg(WillMsg { message: b"gone" }));
+    world.broker_sees_connect("c1");
+    world.broker_accepts(false);
+    world.expect(A, connack(ReturnCode::Accepted));
+    world.pass(Duration::from_secs(88));
+    world.send(B, connect("c1"));
+    world.pass(Duration::from_secs(5));
+    world.on_link_of(None);
+    world.broker_quiet();
+    world.on_link_of(Some("c1"));
+    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.broker_sees_connect("c1");
+    world.broker_accepts(false);
+    world.next_to(A);
+    let frame = world.next_to(B);
+    assert_eq!(frame, encode(&connack(ReturnCode::Accepted)));
+}
