@@ -89,6 +89,17 @@ impl<V> FilterTree<V> {
         visit_matches(&self.root, topic.as_str(), wild, &mut visit);
     }
 
+    /// Calls `visit` for every filter that overlaps `filter`, itself included if it is in the tree, and looks at no others than
+    /// wildcards make it.
+    pub fn overlapping<'a>(&'a self, filter: &TopicFilter, mut visit: impl FnMut(&'a TopicFilter, &'a V)) {
+        // Wildcards that come first do not match what begins with `$` (MQTT 3.1.1 §4.7.2).
+        visit_overlapping(&self.root, filter.as_str(), &mut |other: &'a TopicFilter, value| {
+            if other.overlaps(filter) {
+                visit(other, value);
+            }
+        });
+    }
+
     /// Changes every value, in a fixed order.
     pub fn for_each_mut(&mut self, mut change: impl FnMut(&mut V)) {
         let mut stack = vec![&mut self.root];
@@ -164,6 +175,47 @@ fn visit_matches<'a, V>(
     }
 }
 
+/// `rest` is what of the filter lies below `node`.
+fn visit_overlapping<'a, V>(node: &'a Node<V>, rest: &str, visit: &mut impl FnMut(&'a TopicFilter, &'a V)) {
+    let (level, below) = match rest.split_once('/') {
+        Some((level, below)) => (level, Some(below)),
+        None => (rest, None),
+    };
+    let mut child_below = |child: &'a Node<V>| match below {
+        Some(below) => visit_overlapping(child, below, visit),
+        None => {
+            // `a/#` matches `a` itself (MQTT 3.1.1 §4.7.1.2).
+            let ends = [Some(child), child.children.get("#")];
+            for (filter, value) in ends.into_iter().flatten().filter_map(|node| node.entry.as_ref()) {
+                visit(filter, value);
+            }
+        }
+    };
+    match level {
+        "#" => {
+            let mut stack = vec![node];
+            while let Some(node) = stack.pop() {
+                stack.extend(node.children.values().rev());
+                if let Some((filter, value)) = &node.entry {
+                    visit(filter, value);
+                }
+            }
+            return;
+        }
+        "+" => {
+            let others = node.children.iter().filter(|(level, _)| &***level != "#");
+            others.for_each(|(_, child)| child_below(child));
+        }
+        level => {
+            let children = [node.children.get(level), node.children.get("+")];
+            children.into_iter().flatten().for_each(child_below);
+        }
+    }
+    if let Some((filter, value)) = node.children.get("#").and_then(|all_below| all_below.entry.as_ref()) {
+        visit(filter, value);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -196,6 +248,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_tree_finds_exactly_the_filters_that_overlap(
+            filters in prop::collection::btree_set(levels(true), 0..12),
+            one in levels(true),
+        ) {
+            let mut tree = FilterTree::default();
+            for text in &filters {
+                *tree.get_or_default(&filter(text)) = ();
+            }
+            let mut found = Vec::new();
+            tree.overlapping(&filter(&one), |filter, ()| found.push(filter.clone()));
+            found.sort();
+            let mut expected: Vec<_> = filters.iter().map(|text| filter(text)).collect();
+            expected.retain(|it| it.overlaps(&filter(&one)));
+            expected.sort();
+            prop_assert_eq!(found, expected);
+        }
+
         #[test]
         fn the_tree_finds_exactly_the_filters_that_match(
             filters in prop::collection::btree_set(levels(true), 0..12),

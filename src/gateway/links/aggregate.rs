@@ -236,18 +236,11 @@ impl Aggregate {
 
     fn lanes_of_overlapping(&self, filter: &TopicFilter) -> BTreeSet<usize> {
         let mut lanes = BTreeSet::new();
-        let mut note = |other: &TopicFilter, subscribers: &Subscribers| {
+        self.filters.overlapping(filter, |other, subscribers| {
             if subscribers.at_broker && other != filter {
                 lanes.insert(subscribers.lane);
             }
-        };
-        match filter.as_topic() {
-            Some(topic) => self.filters.matches(&topic, note),
-            None => {
-                let overlapping = self.filters.iter().filter(|(other, _)| other.overlaps(filter));
-                overlapping.for_each(|(other, subscribers)| note(other, subscribers));
-            }
-        }
+        });
         lanes
     }
 
