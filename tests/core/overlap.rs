@@ -302,3 +302,17 @@ fn a_further_link_that_is_needed_again_does_not_take_the_id_of_one_that_is_being
     let v4::Packet::Connect(connect) = w.broker_next() else { panic!("CONNECT") };
     assert_eq!(connect.client_id, "gw-3");
 }
+
+#[test]
+fn a_further_link_whose_only_filter_the_broker_refuses_is_left() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.subscribed_on(0, A, "s/1", QoS::AtMostOnce);
+    w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
+    w.lane_up(1, "gw-2");
+    let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
+    let return_codes = vec![v4::SubscribeReasonCode::Failure];
+    w.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+    w.next(A);
+    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+}

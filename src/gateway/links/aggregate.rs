@@ -57,6 +57,8 @@ pub(super) struct Aggregate {
     /// Clients that have yet to settle a message.
     owed: HashMap<Delivery, usize>,
     last_subscription: u32,
+    /// A filter has left its lane, which may be empty now.
+    vacated: bool,
     /// Filters for which there was no lane.
     crowded: u64,
 }
@@ -127,6 +129,7 @@ impl Aggregate {
             hand_outs: HandOuts::default(),
             owed: HashMap::new(),
             last_subscription: 0,
+            vacated: false,
             crowded: 0,
         }
     }
@@ -270,6 +273,7 @@ impl Aggregate {
         } else {
             self.unsettled.remove(filter);
             self.filters.remove(filter);
+            self.vacated = true;
         }
     }
 
@@ -366,18 +370,18 @@ impl Aggregate {
 
     /// Brings the broker's filters in line with ours, as far as it can be asked; the rest waits for its answers.
     pub(super) fn settle_filters(&mut self, pool: &mut Pool, cx: &mut LinkCx<'_>) {
-        if self.unsettled.is_empty() || !self.is_up(pool) {
+        if (self.unsettled.is_empty() && !self.vacated) || !self.is_up(pool) {
             return;
         }
         let (mut wanted, mut unwanted) = (BTreeMap::new(), BTreeMap::new());
-        let (mut placed, mut none_wants) = (Vec::new(), false);
+        let mut placed = Vec::new();
         for filter in std::mem::take(&mut self.unsettled) {
             let Some(subscribers) = self.filters.get(&filter) else { continue };
             match subscribers.highest() {
                 Some(qos) => placed.push((filter, qos)),
                 None => {
                     unwanted.entry(subscribers.lane).or_insert_with(Vec::new).push(filter);
-                    none_wants = true;
+                    self.vacated = true;
                 }
             }
         }
@@ -402,7 +406,7 @@ impl Aggregate {
                 self.issue(lane, filters, pool, cx);
             }
         }
-        if none_wants {
+        if std::mem::take(&mut self.vacated) {
             self.close_empty_lanes(pool, cx);
         }
         if self.crowded > 0 {
