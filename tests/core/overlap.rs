@@ -316,3 +316,22 @@ fn a_further_link_whose_only_filter_the_broker_refuses_is_left() {
     w.next(A);
     assert_eq!(w.broker_next(), v4::Packet::Disconnect);
 }
+
+#[test]
+fn what_was_on_its_way_when_a_filter_as_good_was_added_comes() {
+    for [first, second] in [["s/1", "s/#"], ["s/#", "s/1"]] {
+        let mut w = world();
+        w.active(A, "n1");
+        w.subscribed_on(0, A, first, QoS::AtLeastOnce);
+        w.send(A, subscribe(2, second, sn_qos(QoS::AtLeastOnce)));
+        w.lane_up(1, "gw-2");
+        let pkid = w.broker_gets_subscribe(second, QoS::AtLeastOnce);
+        w.broker_grants(pkid, QoS::AtLeastOnce);
+        w.next(A);
+        // It has waited at the broker since before the second SUBSCRIBE, so that there is no other copy.
+        w.on_lane(0);
+        w.broker_publishes(1, "s/1", "before", QoS::AtLeastOnce);
+        let packet = w.next(A);
+        assert!(packet.windows(3).any(|part| part == b"s/1" || part == b"bef"), "{first}: {packet:02x?}");
+    }
+}

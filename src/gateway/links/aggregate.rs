@@ -10,6 +10,7 @@
 //!   flag goes once per topic to every open hand-out that matches and to nobody else.
 //! - The broker gets its acknowledgement when the last recipient has settled the message (design promise G2).
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
@@ -93,6 +94,8 @@ struct Subscribers {
 #[derive(Debug, Clone, Copy)]
 struct Claim {
     qos: QoS,
+    /// Grows from the first SUBSCRIBE of a claim to that of the next.
+    since: u64,
     /// The last SUBSCRIBE for it that was passed on: the answer to an earlier one says nothing about it.
     asked: Option<RequestId>,
     /// Granted while the broker was away: its retained messages are still to come.
@@ -174,6 +177,7 @@ impl Aggregate {
         let others = self.filters.get(filter).and_then(Subscribers::highest);
         let at_broker = others.map_or(qos, |others| higher(others, qos));
         let before = self.filters.get(filter).and_then(|subscribers| subscribers.clients.get(&client));
+        let since = before.map_or(id.0, |claim| claim.since);
         let before = before.map(|claim| claim.qos);
         let subscription = self.subscription(filter);
         let mut lane = 0;
@@ -197,7 +201,7 @@ impl Aggregate {
             Subscribing::Asked(id) => Some(id),
             Subscribing::Granted(_) => None,
         };
-        subscribers.clients.insert(client, Claim { qos, asked, awaits_retained: asked.is_none() });
+        subscribers.clients.insert(client, Claim { qos, since, asked, awaits_retained: asked.is_none() });
         if asked.is_some() {
             (subscribers.at_broker, subscribers.lane) = (true, lane);
             subscribers.asked += 1;
@@ -602,21 +606,22 @@ impl Aggregate {
     /// Everybody who subscribed to a filter that matches, once, at the highest QoS granted to it. Of several copies, which
     /// the broker may send where filters overlap, a client gets the one for its best filter.
     fn recipients(&self, message: &Message, copy: &Copy<'_>) -> BTreeMap<ClientKey, QoS> {
-        let mut best: BTreeMap<ClientKey, (bool, QoS, usize, Option<SubscriptionId>)> = BTreeMap::new();
+        let mut best = BTreeMap::new();
         self.filters.matches(&message.topic, |_, subscribers| {
             for (client, claim) in &subscribers.clients {
-                // A filter that the broker has not confirmed yet may bring no copy.
-                let this = (subscribers.granted, claim.qos, subscribers.lane, subscribers.id);
+                // A filter that the broker has not confirmed yet may bring no copy, nor one that is younger than the message.
+                let rank = (subscribers.granted, claim.qos, Reverse(claim.since));
+                let this = (rank, subscribers.lane, subscribers.id);
                 let best = best.entry(*client).or_insert(this);
-                if (this.0, this.1) > (best.0, best.1) {
+                if this.0 > best.0 {
                     *best = this;
                 }
             }
         });
         let has_ids = !copy.subscriptions.is_empty();
         let for_it = |id: Option<SubscriptionId>| id.is_none_or(|id| copy.subscriptions.contains(&id));
-        best.retain(|_, (_, _, lane, id)| *lane == copy.lane && (!has_ids || for_it(*id)));
-        best.into_iter().map(|(client, (_, qos, ..))| (client, lower(message.qos, qos))).collect()
+        best.retain(|_, (_, lane, id)| *lane == copy.lane && (!has_ids || for_it(*id)));
+        best.into_iter().map(|(client, ((_, qos, _), ..))| (client, lower(message.qos, qos))).collect()
     }
 
     /// The identifier of a filter, a new one if it has none. There are enough for one a second for eight years.
