@@ -308,9 +308,21 @@ impl Gateway {
         let Some(session) = self.clients.get_mut(key) else { return };
         session.asking = None;
         if session.fresh {
-            self.remove_session(key);
-        } else if !has_link && session.peer.is_some() {
-            self.end_connection(key, State::Disconnected);
+            return self.remove_session(key);
+        }
+        let (will, is_bound) = (session.will.message(), session.peer.is_some());
+        if has_link && self.settings.broker.wills == Wills::Broker {
+            let (links, _) = self.links_cx();
+            links.change_will(key, will);
+        }
+        match (has_link, is_bound) {
+            (false, true) => self.end_connection(key, State::Disconnected),
+            // The link may have been left for the CONNECT, and be lost with it.
+            (true, true) => {
+                let grace = self.now + self.settings.broker.grace;
+                self.timers.set_unless_set(Timer::Client(key, ClientTimer::Grace), grace);
+            }
+            (_, false) => {}
         }
     }
 

@@ -50,6 +50,13 @@ impl Timers {
         self.due.insert((at, timer));
     }
 
+    /// Sets the deadline of `timer`, unless it has one.
+    pub(super) fn set_unless_set(&mut self, timer: Timer, at: Instant) {
+        if !self.set.contains_key(&timer) {
+            self.set(timer, at);
+        }
+    }
+
     pub(super) fn cancel(&mut self, timer: &Timer) {
         if let Some(before) = self.set.remove(timer) {
             self.due.remove(&(before, timer.clone()));

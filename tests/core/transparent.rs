@@ -970,3 +970,30 @@ fn a_client_that_connects_elsewhere_is_not_lost_while_the_broker_is_asked() {
     let frame = world.next_to(B);
     assert_eq!(frame, encode(&connack(ReturnCode::Accepted)));
 }
+
+#[test]
+fn a_client_whose_other_will_the_broker_does_not_take_has_its_grace_and_its_old_will() {
+    let mut world = with_will_at_broker();
+    world.send(A, connect_with("c1", true, false, 61));
+    world.expect(A, Packet::WillTopicReq);
+    let topic = WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w" };
+    world.send(A, Packet::WillTopic(topic));
+    world.expect(A, Packet::WillMsgReq);
+    world.send(A, Packet::WillMsg(WillMsg { message: b"other" }));
+    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    let will = world.broker_sees_connect("c1").last_will.expect("a will");
+    assert_eq!(&will.message[..], b"other");
+    world.broker_refuses(ConnectReturnCode::ServiceUnavailable);
+    world.expect(A, connack(ReturnCode::Congestion));
+    world.pass(Duration::from_secs(3));
+    let will = world.broker_sees_connect("c1").last_will.expect("a will");
+    assert_eq!(&will.message[..], b"gone", "all is as it was");
+    world.broker_down();
+    for _ in 0..57 {
+        world.quiet();
+        world.send(A, pingreq());
+        world.expect(A, Packet::PingResp);
+        world.pass(Duration::from_secs(1));
+    }
+    world.expect(A, disconnect());
+}
