@@ -222,6 +222,10 @@ impl Gateway {
 
     /// All is said: what serves the client at the broker is asked, if it is one of its own.
     fn admit(&mut self, peer: Peer, route: Route, params: Params, will: WillChange, prompted: bool) {
+        if self.stopping.is_some() {
+            self.counters.sessions_full += 1;
+            return self.answer_connect(&peer, route, ReturnCode::Congestion);
+        }
         let mode = self.mode(&peer, &params);
         if mode == Mode::Aggregating {
             return self.establish(peer, route, params, will, prompted);

@@ -997,3 +997,20 @@ fn a_client_whose_other_will_the_broker_does_not_take_has_its_grace_and_its_old_
     }
     world.expect(A, disconnect());
 }
+
+#[test]
+fn nobody_is_connected_any_more_after_the_order_to_stop() {
+    for mode in [Mode::Transparent, Mode::Aggregating] {
+        let mut world = changed_world(|settings| settings.ports[0].mode = mode);
+        world.send(A, connect_with("c1", true, true, 60));
+        world.expect(A, Packet::WillTopicReq);
+        let topic = WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w" };
+        world.send(A, Packet::WillTopic(topic));
+        world.expect(A, Packet::WillMsgReq);
+        world.input(Input::Control(mqtt_sn_gateway::gateway::io::Control::Shutdown));
+        world.send(A, Packet::WillMsg(WillMsg { message: b"late" }));
+        world.expect(A, connack(ReturnCode::Congestion));
+        assert_eq!(world.gw.sessions(), 0);
+        assert!(world.stopped);
+    }
+}
