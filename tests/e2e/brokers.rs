@@ -20,6 +20,7 @@ enum Kind {
     Mosquitto(Mosquitto),
     RabbitMq(RabbitMq),
     Aedes { port: u16, process: Option<Process> },
+    Amqtt(Amqtt),
 }
 
 /// What brokers differ in.
@@ -87,12 +88,29 @@ impl Broker {
         broker
     }
 
+    pub fn amqtt() -> Self {
+        let port = free_tcp();
+        let facts = Facts {
+            version: "MQTT 3.1.1",
+            qos_max: QoS::ExactlyOnce,
+            retained_qos_max: QoS::ExactlyOnce,
+            retained_by_wildcards: true,
+            hides_dollar: true,
+            rewrites_topics: false,
+            keeps_sessions: false,
+        };
+        let mut amqtt = Amqtt { port, process: None, folder: TempDir::new().unwrap() };
+        amqtt.up();
+        Self { port, facts, kind: Kind::Amqtt(amqtt) }
+    }
+
     /// It is back when this returns.
     pub fn up(&mut self) {
         match &mut self.kind {
             Kind::Mosquitto(mosquitto) => mosquitto.up(),
             Kind::RabbitMq(rabbitmq) => rabbitmq.up(),
             Kind::Aedes { port, process } => *process = Some(aedes(*port)),
+            Kind::Amqtt(amqtt) => amqtt.up(),
         }
     }
 
@@ -102,6 +120,7 @@ impl Broker {
             Kind::Mosquitto(mosquitto) => mosquitto.down(),
             Kind::RabbitMq(rabbitmq) => rabbitmq.node = None,
             Kind::Aedes { process, .. } => *process = None,
+            Kind::Amqtt(amqtt) => amqtt.process = None,
         }
     }
 }
@@ -161,6 +180,27 @@ impl RabbitMq {
             .env("RUNNING_UNDER_SYSTEMD", "true");
         self.node = Some(Process::start(&mut command));
         wait_until("rabbitmq listening", || listens(self.port));
+    }
+}
+
+struct Amqtt {
+    port: u16,
+    process: Option<Process>,
+    folder: TempDir,
+}
+
+impl Amqtt {
+    fn up(&mut self) {
+        let config = self.folder.path().join("amqtt.yaml");
+        let text = format!(
+            "listeners:\n  default: {{ type: tcp, bind: 127.0.0.1:{} }}\n\
+             plugins:\n  amqtt.plugins.authentication.AnonymousAuthPlugin: {{ allow_anonymous: true }}\n",
+            self.port
+        );
+        std::fs::write(&config, text).unwrap();
+        let program = installed("amqtt-0.12.1").join("bin/amqtt");
+        self.process = Some(Process::start(Command::new(program).arg("-c").arg(config)));
+        wait_until("amqtt listening", || listens(self.port));
     }
 }
 
