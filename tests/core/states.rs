@@ -432,12 +432,6 @@ fn look(stage: &dyn Fn() -> Bench) -> Look {
         bench
     };
     let mut bench = begin();
-    bench.send(A, PING);
-    let ping = coarse(&bench.heard(A));
-
-    let [message, fetch] = look_of_messages(stage);
-
-    let mut bench = begin();
     bench.pass(Duration::from_secs(9));
     let retry = coarse(&bench.heard(A));
     // Without it WILLMSG might be a repetition.
@@ -448,14 +442,18 @@ fn look(stage: &dyn Fn() -> Bench) -> Look {
     let handshake = [coarse(&bench.heard(A)), will_msg];
 
     let mut bench = begin();
+    bench.send(A, PING);
+    let ping = coarse(&bench.heard(A));
     bench.release();
     let release = coarse(&bench.heard(A));
-    let later = if retry == "-" {
+    let mut later = "-".to_owned();
+    // What is open is asked again until then.
+    if ping == "PINGRESP" && retry == "-" {
         bench.pass(Duration::from_secs(340));
-        coarse(&bench.heard(A)).chars().take_while(|c| *c != '_').collect()
-    } else {
-        "-".to_owned()
-    };
+        later = coarse(&bench.heard(A)).chars().take_while(|c| *c != '_').collect();
+    }
+
+    let [message, fetch] = look_of_messages(stage);
     Look { ping, retry, message, fetch, handshake, release, later }
 }
 
