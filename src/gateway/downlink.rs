@@ -31,6 +31,11 @@ use crate::wire::{Encapsulation, Frame, MsgIdOnly, Packet, ReturnCode, TopicAck,
 /// T_WAIT (§7.2): how long a client that said `congestion` is left alone, and a name that it did not take.
 const T_WAIT: Duration = Duration::from_secs(330);
 
+/// How often a message of QoS 1 or 2 goes through all its repetitions while the client is heard but does not answer: a radio
+/// that loses a tenth of all frames takes one in a thousand from the first round, and one in a thousand million from three. A
+/// client that does not want it must not block the others for ever (Interpretation: R-113).
+pub(super) const ROUNDS: u32 = 3;
+
 /// Messages that may join a drain under way, beyond what waited when the client woke: a source faster than the radio would
 /// keep it awake for ever (Interpretation: R-143).
 const DRAIN_SURPLUS: usize = 16;
@@ -110,7 +115,7 @@ impl Session {
         expires: Option<Instant>,
         cx: &mut Cx<'_>,
     ) {
-        let mut item = Item { message, qos, delivery, sent_as: None, offered: None, expires };
+        let mut item = Item { message, qos, delivery, sent_as: None, offered: None, rounds: 0, expires };
         if !self.wants(&item) {
             // On a link of its own it may cross the client's UNSUBSCRIBE (Interpretation: A-44).
             cx.counters.downlink_ended += 1;
@@ -521,6 +526,11 @@ impl Session {
             // It learnt the id from a SUBACK or REGACK meanwhile.
             Request::Register { topic_id, item, repair } if self.registry.is_known(topic_id) => {
                 self.send_registered(item, topic_id, repair, cx);
+            }
+            Request::Publish { topic, item, repair } if heard && item.has_rounds_left() => {
+                cx.counters.downlink_retransmissions += 1;
+                let item = Item { rounds: item.rounds + 1, ..item };
+                self.open(Request::Publish { topic, item, repair }, Some(exchange.msg_id), cx);
             }
             Request::Register { topic_id, item, .. } if heard => {
                 self.registry.pause(topic_id, cx.now + T_WAIT);

@@ -22,6 +22,8 @@ pub(super) struct Item {
     pub(super) sent_as: Option<u16>,
     /// When the client was first asked to learn its topic, in this connection.
     pub(super) offered: Option<Instant>,
+    /// How often the client was heard and has not answered to all repetitions.
+    pub(super) rounds: u32,
     /// Until when it is worth to be sent (MQTT 5 §3.3.2.3.3).
     pub(super) expires: Option<Instant>,
 }
@@ -30,6 +32,11 @@ impl Item {
     /// Whether it is worth nothing any more. What has been sent is finished.
     pub(super) fn has_expired(&self, now: Instant) -> bool {
         self.sent_as.is_none() && self.expires.is_some_and(|expires| expires < now)
+    }
+
+    /// Whether it may go through all its repetitions once more.
+    pub(super) fn has_rounds_left(&self) -> bool {
+        self.rounds + 1 < super::downlink::ROUNDS
     }
 
     fn len(&self) -> usize {

@@ -192,6 +192,8 @@ impl Aggregate {
             self.unsettled.remove(filter);
             Subscribing::Asked(id)
         } else {
+            // What an earlier SUBSCRIBE has brought is to come again.
+            self.hand_outs.close(client, filter);
             self.unsettled.insert(filter.clone());
             Subscribing::Granted(qos)
         };

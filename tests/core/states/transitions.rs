@@ -311,6 +311,14 @@ fn active_and_heard_it_is_not_lost_over_a_message_and_the_next_one_follows() {
         connected(b);
         b.publish("s/1", "x", QoS::AtLeastOnce);
         b.publish("s/1", "y", QoS::AtLeastOnce);
+        // Three rounds of four, the client heard in each.
+        for _ in 0..2 {
+            b.pass(secs(39));
+            b.forget();
+            says(b, PING, "PINGRESP");
+            b.pass(secs(1));
+            b.expect(A, "PUBLISH s/1 q1 m 'x' dup");
+        }
         b.pass(secs(30));
         b.forget();
         says(b, PING, "PINGRESP");
