@@ -1014,3 +1014,70 @@ fn nobody_is_connected_any_more_after_the_order_to_stop() {
         assert!(world.stopped);
     }
 }
+
+#[test]
+fn a_filter_that_is_refused_on_top_of_a_subscription_is_issued_again_as_it_was() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    world.subscribed(A, "t", QoS::AtMostOnce);
+    world.send(A, subscribe(9, "t", Qos::AtLeastOnce));
+    let pkid = world.broker_gets_subscribe("t", QoS::AtLeastOnce);
+    let return_codes = vec![v4::SubscribeReasonCode::Failure];
+    world.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+    world.next(A);
+    world.broker_down();
+    world.pass(Duration::from_secs(3));
+    world.broker_sees_connect("c1");
+    world.broker_accepts(false);
+    world.broker_gets_subscribe("t", QoS::AtMostOnce);
+}
+
+#[test]
+fn what_is_said_late_of_a_connection_that_is_gone_does_not_touch_the_next() {
+    let mut world = world();
+    world.served(A, "c1", true);
+    let (before, _) = world.commands[0];
+    world.broker_down();
+    world.pass(Duration::from_secs(3));
+    world.broker_sees_connect("c1");
+    world.broker_accepts(true);
+    world.commands.clear();
+    world.input(Input::Link(before, LinkEvent::Closed(LinkFailure::Closed)));
+    world.input(Input::Link(before, LinkEvent::Bytes(vec![0xFF; 9].into())));
+    world.no_command();
+    assert_eq!(world.gw.counters().link_stale, 2);
+}
+
+#[test]
+fn a_session_that_was_inherited_stays_so_when_the_client_connects_again() {
+    let mut world = world();
+    for present_and_new in [true, false] {
+        world.send(A, connect_with("c1", false, false, if present_and_new { 60 } else { 61 }));
+        world.broker_sees_connect("c1");
+        world.broker_accepts(true);
+        world.expect(A, connack(ReturnCode::Accepted));
+        if present_and_new {
+            world.send(A, disconnect());
+            world.expect(A, disconnect());
+            world.broker_next();
+        }
+    }
+    world.broker_publishes(3, "from/before", "kept", QoS::AtLeastOnce);
+    world.expect_register(A, "from/before");
+}
+
+#[test]
+fn a_session_that_cannot_be_removed_from_the_broker_is_tried_once() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    world.send(A, disconnect());
+    world.expect(A, disconnect());
+    world.pass(Duration::from_secs(86_401));
+    world.on_link_of(Some("c1"));
+    world.commands.clear();
+    world.broker_down();
+    world.pass(Duration::from_secs(100));
+    let again =
+        world.commands.iter().any(|(_, it)| matches!(it, LinkCommand::Connect { client: Some(_), .. }));
+    assert!(!again, "{:?}", world.commands);
+}
