@@ -467,6 +467,11 @@ impl Connection {
         self.outbound.unfinished()
     }
 
+    /// SUBSCRIBEs and UNSUBSCRIBEs that are taken before [`Full::Requests`].
+    pub fn requests_left(&self) -> usize {
+        REQUESTS_MAX.saturating_sub(self.outbound.requests())
+    }
+
     /// What was counted since the value was made.
     pub fn counters(&self) -> &Counters {
         &self.counters

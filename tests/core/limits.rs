@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mqtt_sn_gateway::gateway::io::{Input, Peer, PortId, QueueFull, Route};
+use mqtt_sn_gateway::gateway::io::{Input, Peer, PortId, Protocol, QueueFull, Route};
 use mqtt_sn_gateway::wire::{Packet, Qos, Register, ReturnCode, SubAck, TopicRef};
 use proptest::prelude::*;
 use rumqttc::QoS;
@@ -509,4 +509,36 @@ proptest! {
             prop_assert!(w.gw.sessions() <= 3);
         }
     }
+}
+
+#[test]
+fn filters_beyond_the_requests_that_a_broker_may_have_open_follow_as_it_answers() {
+    const FILTERS: u32 = 4100;
+    let mut w = offline_world(|settings| {
+        settings.broker.protocol = Protocol::V5;
+        (settings.sessions.max_subscriptions, settings.sessions.max_topics) = (10_000, 10_000);
+    });
+    w.active(A, "n1");
+    for number in 0..FILTERS {
+        w.send(A, subscribe(2, &format!("{number:04}"), Qos::AtMostOnce));
+        w.next(A);
+    }
+    w.broker_answers_tcp();
+    w.broker_takes_octets();
+    w.broker_octets(vec![0x20, 3, 0, 0, 0].into());
+    let mut asked = std::collections::BTreeSet::new();
+    let mut batches = Vec::new();
+    while asked.len() < FILTERS as usize {
+        let octets = w.broker_takes_octets();
+        let (mut rest, mut answers) = (&octets[..], Vec::new());
+        while let [0x82, len, packet @ ..] = rest {
+            let (packet, after) = packet.split_at(usize::from(*len));
+            assert!(asked.insert(packet[packet.len() - 5..packet.len() - 1].to_vec()));
+            answers.push(vec![0x90, 4, packet[0], packet[1], 0, 0]);
+            rest = after;
+        }
+        batches.push(answers.len());
+        w.broker_octets(answers.concat().into());
+    }
+    assert_eq!(batches, [4096, 4]);
 }

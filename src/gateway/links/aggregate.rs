@@ -381,7 +381,12 @@ impl Aggregate {
         }
         let (mut wanted, mut unwanted) = (BTreeMap::new(), BTreeMap::new());
         let mut placed = Vec::new();
-        for filter in std::mem::take(&mut self.unsettled) {
+        // No more than the connection takes at the moment, or all that wait would be looked at with every answer. What is
+        // to be moved is looked at as a whole.
+        let room = pool.connection(self.lanes[0].link).map_or(0, Connection::requests_left);
+        let room = if self.left_behind.is_empty() { room } else { usize::MAX };
+        let due: Vec<_> = std::iter::from_fn(|| self.unsettled.pop_first()).take(room).collect();
+        for filter in due {
             let Some(subscribers) = self.filters.get(&filter) else { continue };
             match subscribers.highest() {
                 Some(qos) => placed.push((filter, qos)),
