@@ -18,8 +18,8 @@ use tokio::time::{sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::broker;
-use crate::gateway::Gateway;
 use crate::gateway::io::{Control, Input, Mode, Output, PortId, Settings, Target};
+use crate::gateway::{Counters, Gateway};
 use crate::link::{Certificates, Links, Report};
 use crate::transport::{self, Inbox, Intake, OpenError, Transport};
 
@@ -422,22 +422,6 @@ struct Tally {
     told: Vec<u64>,
 }
 
-/// Facts that are no loss. A counter that is not named here is told when it moves.
-const ROUTINE: [&str; 12] = [
-    "frames_received",
-    "frames_sent",
-    "connects_accepted",
-    "sessions_taken_over",
-    "sessions_expired",
-    "wills_published",
-    "uplink_messages",
-    "uplink_duplicates",
-    "downlink_messages",
-    "downlink_delivered",
-    "downlink_retransmissions",
-    "link_connects",
-];
-
 #[derive(Debug)]
 struct Counted {
     name: String,
@@ -486,7 +470,7 @@ impl Tally {
     fn count(&self, gateway: &Gateway, ports: &[Transport], links: &Links) -> Vec<Counted> {
         let core = gateway.counters().iter().map(|(name, total)| Counted {
             name: name.to_owned(),
-            loss: !ROUTINE.contains(&name),
+            loss: Counters::is_loss(name),
             total,
         });
         let ports = self.port_names.iter().zip(ports).flat_map(|(port, transport)| {

@@ -124,3 +124,30 @@ counters! {
     /// Events of connections that are no more.
     link_stale,
 }
+
+/// Facts that are no loss. A counter that is not named here is told when it moves.
+const ROUTINE: [&str; 16] = [
+    "frames_received",
+    "frames_sent",
+    "connects_accepted",
+    "sessions_taken_over",
+    "sessions_rebound",
+    "sessions_expired",
+    "wills_published",
+    "uplink_messages",
+    "uplink_duplicates",
+    "downlink_messages",
+    "downlink_recipients",
+    "downlink_delivered",
+    "downlink_retransmissions",
+    "link_connects",
+    "link_fallbacks",
+    "link_stale",
+];
+
+impl Counters {
+    /// Whether somebody was refused something or has to do without it when the counter of this name moves.
+    pub fn is_loss(name: &str) -> bool {
+        !ROUTINE.contains(&name)
+    }
+}

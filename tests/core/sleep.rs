@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mqtt_sn_gateway::gateway::Counters;
 use mqtt_sn_gateway::wire::{
     Disconnect, Packet, PingReq, Qos, Response, ReturnCode, TopicRef, WillMsg, WillTopic,
 };
@@ -274,6 +275,20 @@ fn without_qos0_in_the_queue_a_sleeper_misses_qos_0() {
     w.send(A, wake());
     w.expect(A, Packet::PingResp);
     assert_eq!(w.gw.counters().downlink_offline, 1);
+}
+
+#[test]
+fn a_day_on_which_all_goes_well_counts_no_loss() {
+    let mut w = world();
+    let topic = asleep(&mut w, QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/1", "a", QoS::AtLeastOnce);
+    w.send(B, wake());
+    let a = w.expect_publish(B, topic, Qos::AtLeastOnce, false, "a");
+    w.send(B, puback(topic, a, ReturnCode::Accepted));
+    w.expect(B, Packet::PingResp);
+    assert_eq!((w.gw.counters().sessions_rebound, w.gw.counters().downlink_recipients), (1, 1));
+    let losses = w.gw.counters().iter().filter(|(name, count)| *count > 0 && Counters::is_loss(name));
+    assert_eq!(losses.collect::<Vec<_>>(), []);
 }
 
 #[test]
