@@ -137,8 +137,21 @@ impl Config {
         }
         let own_links =
             |transport: &Transport| transport.mode.unwrap_or(self.broker.mode) == Mode::Transparent;
-        if !self.broker.clients.is_empty() && !self.transports.iter().any(own_links) {
-            notes.push("broker.clients: has no effect without a transport in transparent mode".into());
+        let is_transparent = self.transports.iter().any(own_links);
+        let of_transparent = [
+            ("broker.clients", !self.broker.clients.is_empty()),
+            (
+                "broker.client_id_template",
+                self.broker.client_id_template != default.broker.client_id_template,
+            ),
+            ("broker.wills", self.broker.wills != default.broker.wills),
+        ];
+        for (key, _) in of_transparent.into_iter().filter(|(_, set)| *set && !is_transparent) {
+            notes.push(format!("{key}: has no effect without a transport in transparent mode"));
+        }
+        if self.broker.wills == Wills::Broker && is_transparent {
+            let text = "when the uplink drops, the broker publishes the Wills of all its clients";
+            notes.push(format!("broker.wills: broker: {text}"));
         }
         if let Some(address) = self.http.listen {
             notes.push(format!("http.listen: not in this version, nothing listens on {address}"));
@@ -943,6 +956,17 @@ log: { level: trace, format: plain }
         assert_eq!(notes.len(), 4);
         let (config, _) = read("broker: { outage_queue: { messages: 5 } }\nstore: { commit: 5ms }");
         assert_eq!(config.notes().iter().filter(|note| note.ends_with("has no effect")).count(), 2);
+        let text =
+            "store: { path: none }\nbroker: { outage: reject, wills: broker, client_id_template: 'gw-%c' }";
+        let ends = " has no effect without a transport in transparent mode";
+        let (config, _) = read(text);
+        assert_eq!(
+            config.notes(),
+            ["broker.client_id_template:", "broker.wills:"].map(|key| format!("{key}{ends}"))
+        );
+        let (config, _) = read(&text.replace("wills", "mode: transparent, wills"));
+        assert_eq!(config.notes().len(), 1, "{:?}", config.notes());
+        assert!(config.notes()[0].starts_with("broker.wills: broker: when the uplink drops"));
     }
 
     #[test]
