@@ -192,7 +192,9 @@ impl Link {
         let (count, before) = self.hang_ups;
         self.hang_ups = (if first.is_some() && first == before { count + 1 } else { 1 }, first);
         if self.hang_ups.0 >= HANG_UPS_MAX && first.is_some() {
+            let client = self.client.as_ref().map(tracing::field::display);
             warn!(
+                client,
                 broker = self.broker(cx.settings),
                 "closes for one message again and again: it is given up"
             );
