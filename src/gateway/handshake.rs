@@ -352,6 +352,7 @@ impl Gateway {
             WillChange::Delete => session.will = Will::default(),
             WillChange::Set(will) => session.will = will,
         }
+        let was = session.state;
         (session.state, session.clean, session.keep_alive) = (State::Active, params.clean, params.keep_alive);
         (session.route, session.last_heard, session.connected) = (route, cx.now, cx.now);
         (session.connect, session.prompted) = (Some(params.frame).filter(|_| !prompted), prompted);
@@ -363,7 +364,15 @@ impl Gateway {
         session.send(Packet::ConnAck(Response { code: ReturnCode::Accepted }), &mut cx);
         session.resume_uplink(&mut cx);
         session.resume_downlink(&mut cx);
-        tracing::info!(client = %params.id, clean_session = params.clean, "client connected");
+        match was {
+            State::Disconnected | State::Lost => {
+                tracing::info!(client = %params.id, clean_session = params.clean, "client connected");
+            }
+            // Of a client that was not away this is no news, and some do it each time they wake.
+            State::Active | State::Asleep | State::Awake => {
+                tracing::debug!(client = %params.id, clean_session = params.clean, "client connected again");
+            }
+        }
     }
 
     /// A peer is one client at a time: the one it was before is gone without notice (Interpretation: R-101).

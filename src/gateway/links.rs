@@ -285,7 +285,10 @@ impl Links {
                     self.aggregate.handle_event(lane, event, &mut self.pool, &mut self.updates, cx);
                 }
                 (Some(_), News::Lost(_)) => {}
-                (None, news) => self.dedicated.handle(link, news, &mut self.pool, &mut self.updates, cx),
+                (None, news) => {
+                    let own_is_up = self.is_up();
+                    self.dedicated.handle(link, news, own_is_up, &mut self.pool, &mut self.updates, cx);
+                }
             }
         }
         self.updates.pop_front()

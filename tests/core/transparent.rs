@@ -1081,3 +1081,93 @@ fn a_session_that_cannot_be_removed_from_the_broker_is_tried_once() {
         world.commands.iter().any(|(_, it)| matches!(it, LinkCommand::Connect { client: Some(_), .. }));
     assert!(!again, "{:?}", world.commands);
 }
+
+#[test]
+fn when_the_broker_is_back_no_client_waits_for_its_turn_until_the_grace_is_over() {
+    let mut world = changed_world(|settings| settings.broker.grace = Duration::from_secs(120));
+    let clients = ["c0", "c1", "c2", "c3", "c4"];
+    for (at, id) in (1..).zip(clients) {
+        world.served(at, id, false);
+    }
+    // The broker goes, and refuses TCP for a minute.
+    for id in [None].into_iter().chain(clients.map(Some)) {
+        world.on_link_of(id);
+        world.broker_down();
+    }
+    for _ in 0..600 {
+        world.pass(Duration::from_millis(100));
+        for id in [None].into_iter().chain(clients.map(Some)) {
+            world.on_link_of(id);
+            if world.is_asked_for() {
+                world.broker_down();
+            }
+        }
+    }
+    // It is back, and takes whoever comes first; the others come within two seconds.
+    let mut connected = std::collections::BTreeSet::new();
+    let mut first = None;
+    for tick in 0..400 {
+        world.pass(Duration::from_millis(100));
+        for id in [None].into_iter().chain(clients.map(Some)) {
+            world.on_link_of(id);
+            if world.is_asked_for() && connected.insert(id) {
+                world.broker_answers_tcp();
+                world.broker_takes_octets();
+                world.broker_accepts(true);
+                first.get_or_insert(tick);
+            }
+        }
+        if connected.len() == 6 {
+            assert!(tick - first.unwrap() <= 21, "{} ticks", tick - first.unwrap());
+            assert_eq!(world.gw.counters().clients_dismissed, 0);
+            return;
+        }
+    }
+    panic!("{connected:?}");
+}
+
+#[test]
+fn a_client_whose_id_another_connection_takes_back_each_time_is_told_and_gives_way() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    for again in 1..=20 {
+        // The broker closes without a word: the other is there.
+        world.on_link_of(Some("c1"));
+        world.broker_down();
+        if world.gw.counters().clients_dismissed > 0 {
+            assert_eq!(again, 7);
+            world.expect(A, disconnect());
+            world.commands.clear();
+            world.pass(Duration::from_secs(100));
+            world.no_command();
+            return;
+        }
+        world.pass(Duration::from_secs(3));
+        world.broker_sees_connect("c1");
+        world.broker_accepts(true);
+        world.send(A, pingreq());
+        world.expect(A, Packet::PingResp);
+    }
+    panic!("it fights for ever");
+}
+
+#[test]
+fn a_client_on_a_bad_way_to_the_broker_is_not_taken_for_one_whose_id_is_taken() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    for _ in 1..=20 {
+        // The way breaks for everybody.
+        for id in [None, Some("c1")] {
+            world.on_link_of(id);
+            world.broker_down();
+        }
+        world.pass(Duration::from_secs(3));
+        world.on_link_of(None);
+        world.broker_up(true);
+        world.broker_sees_connect("c1");
+        world.broker_accepts(true);
+        world.send(A, pingreq());
+        world.expect(A, Packet::PingResp);
+    }
+    assert_eq!(world.gw.counters().clients_dismissed, 0);
+}

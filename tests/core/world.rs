@@ -37,6 +37,8 @@ pub struct World {
     to_broker: BTreeMap<Owner, BytesMut>,
     owners: BTreeMap<LinkId, Owner>,
     open: BTreeSet<LinkId>,
+    /// Of those, the ones that are connected.
+    answered: BTreeSet<LinkId>,
     frames: VecDeque<(Target, Bytes)>,
     broadcasts: VecDeque<Bytes>,
     /// Writes of the gateway since the last look.
@@ -117,6 +119,7 @@ pub fn offline_world(change: impl FnOnce(&mut Settings)) -> World {
         to_broker: BTreeMap::new(),
         owners: BTreeMap::new(),
         open: BTreeSet::new(),
+        answered: BTreeSet::new(),
         frames: VecDeque::new(),
         broadcasts: VecDeque::new(),
         writes: 0,
@@ -304,8 +307,14 @@ impl World {
         self.open.iter().filter(|link| self.owners[link].0.is_none()).count()
     }
 
+    /// Whether the gateway waits for this connection.
+    pub fn is_asked_for(&self) -> bool {
+        self.link.is_some_and(|link| self.open.contains(&link) && !self.answered.contains(&link))
+    }
+
     /// The TCP connection that the gateway asked for is there.
     pub fn broker_answers_tcp(&mut self) {
+        self.answered.insert(self.link.unwrap());
         self.input(Input::Link(self.link.unwrap(), LinkEvent::Connected));
     }
 

@@ -35,6 +35,14 @@ const FILTERS_PER_REQUEST: usize = 16;
 /// How long after filters were issued again retained messages are taken for what that has brought.
 const REISSUED: Duration = Duration::from_secs(10);
 
+/// Connections of a client that the broker closed so soon, one after another and while it served the gateway itself: then
+/// another connection has the client's id and takes it back each time. Brokers of MQTT 3.1.1 cannot say so, and Mosquitto 2.0
+/// does not. More than [`super::link`] needs to give a message up.
+const TAKEN_BACK_MAX: u32 = 7;
+
+/// How soon.
+const TAKEN_BACK_WITHIN: Duration = Duration::from_secs(10);
+
 /// DISCONNECT because another connection has the client id now (MQTT 5 §3.14.2.1).
 const TAKEN_OVER: u8 = 0x8E;
 
@@ -80,6 +88,9 @@ pub(super) struct Own {
     /// The Will that the broker keeps.
     will: Option<Message>,
     phase: Phase,
+    /// When the broker last accepted it, and how often it was lost soon after.
+    accepted: Option<Instant>,
+    taken_back: u32,
     purposes: BTreeMap<Token, Purpose>,
     /// What the client has subscribed to, at the QoS it asked for.
     filters: BTreeMap<TopicFilter, QoS>,
@@ -144,7 +155,18 @@ impl Dedicated {
         self.by_link.insert(link, client);
         let phase = Phase::Asking(Before::Nothing);
         let (purposes, filters) = (BTreeMap::new(), BTreeMap::new());
-        self.clients.insert(client, Own { link, clean, will, phase, purposes, filters, reissued: None });
+        let own = Own {
+            link,
+            clean,
+            will,
+            phase,
+            accepted: None,
+            taken_back: 0,
+            purposes,
+            filters,
+            reissued: None,
+        };
+        self.clients.insert(client, own);
         Opened::Asked
     }
 
@@ -188,6 +210,7 @@ impl Dedicated {
         &mut self,
         link: LinkKey,
         news: News,
+        own_is_up: bool,
         pool: &mut Pool,
         updates: &mut VecDeque<Update>,
         cx: &mut LinkCx<'_>,
@@ -196,7 +219,7 @@ impl Dedicated {
         let Some(own) = self.clients.get_mut(&client) else { return };
         match news {
             News::Mqtt(event) => updates.extend(own.handle_event(client, event, pool, cx)),
-            News::Lost(lost) => updates.extend(own.handle_lost(client, lost, pool, cx)),
+            News::Lost(lost) => updates.extend(own.handle_lost(client, lost, own_is_up, pool, cx)),
         }
     }
 }
@@ -274,7 +297,7 @@ impl Own {
                 if !session_present {
                     self.reissue(pool, cx);
                 }
-                self.handle_connected(client, session_present)
+                self.handle_connected(client, session_present, cx.now)
             }
             Event::Received(token) => match self.purposes.get(&token) {
                 Some(Purpose::Publish(id)) => Some(Update::Received(client, *id)),
@@ -303,13 +326,13 @@ impl Own {
         }
     }
 
-    fn handle_connected(&mut self, client: ClientKey, session_present: bool) -> Option<Update> {
+    fn handle_connected(&mut self, client: ClientKey, session_present: bool, now: Instant) -> Option<Update> {
         let update = match self.phase {
             Phase::Asking(before) => Update::Accepted(client, session_present && before == Before::Nothing),
             Phase::Waiting => Update::Back(client),
             Phase::Serving | Phase::Resting => return None,
         };
-        self.phase = Phase::Serving;
+        (self.phase, self.accepted) = (Phase::Serving, Some(now));
         Some(update)
     }
 
@@ -340,6 +363,7 @@ impl Own {
         &mut self,
         client: ClientKey,
         lost: Lost,
+        own_is_up: bool,
         pool: &mut Pool,
         cx: &mut LinkCx<'_>,
     ) -> Option<Update> {
@@ -349,6 +373,7 @@ impl Own {
         };
         let for_good =
             code != ReturnCode::Congestion || matches!(lost, Lost::Dismissed(TAKEN_OVER | ADMINISTRATIVE));
+        let for_good = for_good || self.is_taken_back(own_is_up, cx.now);
         match self.phase {
             Phase::Asking(_) => {
                 // The client gets its answer when every broker has been asked once.
@@ -366,6 +391,14 @@ impl Own {
             }
             Phase::Waiting | Phase::Resting => None,
         }
+    }
+
+    /// Whether another connection wants the client's id as much as the client does.
+    fn is_taken_back(&mut self, own_is_up: bool, now: Instant) -> bool {
+        let Some(accepted) = self.accepted.take() else { return false };
+        let soon = own_is_up && now.saturating_duration_since(accepted) < TAKEN_BACK_WITHIN;
+        self.taken_back = if soon { self.taken_back + 1 } else { 0 };
+        self.taken_back >= TAKEN_BACK_MAX
     }
 
     /// The broker knows nothing of the client's subscriptions. What it has yet to answer is repeated anyway.

@@ -15,6 +15,9 @@ use crate::topic::ClientId;
 /// lower bound and what it has grown to, so that gateways that lost one broker do not come back all at once.
 const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
 
+/// When the broker is back, links that waited connect within this time: so many a second that it keeps up.
+const HURRY: Duration = Duration::from_secs(2);
+
 /// After so many failures in a row, the version in which a broker accepted us before is as good as unknown: another broker may
 /// have taken its place, one that closes where the other spoke.
 const FORGET_AFTER: u32 = 6;
@@ -432,9 +435,21 @@ impl Link {
         }
         self.endpoint += 1;
         let rounds = self.failures / u32::try_from(cx.settings.endpoints.len()).unwrap_or(u32::MAX);
-        let grown = BACKOFF.start().saturating_mul(1 << rounds.min(8)).min(*BACKOFF.end());
+        // A client's own link is tried several times before the client is told that it is lost.
+        let longest = self
+            .client
+            .as_ref()
+            .map_or(*BACKOFF.end(), |_| (cx.settings.grace / 4).clamp(*BACKOFF.start(), *BACKOFF.end()));
+        let grown = BACKOFF.start().saturating_mul(1 << rounds.min(8)).min(longest);
         let pause = BACKOFF.start().saturating_add((grown - *BACKOFF.start()).mul_f64(cx.rng.f64()));
         self.socket = Socket::Waiting(Some(cx.now + pause));
+    }
+
+    /// Waits no longer than [`HURRY`], if it waits for its next try.
+    pub(super) fn hurry(&mut self, cx: &mut LinkCx<'_>) {
+        if let Socket::Waiting(Some(at)) = &mut self.socket {
+            *at = (*at).min(cx.now + HURRY.mul_f64(cx.rng.f64()));
+        }
     }
 
     fn leave(&mut self, cx: &mut LinkCx<'_>) {
@@ -449,19 +464,19 @@ impl Link {
         self.connection.handle_closed();
     }
 
-    /// Warns of a failure, once for as long as it stays the same. Of a client's own link only who looks closely is told:
-    /// the gateway's has the same to say.
+    /// Warns of a failure, once for as long as it stays the same. Of a client's own link only who looks closely is told, for
+    /// the gateway's has the same to say, unless the client shows credentials of its own.
     fn tell(&mut self, what: &str, reason: &dyn Display, settings: &BrokerSettings) {
         let broker = self.broker(settings);
-        if let Some(client) = &self.client {
-            return debug!(%client, %broker, %reason, "{what}");
-        }
         let told = format!("{what}: {reason}");
-        let before = self.told.insert(self.endpoint(settings), told.clone());
-        if before == Some(told) {
-            debug!(%broker, %reason, "{what}");
-        } else {
-            warn!(%broker, %reason, "{what}");
+        let is_news = self.told.insert(self.endpoint(settings), told.clone()) != Some(told);
+        match &self.client {
+            None if is_news => warn!(%broker, %reason, "{what}"),
+            None => debug!(%broker, %reason, "{what}"),
+            Some(client) if is_news && settings.client_credentials.contains_key(client) => {
+                warn!(%client, %broker, %reason, "{what}");
+            }
+            Some(client) => debug!(%client, %broker, %reason, "{what}"),
         }
     }
 

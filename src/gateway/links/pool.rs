@@ -26,6 +26,10 @@ pub(super) struct Pool {
     /// Links that may have something to write.
     touched: BTreeSet<LinkKey>,
     shared: Shared,
+    /// Links that the broker has accepted and that have not ended.
+    up: usize,
+    /// The first of them has come up: the broker is back, and the others need not wait for their turn.
+    returned: bool,
     last: u64,
 }
 
@@ -36,6 +40,8 @@ struct Entry {
     socket: Option<LinkId>,
     /// At which it is in `due`.
     due: Option<Instant>,
+    /// It is counted in `up`.
+    up: bool,
     /// It goes when it has left.
     leaving: bool,
 }
@@ -46,7 +52,7 @@ impl Pool {
         self.last += 1;
         let key = LinkKey(self.last);
         let link = Link::new(options, client, &self.shared, now);
-        self.links.insert(key, Entry { link, socket: None, due: None, leaving: false });
+        self.links.insert(key, Entry { link, socket: None, due: None, up: false, leaving: false });
         self.follow(key);
         key
     }
@@ -193,12 +199,32 @@ impl Pool {
         self.heard.insert(key);
         self.touched.insert(key);
         self.follow(key);
+        if std::mem::take(&mut self.returned) {
+            self.hurry(cx);
+        }
+    }
+
+    /// The broker is back: the pauses that the other links have grown while it was away are cut short, or clients would be
+    /// told that it is not (§6.12). Not all at once.
+    fn hurry(&mut self, cx: &mut LinkCx<'_>) {
+        let waiting: Vec<_> = self.due.iter().map(|(_, key)| *key).collect();
+        for key in waiting {
+            if let Some(entry) = self.links.get_mut(&key) {
+                entry.link.hurry(cx);
+                self.follow(key);
+            }
+        }
     }
 
     /// Brings what is kept of a link in line with what has become of it.
     fn follow(&mut self, key: LinkKey) {
         let Some(entry) = self.links.get_mut(&key) else { return };
         let (socket, due) = (entry.link.socket(), entry.link.poll_timeout());
+        let up = entry.link.connection.is_connected();
+        if std::mem::replace(&mut entry.up, up) != up {
+            self.returned |= up && self.up == 0;
+            self.up = if up { self.up + 1 } else { self.up - 1 };
+        }
         if entry.socket != socket {
             if let Some(before) = std::mem::replace(&mut entry.socket, socket) {
                 self.sockets.remove(&before);
