@@ -294,6 +294,8 @@ fn at_a_stop_the_sessions_of_further_links_are_removed() {
 fn a_further_link_that_is_needed_again_does_not_take_the_id_of_one_that_is_being_left() {
     let (mut w, _) = two_lanes();
     w.unsubscribed(A, "s/#");
+    w.on_lane(1);
+    w.broker_gets_unsubscribe("s/#");
     w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
     // The broker has yet to hear the end of the first: it would end the new one with it.
     w.pass(Duration::ZERO);
@@ -334,4 +336,16 @@ fn what_was_on_its_way_when_a_filter_as_good_was_added_comes() {
         let packet = w.next(A);
         assert!(packet.windows(3).any(|part| part == b"s/1" || part == b"bef"), "{first}: {packet:02x?}");
     }
+}
+
+#[test]
+fn a_further_link_that_is_down_is_left_when_it_is_back() {
+    let (mut w, _) = two_lanes();
+    w.on_lane(1);
+    w.broker_down();
+    w.unsubscribed(A, "s/#");
+    w.pass(Duration::from_secs(3));
+    w.broker_up(true);
+    w.broker_gets_unsubscribe("s/#");
+    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
 }

@@ -71,6 +71,15 @@ struct Lane {
     /// By which its client id is told from the others: 1 is the gateway's own.
     number: usize,
     purposes: HashMap<Token, Purpose>,
+    /// UNSUBSCRIBEs that the broker has not answered.
+    unsubscribing: usize,
+}
+
+impl Lane {
+    /// Whether the broker has answered for everything.
+    fn is_idle(&self) -> bool {
+        self.purposes.is_empty() && self.unsubscribing == 0
+    }
 }
 
 /// Who subscribed to a filter.
@@ -122,7 +131,7 @@ impl Aggregate {
     /// Everything on this link, which connects like this.
     pub(super) fn new(link: LinkKey, options: Options) -> Self {
         Self {
-            lanes: vec![Lane { link, number: 1, purposes: HashMap::new() }],
+            lanes: vec![Lane { link, number: 1, purposes: HashMap::new(), unsubscribing: 0 }],
             leaving: Vec::new(),
             options,
             had_ids: false,
@@ -239,7 +248,7 @@ impl Aggregate {
         let mut options = self.options.clone();
         options.client_id = lane_id(&options.client_id, number);
         let link = pool.add(options, None, now);
-        self.lanes.push(Lane { link, number, purposes: HashMap::new() });
+        self.lanes.push(Lane { link, number, purposes: HashMap::new(), unsubscribing: 0 });
         true
     }
 
@@ -339,8 +348,12 @@ impl Aggregate {
                 let copy = Copy { lane, subscriptions: &subscriptions, delivery, expires };
                 updates.extend(self.handle_message(message, copy, pool, cx));
             }
-            // What unsubscribes has no purpose that outlives it; the rest is the link's own.
-            Event::Unsubscribed(_) | Event::Reconnect | Event::Refused(_) | Event::Purged => {}
+            Event::Unsubscribed(_) => {
+                let lane = &mut self.lanes[lane];
+                lane.unsubscribing = lane.unsubscribing.saturating_sub(1);
+                self.vacated = true;
+            }
+            Event::Reconnect | Event::Refused(_) | Event::Purged => {}
         }
     }
 
@@ -435,22 +448,24 @@ impl Aggregate {
             let stays = self.filters.get(&filter).is_some_and(|it| it.at_broker && it.lane == lane);
             if !stays && let Some(connection) = pool.connection_mut(self.lanes[lane].link) {
                 // The connection has just begun: there is room.
-                let _ = connection.unsubscribe(&[filter]);
+                let asked = connection.unsubscribe(&[filter]).is_ok();
+                self.lanes[lane].unsubscribing += usize::from(asked);
             }
         }
     }
 
-    /// Leaves the last lanes, with their sessions, when nothing rides on them.
+    /// Leaves the last lanes, with their sessions, when nothing rides on them and the broker has answered for everything: if it
+    /// cannot be told that the session is of no use, there is nothing in it.
     fn close_empty_lanes(&mut self, pool: &mut Pool, cx: &mut LinkCx<'_>) {
-        if self.lanes.len() == 1 {
-            return;
-        }
-        let used = self.filters.iter().map(|(_, subscribers)| subscribers.lane).max().unwrap_or(0);
-        while self.lanes.len() > used + 1 {
-            if let Some(lane) = self.lanes.pop() {
-                pool.remove(lane.link, true, cx);
-                self.leaving.push((lane.link, lane.number));
+        while self.lanes.len() > 1
+            && let Some(lane) = self.lanes.pop_if(|lane| lane.is_idle() && pool.is_up(lane.link))
+        {
+            let last = self.lanes.len();
+            if self.filters.iter().any(|(_, subscribers)| subscribers.lane >= last) {
+                return self.lanes.push(lane);
             }
+            pool.remove(lane.link, true, cx);
+            self.leaving.push((lane.link, lane.number));
         }
     }
 
@@ -489,7 +504,7 @@ impl Aggregate {
     fn give_up(&mut self, lane: usize, unwanted: &[TopicFilter], pool: &mut Pool) {
         let Some(connection) = pool.connection_mut(self.lanes[lane].link) else { return };
         match (connection.unsubscribe(unwanted), unwanted) {
-            (Ok(_), _) => {}
+            (Ok(_), _) => self.lanes[lane].unsubscribing += 1,
             // It was never taken either.
             (Err(full), [_]) if full.is_final() => {}
             (Err(full), _) if full.is_final() => {
