@@ -89,6 +89,12 @@ pub enum Fault {
         /// How many filters; `usize::MAX`: all.
         count: usize,
     },
+    /// Send a client one copy of a message for each of its filters that matches, from now on, and not one for all of them:
+    /// no fault but the other thing that MQTT 3.1.1 §3.3.5 allows. `on: false` is how a broker begins.
+    CopyPerFilter {
+        /// Whether.
+        on: bool,
+    },
 }
 
 /// Whose connection is cut.
@@ -126,6 +132,7 @@ pub(super) struct Faults {
     refusals: BTreeMap<Option<ClientId>, (ConnectReturnCode, usize)>,
     grants: BTreeMap<ClientId, (SubscribeReasonCode, usize)>,
     delays: BTreeMap<ClientId, Duration>,
+    pub(super) copy_per_filter: bool,
     /// Output on its way and when it arrives, in order.
     delayed: BTreeMap<ConnectionId, VecDeque<(Instant, Bytes)>>,
 }
@@ -179,6 +186,7 @@ impl Broker {
             Fault::Grant { client, code, count } => {
                 self.faults.grants.insert(client, (code, count));
             }
+            Fault::CopyPerFilter { on } => self.faults.copy_per_filter = on,
         }
         self.delay_output(now);
     }

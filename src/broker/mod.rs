@@ -546,19 +546,21 @@ impl Broker {
     }
 
     /// Interpretation: a client with several matching filters gets one copy, at the highest QoS it was granted for them
-    /// (MQTT 3.1.1 §3.3.5 allows one or one per filter).
+    /// (MQTT 3.1.1 §3.3.5 allows one or one per filter, see [`Fault::CopyPerFilter`]).
     fn publish(&mut self, message: Arc<Message>, retain: bool) {
         if retain {
             self.retain(&message);
         }
         let mut recipients = BTreeMap::new();
+        let mut copies = 0;
         self.subscribers.matches(&message.topic, |_, subscribers| {
+            copies += u32::from(self.faults.copy_per_filter);
             for (client, &granted) in subscribers {
-                let qos = recipients.entry(client.clone()).or_insert(granted);
+                let qos = recipients.entry((client.clone(), copies)).or_insert(granted);
                 *qos = if granted > *qos { granted } else { *qos };
             }
         });
-        for (client, granted) in recipients {
+        for ((client, _), granted) in recipients {
             let qos = lower(granted, message.qos);
             self.deliver(&client, Delivery { message: message.clone(), qos, retain: false });
         }

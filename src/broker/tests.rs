@@ -255,6 +255,19 @@ fn id(client: &str) -> ClientId {
 // Connecting
 
 #[test]
+fn where_filters_overlap_a_client_gets_one_copy_or_one_for_each() {
+    let mut broker = World::new();
+    let subscriber = broker.subscriber("s", "a/b", QoS::AtMostOnce);
+    broker.subscribed(subscriber, "a/#", QoS::AtMostOnce);
+    let publisher = broker.clean("p");
+    broker.send(publisher, qos0("a/b", "1"));
+    broker.expect(subscriber, [qos0("a/b", "1")]);
+    broker.inject(Fault::CopyPerFilter { on: true });
+    broker.send(publisher, qos0("a/b", "2"));
+    broker.expect(subscriber, [qos0("a/b", "2"), qos0("a/b", "2")]);
+}
+
+#[test]
 fn a_second_connect_closes_the_connection() {
     let mut w = World::new();
     let a = w.clean("a");

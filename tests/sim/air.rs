@@ -1,6 +1,7 @@
 //! What the gateway owes its clients, followed from outside: every frame that enters and leaves it goes through
 //! [`Air`], which keeps its own account of sessions, exchanges and what is due, and knows nothing of how the gateway does it.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use mqtt_sn_gateway::wire::{
 
 use crate::law::{Checked, Law};
 use crate::ledger::{Ledger, No, Who};
+use crate::link::Lane;
 
 /// how long after a DISCONNECT of its own a gateway answers none.
 const GUARD: Duration = Duration::from_secs(10);
@@ -36,20 +38,50 @@ pub(crate) struct Air {
     /// When a peer was sent a DISCONNECT.
     told: BTreeMap<Peer, Instant>,
     cause: Cause,
-    /// Who has yet to settle a message of the broker.
-    blocks: BTreeMap<No, BTreeSet<Who>>,
-    /// What the gateway got from the broker, live or retained, and when first.
-    arrived: BTreeMap<(No, bool), Instant>,
+    /// Who has yet to settle a message of the broker, by the link on which it came.
+    blocks: BTreeMap<(Lane, No), BTreeSet<Who>>,
+    /// What the gateway got from the broker, live or retained, and when first on each link.
+    arrived: BTreeMap<(No, bool, Lane), Instant>,
+    /// There are further links: filters that overlap are not on one.
+    pub(crate) has_lanes: bool,
+    /// SUBSCRIBEs of all clients.
+    subscribed: u64,
     /// Due to a client and gone without a sign; to be covered by counters.
     vanished: u64,
     /// Messages shed by a limit, as the counters have it.
     shed: u64,
-    /// How often the broker gave the gateway a live message anew.
-    copies: BTreeMap<No, u32>,
+    /// How often the broker gave the gateway a live message.
+    copies: BTreeMap<No, Copies>,
     /// Clients that count as lost from the timeout under way on.
     due: BTreeSet<Who>,
     /// The gateway takes leave; who has been told.
     leaving: Option<BTreeSet<Who>>,
+}
+
+/// How a live message came.
+#[derive(Default)]
+struct Copies {
+    since: Option<Instant>,
+    /// By link: new ones, and repetitions that had to be taken for new.
+    on: BTreeMap<Lane, (u32, u32)>,
+}
+
+impl Copies {
+    /// How many a client is due that the broker took so many times: those of one link, whatever overlaps. `all`: what it
+    /// subscribes to has changed in between.
+    fn due(&self, taken: u32, all: bool) -> u32 {
+        let due = self.on.values().map(|(new, again)| taken.min(*new) + again);
+        if all { due.sum() } else { due.max().unwrap_or(0) }
+    }
+}
+
+/// A PUBLISH of the broker as it reaches the gateway. `fresh`: not while an exchange under the same packet id was open.
+pub(crate) struct Arrival {
+    pub(crate) no: No,
+    pub(crate) qos: Qos,
+    pub(crate) retain: bool,
+    pub(crate) fresh: bool,
+    pub(crate) dup: bool,
 }
 
 /// What the gateway was last told, and who must be answered how.
@@ -143,6 +175,8 @@ pub(crate) struct Session {
     /// Those the client was told of in this connection.
     known: BTreeSet<u16>,
     subs: BTreeMap<TopicFilter, Sub>,
+    /// When there was last anything new about a filter.
+    changed: BTreeMap<TopicFilter, Instant>,
     /// By MsgId, the last of each.
     asked: BTreeMap<u16, Asked>,
     /// SUBSCRIBEs and PUBLISHes without an answer, and when they are to have one.
@@ -157,7 +191,7 @@ pub(crate) struct Session {
     /// It was so once: from then on messages overtake those whose topic it does not learn.
     overtaking: bool,
     /// What was open when the connection ended: it may go on.
-    resumable: Option<(u16, No, Qos, bool)>,
+    resumable: Vec<(u16, No, Qos, bool)>,
     /// What the client did not know the topic id of: it is sent once more.
     repairing: Option<No>,
     /// What was registered last and may be published though nobody subscribes any more.
@@ -179,10 +213,13 @@ pub(crate) struct Session {
 #[derive(Clone, Copy)]
 struct Sub {
     qos: Qos,
+    /// Grows from one subscription of the client to the next.
+    since: u64,
     /// A SUBACK granted it. Else it is asked for, or the gateway may have dropped it.
     held: bool,
-    /// The broker granted the filter since. What comes before that may come by way of another filter, at its QoS.
-    at_broker: bool,
+    /// The broker granted the filter since, on this link. What comes before that may come by way of another filter, at its
+    /// QoS.
+    at_broker: Option<Lane>,
     /// A renewal was refused: nobody can tell from outside what is left of it.
     doubtful: bool,
 }
@@ -232,6 +269,7 @@ impl Session {
             ids: BTreeMap::new(),
             known: BTreeSet::new(),
             subs: BTreeMap::new(),
+            changed: BTreeMap::new(),
             asked: BTreeMap::new(),
             unanswered: BTreeMap::new(),
             up: BTreeMap::new(),
@@ -239,7 +277,7 @@ impl Session {
             offered: BTreeMap::new(),
             silent: false,
             overtaking: false,
-            resumable: None,
+            resumable: Vec::new(),
             repairing: None,
             under_way: None,
             queue: VecDeque::new(),
@@ -274,7 +312,7 @@ impl Session {
     fn freeze(&mut self, now: Instant, ledger: &Ledger) {
         match self.exchange.take() {
             Some(Exchange { kind: Kind::Publish { no, qos, retain, .. }, msg_id, .. }) => {
-                self.resumable = Some((msg_id, no, qos, retain));
+                self.resumable.push((msg_id, no, qos, retain));
             }
             Some(Exchange { kind: Kind::Release, msg_id, .. }) => {
                 let (first, last) = (now, now);
@@ -291,14 +329,15 @@ impl Session {
             Some(Exchange { kind: Kind::Register(_, name), .. }) => self.under_way = Some(name),
             None => {}
         }
-        if let Some((_, no, ..)) = self.resumable {
+        if let Some(&(_, no, ..)) = self.resumable.last() {
             self.under_way = Some(ledger.entry(no).topic.clone());
         }
     }
 
     /// The client has what was to be sent to it again under this MsgId, and what is asked of it for that is void.
     fn take_resumable(&mut self, msg_id: u16, qos: Qos) -> Option<(No, bool)> {
-        let (_, no, _, retain) = self.resumable.take_if(|(id, _, at, _)| (*id, *at) == (msg_id, qos))?;
+        let at = self.resumable.iter().position(|(id, _, at, _)| (*id, *at) == (msg_id, qos))?;
+        let (_, no, _, retain) = self.resumable.remove(at);
         self.exchange.take_if(|open| matches!(open.kind, Kind::Register(..)));
         self.repairing = None;
         Some((no, retain))
@@ -314,6 +353,26 @@ impl Session {
     /// A SUBSCRIBE is with the broker: what the subscription brings stays behind its SUBACK.
     fn awaits_suback(&self) -> bool {
         self.unanswered.keys().any(|(name, _)| *name == "SUBSCRIBE")
+    }
+
+    /// Whether a copy that comes on this link is for the client, and up to which QoS. With several links it gets the one for
+    /// its best filter, of equals the oldest; as long as not everything is certain nobody can tell which that is.
+    fn due(&self, topic: &TopicName, lane: Lane, has_lanes: bool) -> Option<Qos> {
+        let matching = || self.subs.iter().filter(|(filter, _)| filter.matches(topic));
+        // What is at the broker as the client was told, and so decides.
+        let certain = matching().filter(|(_, sub)| !sub.doubtful);
+        let certain = certain.filter_map(|(_, sub)| Some((sub.qos, Reverse(sub.since), sub.at_broker?)));
+        if has_lanes && certain.clone().count() < matching().count() {
+            return None;
+        }
+        let (qos, _, best) = certain.max()?;
+        (!has_lanes || best == lane).then_some(qos)
+    }
+
+    /// Whether there was anything new about a filter for this topic since.
+    fn has_changed(&self, topic: &TopicName, since: Option<Instant>) -> bool {
+        let mut changed = self.changed.iter().filter(|(filter, _)| filter.matches(topic));
+        changed.any(|(_, at)| since.is_some_and(|since| *at >= since))
     }
 
     fn wants(&self, topic: &TopicName) -> bool {
@@ -337,6 +396,8 @@ impl Air {
             cause: Cause::default(),
             blocks: BTreeMap::new(),
             arrived: BTreeMap::new(),
+            has_lanes: false,
+            subscribed: 0,
             vanished: 0,
             shed: 0,
             copies: BTreeMap::new(),
@@ -669,12 +730,15 @@ impl Air {
     fn subscribe_in(&mut self, who: Who, subscribe: &Subscribe<'_>) {
         let (filter, topic_id) = self.filter(who, subscribe.topic);
         let Some(session) = self.sessions.get_mut(&who) else { return };
+        self.subscribed += 1;
         let by = self.now + self.settings.broker.ack_timeout;
         session.unanswered.entry(("SUBSCRIBE", subscribe.msg_id)).or_insert(by);
         if let Some(filter) = &filter {
-            let new = Sub { qos: subscribe.qos, held: false, at_broker: false, doubtful: false };
+            let (qos, since) = (subscribe.qos, self.subscribed);
+            let new = Sub { qos, since, held: false, at_broker: None, doubtful: false };
             let sub = session.subs.entry(filter.clone()).or_insert(new);
             sub.qos = subscribe.qos;
+            session.changed.insert(filter.clone(), self.now);
             *session.subscribes.entry(filter.clone()).or_default() += 1;
         }
         session.asked.insert(subscribe.msg_id, Asked { filter, topic_id, qos: subscribe.qos });
@@ -687,6 +751,7 @@ impl Air {
         let Some(session) = self.sessions.get_mut(&who) else { return };
         let Some(filter) = filter else { return };
         session.subs.remove(&filter);
+        session.changed.insert(filter.clone(), self.now);
         let Session { asked, unanswered, .. } = session;
         let same =
             |msg_id: u16| asked.get(&msg_id).is_some_and(|asked| asked.filter.as_ref() == Some(&filter));
@@ -758,7 +823,7 @@ impl Air {
             ReturnCode::InvalidTopicId => {
                 session.under_way = Some(ledger.entry(no).topic.clone());
                 if qos == Qos::ExactlyOnce {
-                    session.resumable = Some((ack.msg_id, no, qos, retain));
+                    session.resumable.push((ack.msg_id, no, qos, retain));
                 }
                 session.repairing = Some(no);
                 if let TopicRef::Normal(id) = topic {
@@ -834,32 +899,32 @@ impl Air {
     }
 
     fn unblock(&mut self, who: Who, no: No) {
-        if let Some(blocks) = self.blocks.get_mut(&no) {
+        for (_, blocks) in self.blocks.iter_mut().filter(|((_, other), _)| *other == no) {
             blocks.remove(&who);
         }
     }
 
-    /// The broker's PUBLISH reached the gateway. `fresh`: not while an exchange under the same packet id was open.
-    pub(crate) fn message_in(&mut self, no: No, qos: Qos, retain: bool, fresh: bool, ledger: &Ledger) {
-        let seen = self.arrived.contains_key(&(no, retain));
-        self.arrived.entry((no, retain)).or_insert(self.now);
+    /// The broker's PUBLISH reached the gateway on this link.
+    pub(crate) fn message_in(&mut self, lane: Lane, message: &Arrival, ledger: &Ledger) {
+        let &Arrival { no, qos, retain, fresh, dup } = message;
+        let seen = self.arrived.contains_key(&(no, retain, lane));
+        self.arrived.entry((no, retain, lane)).or_insert(self.now);
         if retain {
             return;
         }
         // One of QoS 1 that was settled and could not be acknowledged is handed out again.
         if fresh || qos == Qos::AtLeastOnce {
-            *self.copies.entry(no).or_default() += 1;
+            let copies = self.copies.entry(no).or_default();
+            copies.since.get_or_insert(self.now);
+            let (new, again) = copies.on.entry(lane).or_default();
+            *(if dup { again } else { new }) += 1;
         }
         if seen && !fresh {
             return;
         }
         let topic = &ledger.entry(no).topic;
         for (who, session) in &mut self.sessions {
-            let matching = session.subs.iter().filter(|(filter, _)| filter.matches(topic));
-            // What is at the broker as the client was told, and so decides.
-            let certain = matching.filter(|(_, sub)| !sub.doubtful && sub.at_broker);
-            let certain = certain.map(|(_, sub)| sub.qos);
-            let Some(granted) = certain.max() else { continue };
+            let Some(granted) = session.due(topic, lane, self.has_lanes) else { continue };
             let qos = qos.min(granted);
             if session.is_there() {
                 // Not to be told from outside: whether QoS 0 leaves at once, if it may not wait.
@@ -869,7 +934,7 @@ impl Air {
                 // The broker does not wait for one that has left a request unanswered, nor for a sleeper.
                 let prompt = session.exchange.as_ref().is_none_or(|open| open.sent <= 1);
                 if session.is_active() && !session.silent && prompt {
-                    self.blocks.entry(no).or_default().insert(*who);
+                    self.blocks.entry((lane, no)).or_default().insert(*who);
                 }
             } else if qos > Qos::AtMostOnce && !session.clean {
                 session.queue.push_back((no, qos));
@@ -878,16 +943,44 @@ impl Air {
     }
 
     /// The broker said that it has this filter, or has it no more.
-    pub(crate) fn filter_at_broker(&mut self, filter: &TopicFilter, has: bool) {
-        let subs = self.sessions.values_mut().filter_map(|session| session.subs.get_mut(filter));
-        subs.for_each(|sub| sub.at_broker = has);
+    pub(crate) fn filter_at_broker(&mut self, lane: Lane, filter: &TopicFilter, has: bool) {
+        for session in self.sessions.values_mut() {
+            let Some(sub) = session.subs.get_mut(filter) else { continue };
+            if has {
+                sub.at_broker = Some(lane);
+            } else {
+                sub.at_broker.take_if(|at| *at == lane);
+            }
+            session.changed.insert(filter.clone(), self.now);
+        }
+    }
+
+    /// Whether what a client subscribes to changed since the message first came.
+    pub(crate) fn is_split(&self, who: Who, no: No, ledger: &Ledger) -> bool {
+        let Some(copies) = self.copies.get(&no).filter(|_| self.has_lanes) else { return false };
+        let session = self.sessions.get(&who);
+        session.is_none_or(|session| session.has_changed(&ledger.entry(no).topic, copies.since))
+    }
+
+    /// Whether a client has a filter on this link.
+    pub(crate) fn uses(&self, lane: Lane) -> bool {
+        self.sessions.values().any(|session| session.subs.values().any(|sub| sub.at_broker == Some(lane)))
+    }
+
+    /// A link connects.
+    pub(crate) fn lane(&mut self, lane: Lane) {
+        self.has_lanes |= lane > 0;
     }
 
     /// The broker forgot the session, and what it was owed.
-    pub(crate) fn broker_forgot(&mut self) {
-        self.blocks.clear();
-        let subs = self.sessions.values_mut().flat_map(|session| session.subs.values_mut());
-        subs.for_each(|sub| sub.at_broker = false);
+    pub(crate) fn broker_forgot(&mut self, lane: Lane) {
+        self.blocks.retain(|(other, _), _| *other != lane);
+        for Session { subs, changed, .. } in self.sessions.values_mut() {
+            for (filter, sub) in subs.iter_mut().filter(|(_, sub)| sub.at_broker == Some(lane)) {
+                sub.at_broker = None;
+                changed.insert(filter.clone(), self.now);
+            }
+        }
         self.sessions
             .values_mut()
             .filter_map(|session| session.exchange.as_mut())
@@ -895,15 +988,22 @@ impl Air {
     }
 
     /// The gateway acknowledged a message to the broker (G2), and if it is the `last` copy of it, nobody has yet to settle it.
-    pub(crate) fn ack_out(&mut self, no: No, retain: bool, last: bool, counters: &Counters) -> Checked {
+    pub(crate) fn ack_out(
+        &mut self,
+        lane: Lane,
+        no: No,
+        retain: bool,
+        last: bool,
+        counters: &Counters,
+    ) -> Checked {
         for (who, session) in self.sessions.iter().filter(|(_, session)| session.is_active() && last) {
             let Some(open) = session.exchange.as_ref().filter(|open| !open.stray) else { continue };
             // The broker does not wait for who was away when the message came.
-            if self.arrived.get(&(no, retain)).is_none_or(|at| *at < session.since) {
+            if self.arrived.get(&(no, retain, lane)).is_none_or(|at| *at < session.since) {
                 continue;
             }
             // Nor for who had left a request unanswered when it came, or does now.
-            let waits = self.blocks.get(&no).is_some_and(|whom| whom.contains(who));
+            let waits = self.blocks.get(&(lane, no)).is_some_and(|whom| whom.contains(who));
             let live = !retain && waits;
             let same = matches!(open.kind, Kind::Publish { no: n, retain: false, .. } if n == no && live);
             Law::SettledBeforeAck.check(!same, || {
@@ -913,7 +1013,7 @@ impl Air {
         if retain || !last {
             return Ok(());
         }
-        for who in self.blocks.remove(&no).unwrap_or_default() {
+        for who in self.blocks.remove(&(lane, no)).unwrap_or_default() {
             self.settled(who, no, false);
             self.vanished += 1;
             Law::SettledBeforeAck.check(self.vanished <= sheds(counters), || {
@@ -1376,7 +1476,9 @@ impl Air {
         Law::DownlinkFaithful
             .check(faithful, || format!("m{no} on {} is sent as {publish:?}", entry.topic))?;
         let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
-        let resumed = session.resumable.take_if(|(id, sent, ..)| (*id, *sent) == (msg_id, no)).is_some();
+        let open = session.resumable.len();
+        session.resumable.retain(|(id, sent, ..)| (*id, *sent) != (msg_id, no));
+        let resumed = session.resumable.len() < open;
         let repaired = session.repairing == Some(no);
         if !repeated && !resumed {
             Law::Retransmission.check(!dup, || format!("m{no} is new to s{who} and has DUP"))?;
@@ -1392,7 +1494,9 @@ impl Air {
                 })?;
             }
             if !retain && session.repairing != Some(no) {
-                let came = self.copies.get(&no).copied().unwrap_or(0);
+                let copies = self.copies.get(&no);
+                let changed = copies.is_some_and(|copies| session.has_changed(&entry.topic, copies.since));
+                let came = copies.map_or(0, |copies| copies.due(entry.at_broker, changed));
                 let count = session.copies.entry(no).or_default();
                 *count += 1;
                 Law::OneCopy.check(*count <= came, || {
@@ -1511,7 +1615,7 @@ impl Air {
                 }
                 _ => None,
             };
-            for (no, whom) in &mut self.blocks {
+            for ((_, no), whom) in &mut self.blocks {
                 if Some(*no) != open_no {
                     whom.remove(&who);
                 }

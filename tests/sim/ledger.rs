@@ -88,6 +88,10 @@ pub(crate) struct Got<'a> {
     pub(crate) session: u32,
     /// A late copy of what was for the session before may still come.
     pub(crate) young: bool,
+    /// What it subscribes to changed while the message was under way on several links of the gateway's.
+    pub(crate) split: bool,
+    /// There are several: each has an order of its own, and one topic is on one of them.
+    pub(crate) has_lanes: bool,
     pub(crate) topic: &'a TopicName,
     pub(crate) qos: Qos,
     pub(crate) retain: bool,
@@ -245,17 +249,17 @@ impl Ledger {
         let count = self.got.entry((who, got.session, no)).or_default();
         *count += 1;
         if *count > 1 {
-            let fair = got.qos != Qos::ExactlyOnce || *count <= entry.at_broker;
+            let fair = got.qos != Qos::ExactlyOnce || *count <= entry.at_broker || got.split;
             Law::DownlinkExactlyOnce.check(fair, || format!("s{who} got m{no} {count} times"))?;
             return Ok(no);
         }
-        if entry.at_broker > 1 || entry.redelivered || got.young {
+        if entry.at_broker > 1 || entry.redelivered || got.young || got.split {
             return Ok(no);
         }
         let order = entry.order.unwrap_or(0);
         // Of one topic always.
         for topic in [Some(entry.topic.clone()), None] {
-            if topic.is_none() && self.overtaken.contains(&self.clients[who]) {
+            if topic.is_none() && (got.has_lanes || self.overtaken.contains(&self.clients[who])) {
                 continue;
             }
             let last = self.last_down.entry((who, got.session, topic)).or_default();

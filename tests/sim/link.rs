@@ -11,6 +11,10 @@ use rumqttc::{ConnectReturnCode, Packet, Publish, QoS, SubscribeReasonCode};
 
 use crate::law::{Checked, Law};
 use crate::ledger::{Ledger, No};
+use crate::plan::GATEWAY;
+
+/// A link of the gateway's, by its number.
+pub(crate) type Lane = usize;
 
 /// The account of one session at the broker, over all its connections.
 #[derive(Default)]
@@ -35,7 +39,11 @@ pub(crate) struct Link {
     /// There was no session at the broker when the gateway under watch looked: what is there now is its own.
     ours: bool,
     /// CONNACK has come; what comes before it is no good.
-    up: bool,
+    pub(crate) up: bool,
+    /// Its CONNECT asked for a clean session.
+    clean: bool,
+    /// The gateway took leave: what comes next under this client id knows nothing of it.
+    pub(crate) left: bool,
     /// This connection is to a session that the gateway did not begin: it takes nothing from there.
     foreign: bool,
     /// PUBRELs of the broker on this connection.
@@ -62,7 +70,7 @@ struct In {
 #[derive(Debug)]
 pub(crate) enum Fact {
     /// The broker's message is about to reach the gateway.
-    Message { no: No, qos: Qos, retain: bool, fresh: bool },
+    Message { no: No, qos: Qos, retain: bool, fresh: bool, dup: bool },
     /// The gateway told the broker that it is done with the message; `last`: with all copies of it.
     Acked { no: No, retain: bool, last: bool },
     /// The broker has lost the session.
@@ -74,6 +82,10 @@ pub(crate) enum Fact {
 impl Link {
     /// A new connection.
     pub(crate) fn connected(&mut self) {
+        if self.left {
+            // A connection that was clean left nothing behind.
+            *self = Self { ours: self.ours && self.clean, ..Self::default() };
+        }
         self.connections += 1;
         (self.foreign, self.up) = (false, false);
         self.written.clear();
@@ -90,6 +102,11 @@ impl Link {
         let mut facts = Vec::new();
         while let Some(packet) = next(&mut self.written)? {
             match packet {
+                // What there was is at an end.
+                Packet::Connect(connect) if connect.clean_session => {
+                    let (connections, written) = (self.connections, std::mem::take(&mut self.written));
+                    *self = Self { connections, written, clean: true, ..Self::default() };
+                }
                 Packet::Publish(publish) => self.publish_out(&publish, ledger)?,
                 Packet::Subscribe(packet) => {
                     self.request_out(packet.pkid)?;
@@ -101,6 +118,7 @@ impl Link {
                     self.requests.insert(packet.pkid, packet.topics);
                     self.unsubscribes.insert(packet.pkid);
                 }
+                Packet::Disconnect => self.left = true,
                 Packet::PubAck(ack) => facts.extend(self.ack_out(ack.pkid, QoS::AtLeastOnce)?),
                 Packet::PubRec(ack) => facts.extend(self.ack_out(ack.pkid, QoS::ExactlyOnce)?),
                 Packet::PubComp(ack) => {
@@ -250,12 +268,19 @@ impl Link {
                 }
             }
         }
-        Ok(Fact::Message { no, qos: qos(publish.qos), retain: publish.retain, fresh })
+        let &Publish { dup, retain, .. } = publish;
+        Ok(Fact::Message { no, qos: qos(publish.qos), retain, fresh, dup })
     }
 }
 
 fn held(filter: String, has: bool) -> Option<Fact> {
     TopicFilter::new(filter).ok().map(|filter| Fact::Filter(filter, has))
+}
+
+/// Which of the gateway's links has this client id at the broker: its own is 0, the further ones follow.
+pub(crate) fn lane(client: &str) -> Lane {
+    let further = client.strip_prefix(GATEWAY).and_then(|rest| rest.strip_prefix('-'));
+    further.and_then(|number| number.parse::<Lane>().ok()).map_or(0, |number| number - 1)
 }
 
 /// The client id in the CONNECT with which these octets begin.

@@ -29,6 +29,7 @@ const FILTERS: [&str; 10] = ["a", "t/1", "t/2", "s/x/y", "cd", "t/+", "+/1", "s/
 
 /// Everything a world is made of.
 pub(crate) struct Plan {
+    pub(crate) seed: u64,
     pub(crate) sensors: Vec<SensorPlan>,
     pub(crate) radio: Radio,
     pub(crate) tcp: Tcp,
@@ -49,6 +50,8 @@ pub(crate) struct Plan {
     pub(crate) roaming: bool,
     /// Whether the broker knows MQTT 5.
     pub(crate) broker_knows_5: bool,
+    /// Whether it sends one copy for each filter that matches (MQTT 3.1.1 §3.3.5).
+    pub(crate) copy_per_filter: bool,
 }
 
 /// Seeds below this make worlds in which nobody sleeps: those that once broke a law keep their numbers.
@@ -112,6 +115,7 @@ impl Radio {
 impl Plan {
     pub(crate) fn new(seed: u64, rng: &mut Rng) -> Self {
         let mut plan = Self::sleepless(rng);
+        plan.seed = seed;
         if seed >= SLEEPLESS {
             plan.add_sleepers(rng);
             plan.add_roamers(rng);
@@ -122,6 +126,7 @@ impl Plan {
                 _ => (Protocol::V311, false),
             };
         }
+        plan.copy_per_filter = !plan.broker_knows_5 && seed % 2 == 1;
         plan
     }
 
@@ -160,6 +165,8 @@ impl Plan {
             oversleeping: false,
             roaming: false,
             broker_knows_5: false,
+            seed: 0,
+            copy_per_filter: false,
         }
     }
 

@@ -23,7 +23,7 @@ use rumqttc::{
     ConnectReturnCode, Packet as Packet4, PubAck, PubComp, PubRec, PubRel, QoS, SubscribeReasonCode, UnsubAck,
 };
 
-use crate::air::{Air, sheds};
+use crate::air::{Air, Arrival, sheds};
 use crate::figures::Figures;
 use crate::law::{Checked, Law};
 use crate::ledger::{Got, Ledger, No, Origin, Who};
@@ -62,6 +62,15 @@ const QUIET: Duration = Duration::from_secs(3);
 /// Longer than the probes take.
 const LONG_NAP: Duration = Duration::from_secs(3600);
 
+/// Client ids of the gateway's links, at most.
+const LANES_MAX: u32 = 16;
+
+/// How long a link that comes back takes for it: its longest backoff, and a dead connection before that.
+const COME_BACK: Duration = Duration::from_secs(60);
+
+/// Sets the second source of chances apart from the first.
+const FURTHER: u64 = 0x6C61_6E65;
+
 /// Timeouts of all together in one second of the world; a dozen are usual.
 const TIMEOUTS_MAX: u32 = 400;
 
@@ -80,6 +89,8 @@ pub(crate) fn run(seed: u64, base: Instant, trace: &mut Trace) -> Checked<Figure
 struct World<'t> {
     plan: Plan,
     rng: Rng,
+    /// For what only worlds with further links know: the others stay what they were.
+    lane_rng: Rng,
     trace: &'t mut Trace,
     base: Instant,
     now: Instant,
@@ -147,6 +158,8 @@ enum Phase {
 struct Stream {
     /// The client id in its CONNECT, once that was written.
     whose: Option<String>,
+    /// It was asked for while the gateway's own stood.
+    further: bool,
     /// Where MQTT 5 is spoken.
     five: Option<Five>,
     /// When the last octets of each direction arrive: nothing overtakes them.
@@ -156,6 +169,12 @@ struct Stream {
     cut: bool,
     /// The gateway has not closed it and was not told that it is gone.
     open: bool,
+}
+
+impl Stream {
+    fn is_own(&self) -> bool {
+        self.whose.as_deref().is_some_and(|whose| link::lane(whose) == 0)
+    }
 }
 
 /// MQTT 5 on one connection, as the accounts read it and as the broker does: both know only MQTT 3.1.1.
@@ -230,6 +249,7 @@ impl<'t> World<'t> {
             streams: BTreeMap::new(),
             first_link: 0,
             retired: Vec::new(),
+            lane_rng: Rng::with_seed(plan.seed ^ FURTHER),
             plan,
             rng,
             trace,
@@ -247,6 +267,7 @@ impl<'t> World<'t> {
     }
 
     fn begin(&mut self) -> Checked {
+        self.broker.inject(self.now, Fault::CopyPerFilter { on: self.plan.copy_per_filter });
         self.trace.note(self.now, format!("{:?} {:?}", self.plan.radio, self.plan.tcp));
         if self.rng.u8(0..6) == 0 {
             // The broker is not there yet.
@@ -590,20 +611,22 @@ impl World<'_> {
         match command {
             LinkCommand::Connect { .. } => {
                 self.trace.note(self.now, format!("connection {link} is asked for"));
-                let delay = self.tcp_delay();
-                let (up_at, down_at) = (self.now + delay, self.now);
-                self.streams
-                    .insert(link, Stream { whose: None, five: None, up_at, down_at, cut: false, open: true });
+                let further = self.streams.values().any(|stream| stream.open && stream.is_own());
+                let (up_at, down_at) = (self.now, self.now);
+                let stream =
+                    Stream { whose: None, further, five: None, up_at, down_at, cut: false, open: true };
+                self.streams.insert(link, stream);
+                let up_at = self.pass(link, true);
                 self.at(up_at, Event::Arrive(link));
             }
             LinkCommand::Write(octets) => {
                 self.account_for(link, &octets)?;
                 self.trace.note(self.now, format!("writes {} octets", octets.len()));
-                for piece in self.pieces(octets) {
+                for piece in self.pieces(link, octets) {
                     let at = self.pass(link, true);
                     self.at(at, Event::Up(link, piece));
                 }
-                let drained = self.tcp_delay();
+                let drained = self.tcp_delay(link);
                 self.after(drained, Event::Drained(link));
             }
             LinkCommand::Close => {
@@ -635,26 +658,33 @@ impl World<'_> {
                 None => {
                     let whose = link::client_id(&octets)?;
                     self.accounts.entry(whose.clone()).or_default().connected();
+                    self.air.lane(link::lane(&whose));
                     stream.whose.insert(whose).clone()
                 }
             };
+            let lane = link::lane(&whose);
             for fact in self.accounts.entry(whose).or_default().wrote(&octets, &self.ledger)? {
                 if let Fact::Acked { no, retain, last } = fact {
-                    self.air.ack_out(no, retain, last, self.gateway.counters())?;
+                    self.air.ack_out(lane, no, retain, last, self.gateway.counters())?;
                 }
             }
         }
         Ok(())
     }
 
-    fn tcp_delay(&mut self) -> Duration {
+    fn tcp_delay(&mut self, link: u64) -> Duration {
         let tcp = self.plan.tcp;
-        tcp.delay + tcp.jitter.mul_f64(self.rng.f64())
+        tcp.delay + tcp.jitter.mul_f64(self.rng_of(link).f64())
+    }
+
+    fn rng_of(&mut self, link: u64) -> &mut Rng {
+        let further = self.streams.get(&link).is_some_and(|stream| stream.further);
+        if further { &mut self.lane_rng } else { &mut self.rng }
     }
 
     /// When what is sent now arrives.
     fn pass(&mut self, link: u64, up: bool) -> Instant {
-        let at = self.now + self.tcp_delay();
+        let at = self.now + self.tcp_delay(link);
         let Some(stream) = self.streams.get_mut(&link) else { return at };
         let last = if up { &mut stream.up_at } else { &mut stream.down_at };
         *last = at.max(*last);
@@ -662,10 +692,11 @@ impl World<'_> {
     }
 
     /// Cuts octets anywhere.
-    fn pieces(&mut self, mut octets: Bytes) -> Vec<Bytes> {
+    fn pieces(&mut self, link: u64, mut octets: Bytes) -> Vec<Bytes> {
+        let rng = self.rng_of(link);
         let mut pieces = Vec::new();
-        while octets.len() > 1 && self.rng.u8(0..3) == 0 {
-            let at = self.rng.usize(1..octets.len());
+        while octets.len() > 1 && rng.u8(0..3) == 0 {
+            let at = rng.usize(1..octets.len());
             pieces.push(octets.split_to(at));
         }
         pieces.push(octets);
@@ -714,13 +745,15 @@ impl World<'_> {
         }
         self.trace.add(self.now, Step::Down(link, octets.clone()));
         self.air.begin(self.now);
+        let lane = self.streams.get(&link).and_then(|stream| stream.whose.as_deref()).map_or(0, link::lane);
         for fact in self.read(link, &octets)? {
             match fact {
-                Fact::Message { no, qos, retain, fresh } => {
-                    self.air.message_in(no, qos, retain, fresh, &self.ledger);
+                Fact::Message { no, qos, retain, fresh, dup } => {
+                    let arrival = Arrival { no, qos, retain, fresh, dup };
+                    self.air.message_in(lane, &arrival, &self.ledger);
                 }
-                Fact::Lost => self.air.broker_forgot(),
-                Fact::Filter(filter, has) => self.air.filter_at_broker(&filter, has),
+                Fact::Lost => self.air.broker_forgot(lane),
+                Fact::Filter(filter, has) => self.air.filter_at_broker(lane, &filter, has),
                 Fact::Acked { .. } => {}
             }
         }
@@ -813,11 +846,11 @@ impl World<'_> {
                 BrokerOutput::Close(id) if id == self.observer.id() => self.observer.closed(),
                 BrokerOutput::Write(id, octets) => {
                     let octets = self.translated(id.0, octets);
-                    for piece in self.pieces(octets) {
+                    for piece in self.pieces(id.0, octets) {
                         let at = self.pass(id.0, false);
                         self.at(at, Event::Down(id.0, piece));
                     }
-                    let drained = self.tcp_delay();
+                    let drained = self.tcp_delay(id.0);
                     self.after(drained, Event::BrokerDrained(id));
                 }
                 BrokerOutput::Close(id) => {
@@ -888,7 +921,7 @@ impl World<'_> {
         if !self.is_active() {
             return Ok(());
         }
-        let client = gateway_id();
+        let client = self.some_link();
         let mut fault = None;
         match self.rng.u8(0..15) {
             0..3 => self.cut(),
@@ -970,10 +1003,11 @@ impl World<'_> {
         if !self.is_active() || !self.broker_up {
             return Ok(());
         }
-        self.trace.note(self.now, "the broker forgets the gateway");
-        self.ledger.losses += 1;
+        let client = self.some_link();
+        self.trace.note(self.now, format!("the broker forgets {client}"));
+        self.ledger.losses += u32::from(link::lane(client.as_str()) == 0);
         self.tally.faults += 1;
-        self.broker.inject(self.now, Fault::ForgetSession { client: gateway_id() });
+        self.broker.inject(self.now, Fault::ForgetSession { client });
         self.pump_broker()
     }
 
@@ -986,10 +1020,10 @@ impl World<'_> {
 
     /// What is on its way is lost; who notices, and when, differs.
     fn cut(&mut self) {
-        let Some((&link, stream)) = self.streams.iter_mut().next_back() else { return };
-        if stream.cut || !stream.open {
+        let Some(link) = self.some_stream() else { return };
+        let Some(stream) = self.streams.get_mut(&link).filter(|stream| !stream.cut && stream.open) else {
             return;
-        }
+        };
         stream.cut = true;
         self.tally.cuts += 1;
         let (gateway, broker) = (self.rng.u8(0..4) > 0, self.rng.u8(0..4) > 0);
@@ -1005,6 +1039,25 @@ impl World<'_> {
             let at = self.millis(0..500);
             self.after(at, Event::UpClosed(link));
         }
+    }
+
+    /// The last connection of the gateway's own link, or, where there are further ones, as often one of them.
+    fn some_stream(&mut self) -> Option<u64> {
+        let open = self.streams.iter().filter(|(_, stream)| stream.open && !stream.cut && !stream.is_own());
+        let further: Vec<u64> = open.filter(|(_, stream)| stream.further).map(|(link, _)| *link).collect();
+        if !further.is_empty() && self.lane_rng.bool() {
+            return Some(further[self.lane_rng.usize(..further.len())]);
+        }
+        self.streams.iter().rfind(|(_, stream)| !stream.further).map(|(link, _)| *link)
+    }
+
+    /// The gateway's own client id, or, where there are further links, as often that of one of them.
+    fn some_link(&mut self) -> ClientId {
+        let further: Vec<&String> = self.accounts.keys().filter(|client| link::lane(client) > 0).collect();
+        if further.is_empty() || self.lane_rng.bool() {
+            return gateway_id();
+        }
+        ClientId::new(further[self.lane_rng.usize(..further.len())]).expect("a sound id")
     }
 
     fn crash(&mut self) -> Checked {
@@ -1057,7 +1110,16 @@ impl World<'_> {
 
     /// Ends what the faults began.
     fn release(&mut self) -> Checked {
-        let client = gateway_id();
+        self.release_one(gateway_id());
+        // Also those that only the gateway before this one had.
+        for lane in 2..=LANES_MAX {
+            self.release_one(ClientId::new(format!("{GATEWAY}-{lane}")).expect("a sound id"));
+        }
+        self.pump_broker()
+    }
+
+    /// Ends what the faults of one link began.
+    fn release_one(&mut self, client: ClientId) {
         let code = ConnectReturnCode::ServiceUnavailable;
         for fault in [
             Fault::Release { client: client.clone() },
@@ -1072,7 +1134,6 @@ impl World<'_> {
             self.broker.inject(self.now, Fault::CutReceived { whom: whom.clone(), after: usize::MAX });
             self.broker.inject(self.now, Fault::CutSent { whom, after: usize::MAX });
         }
-        self.pump_broker()
     }
 }
 
@@ -1430,8 +1491,10 @@ impl World<'_> {
                 let session = sensor.session;
                 let age = sensor.session_since.map(|since| self.now.saturating_duration_since(since));
                 let young = sensor.clean && age.is_some_and(|age| age < LATE + self.plan.radio.delay * 2);
-                let got =
-                    Got { who, session, young, topic: &topic, qos: message.qos, retain: message.retain };
+                let no = self.ledger.find(&message.payload);
+                let split = no.is_some_and(|no| self.air.is_split(sensor.client, no, &self.ledger));
+                let (qos, retain, has_lanes) = (message.qos, message.retain, self.air.has_lanes);
+                let got = Got { who, session, young, split, has_lanes, topic: &topic, qos, retain };
                 self.ledger.got(&message.payload, &got)?;
             }
             NodeEvent::Asleep => self.set_alarm(who),
@@ -1481,6 +1544,22 @@ impl World<'_> {
     fn unrest(&self) -> Option<String> {
         if !self.gateway.is_connected() {
             return Some("the gateway has no broker".into());
+        }
+        let stands = |client: &str| {
+            let mut streams = self.streams.values().filter(|stream| stream.open && !stream.cut);
+            streams.any(|stream| stream.whose.as_deref() == Some(client))
+        };
+        // One that was left while it could not say so carries nothing, and does not come back.
+        let lasting = !matches!(self.phase, Phase::Calm(since) if self.now <= since + COME_BACK);
+        let carries = |client: &str| {
+            let session = self.broker.session(client);
+            self.air.uses(link::lane(client))
+                || session.is_some_and(|session| !session.subscriptions.is_empty())
+        };
+        let mut links = self.accounts.iter().filter(|(_, link)| !link.left);
+        let lost = links.find(|(client, link)| !(stands(client) && link.up) && (!lasting || carries(client)));
+        if let Some((client, _)) = lost {
+            return Some(format!("{client} has no broker"));
         }
         let mut sensors = self.sensors.iter().filter(|sensor| !sensor.retired);
         if let Some(unrest) = sensors.find_map(Sensor::unrest).or_else(|| self.air.unrest()) {
@@ -1625,8 +1704,10 @@ impl World<'_> {
                     .check(known, || format!("s{} holds {filter}, the gateway does not", sensor.who))?;
             }
         }
-        let at_broker = self.broker.session(GATEWAY).map(|session| session.subscriptions).unwrap_or_default();
-        let at_broker: Vec<TopicFilter> = at_broker.into_iter().map(|(filter, _)| filter).collect();
+        let sessions = self.accounts.keys().filter_map(|client| self.broker.session(client));
+        let at_broker = sessions.flat_map(|session| session.subscriptions);
+        let mut at_broker: Vec<TopicFilter> = at_broker.map(|(filter, _)| filter).collect();
+        at_broker.sort();
         let wanted: Vec<TopicFilter> = self.air.filters().into_iter().collect();
         let refused = self.gateway.counters().subscriptions_refused > 0;
         Law::SubscriptionsAgree.check(at_broker == wanted || refused, || {
