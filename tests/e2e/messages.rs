@@ -595,8 +595,9 @@ fn after_a_restart_subscriptions_hold_and_messages_flow(broker: &mut Broker) {
     gateway.process.wait_for_line("connected to the broker");
     let mut sensor = Sensor::connected(gateway.port, options("n1"));
     let mut sleeper = Sensor::connected(gateway.port, options("n2"));
-    for (sensor, filter) in [(&mut sensor, "restart/1"), (&mut sleeper, "restart/#")] {
-        assert!(sensor.subscribe_for(filter, Qos::ExactlyOnce).is_ok());
+    // One filter, so that there is one connection to wait for.
+    for sensor in [&mut sensor, &mut sleeper] {
+        assert!(sensor.subscribe_for("restart/1", Qos::ExactlyOnce).is_ok());
     }
     sleeper.node.sleep(Instant::now(), Duration::from_secs(60));
     sleeper.wait_for(|event| matches!(event, Event::Asleep).then_some(()));
