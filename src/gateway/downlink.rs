@@ -443,7 +443,7 @@ impl Session {
 
     /// The client is congested or silent: the message goes back, and it is left alone until T_WAIT is over.
     fn pause(&mut self, pause: Pause, item: Item, cx: &mut Cx<'_>) {
-        self.downlink.outbox.push_front(item, cx.queued_octets);
+        self.downlink.outbox.push_front(Item { rounds: 0, ..item }, cx.queued_octets);
         self.downlink.paused = Some(pause);
         self.release_broker(cx);
         self.set_timer(ClientTimer::Pause, cx.now + T_WAIT, cx);
@@ -585,7 +585,7 @@ impl Session {
     fn put_back(&mut self, cx: &mut Cx<'_>) {
         let item = match self.downlink.exchange.take() {
             Some(Exchange { msg_id, request: Request::Publish { item, .. }, .. }) => {
-                Item { sent_as: Some(msg_id), ..item }
+                Item { sent_as: Some(msg_id), rounds: 0, ..item }
             }
             Some(Exchange { request: Request::Register { item, .. }, .. }) => Item { offered: None, ..item },
             released => {

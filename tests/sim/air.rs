@@ -232,6 +232,9 @@ struct Asked {
     qos: Qos,
 }
 
+/// How often a message goes through all its repetitions with a client that is heard.
+const ROUNDS: u32 = 3;
+
 struct Exchange {
     kind: Kind,
     msg_id: u16,
@@ -242,6 +245,8 @@ struct Exchange {
     stray: bool,
     /// The client did not know the topic id, and was told.
     repaired: bool,
+    /// How often all repetitions were in vain though the client was heard.
+    rounds: u32,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -324,6 +329,7 @@ impl Session {
                     last,
                     stray: true,
                     repaired: false,
+                    rounds: 0,
                 });
             }
             Some(Exchange { kind: Kind::Register(_, name), .. }) => self.under_way = Some(name),
@@ -859,6 +865,7 @@ impl Air {
                 last,
                 stray: true,
                 repaired: false,
+                rounds: 0,
             });
             Law::SensorHasIt.check(ledger.has(who, no), || format!("s{who} acknowledged m{no}"))?;
             self.settled(who, no, retain);
@@ -880,6 +887,7 @@ impl Air {
                 last,
                 stray: true,
                 repaired: false,
+                rounds: 0,
             });
         }
         self.settled(who, no, retain);
@@ -1073,6 +1081,8 @@ impl Air {
                     }
                 } else if !heard {
                     lost = true;
+                } else if matches!(open.kind, Kind::Publish { .. }) && open.rounds + 1 < ROUNDS {
+                    (open.rounds, open.sent) = (open.rounds + 1, 0);
                 } else if let Some(open) = session.exchange.take() {
                     let dropped = match open.kind {
                         Kind::Publish { no, retain, .. } => (!retain).then_some(no),
@@ -1584,8 +1594,16 @@ impl Air {
         let now = self.now;
         let Some(open) = &mut session.exchange else {
             let (first, last) = (now, now);
-            session.exchange =
-                Some(Exchange { kind, msg_id, sent: 1, first, last, stray: false, repaired: false });
+            session.exchange = Some(Exchange {
+                kind,
+                msg_id,
+                sent: 1,
+                first,
+                last,
+                stray: false,
+                repaired: false,
+                rounds: 0,
+            });
             return Ok(());
         };
         Law::OneExchange.check(open.msg_id == msg_id && open.kind == kind, || {
