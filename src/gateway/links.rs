@@ -32,6 +32,10 @@ use crate::wire::ReturnCode;
 /// Wills that wait for the broker to come back. One per client of a small network; more are shed and counted.
 const WILLS_MAX: usize = 1024;
 
+/// Filters in one SUBSCRIBE or UNSUBSCRIBE that nobody waits for: at most 65,535 octets each, so that the packet stays well
+/// below what brokers accept.
+const FILTERS_PER_REQUEST: usize = 16;
+
 /// How long a broker that can be told (MQTT 5) keeps a session whose client id will not come back if this process dies:
 /// longer than any outage that it is meant to outlive.
 const SESSION_OF_RANDOM_ID: Duration = Duration::from_secs(7 * 24 * 3600);

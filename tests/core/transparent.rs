@@ -1140,6 +1140,13 @@ fn a_client_whose_id_another_connection_takes_back_each_time_is_told_and_gives_w
             world.commands.clear();
             world.pass(Duration::from_secs(100));
             world.no_command();
+            // It comes again, and one lost connection is no reason to send it away.
+            world.send(A, connect_with("c1", false, false, 60));
+            world.broker_sees_connect("c1");
+            world.broker_accepts(true);
+            world.expect(A, connack(ReturnCode::Accepted));
+            world.broker_down();
+            world.quiet();
             return;
         }
         world.pass(Duration::from_secs(3));

@@ -20,16 +20,12 @@ use tracing::{debug, warn};
 use super::link::LinkCx;
 use super::pool::{LinkKey, Pool};
 use super::retained::HandOuts;
-use super::{Delivery, RequestId, Subscribing, Update, UplinkId};
+use super::{Delivery, FILTERS_PER_REQUEST, RequestId, Subscribing, Update, UplinkId};
 use crate::gateway::ClientKey;
 use crate::gateway::io::BrokerSettings;
 use crate::mqtt::{Connection, Event, Full, Message, Options, QoS, Refused, SubscriptionId, Token};
 use crate::topic::TopicFilter;
 use crate::topic::tree::FilterTree;
-
-/// Filters in one SUBSCRIBE or UNSUBSCRIBE of the gateway's own: at most 65,535 octets each, so that the packet stays well below
-/// what brokers accept.
-const FILTERS_PER_REQUEST: usize = 16;
 
 /// The gateway's own link and further ones. So many filters that all overlap each other nobody has seen; what goes beyond is
 /// counted, and may come more than once from a broker that sends several copies.

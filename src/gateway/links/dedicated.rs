@@ -22,15 +22,12 @@ use std::time::{Duration, Instant};
 
 use super::link::{LinkCx, Lost, News};
 use super::pool::{LinkKey, Pool};
-use super::{Delivery, Parting, RequestId, Subscribing, Update, UplinkId, credentials};
+use super::{Delivery, FILTERS_PER_REQUEST, Parting, RequestId, Subscribing, Update, UplinkId, credentials};
 use crate::gateway::ClientKey;
 use crate::gateway::io::BrokerSettings;
 use crate::mqtt::{ConnectRefusal, Event, Full, Message, Options, QoS, Refused, Session, Token};
 use crate::topic::{ClientId, TopicFilter};
 use crate::wire::ReturnCode;
-
-/// Filters in one SUBSCRIBE that issues them again.
-const FILTERS_PER_REQUEST: usize = 16;
 
 /// How long after filters were issued again retained messages are taken for what that has brought.
 const REISSUED: Duration = Duration::from_secs(10);
@@ -398,7 +395,12 @@ impl Own {
         let Some(accepted) = self.accepted.take() else { return false };
         let soon = own_is_up && now.saturating_duration_since(accepted) < TAKEN_BACK_WITHIN;
         self.taken_back = if soon { self.taken_back + 1 } else { 0 };
-        self.taken_back >= TAKEN_BACK_MAX
+        let is_taken_back = self.taken_back >= TAKEN_BACK_MAX;
+        if is_taken_back {
+            // When the client comes again, so may its turn.
+            self.taken_back = 0;
+        }
+        is_taken_back
     }
 
     /// The broker knows nothing of the client's subscriptions. What it has yet to answer is repeated anyway.
