@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use crate::broker;
 use crate::gateway::io::{Control, Input, Mode, Output, PortId, Settings, Target};
+use crate::gateway::record::Outcome;
 use crate::gateway::{Counters, Gateway};
 use crate::link::{Certificates, Links, Report};
 use crate::transport::{self, Inbox, Intake, OpenError, Transport};
@@ -276,6 +277,10 @@ impl Runtime {
                     }
                 }
                 Output::Link(id, command) => self.links.command(id, command),
+                // What is kept in memory only is as safe as it will ever be.
+                Output::Store { lsn, .. } => {
+                    self.gateway.handle(Instant::now(), Input::Stored(lsn, Outcome::Durable));
+                }
                 Output::Stopped => self.stopped = true,
             }
         }

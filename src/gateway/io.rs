@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::record::{Lsn, Outcome, Record};
 use crate::topic::{ClientId, TopicName};
 
 /// A transport instance: the index of its settings in [`Settings::ports`].
@@ -64,6 +65,8 @@ pub enum Input {
     Port(PortId, PortEvent),
     /// Something happened to a connection to a broker.
     Link(LinkId, LinkEvent),
+    /// What became of a batch that [`Output::Store`] handed out, and of all before it.
+    Stored(Lsn, Outcome),
     /// The operator wants something.
     Control(Control),
 }
@@ -135,6 +138,14 @@ pub enum Output {
     },
     /// Do something with a connection to a broker.
     Link(LinkId, LinkCommand),
+    /// Store these records, all or none of them. [`Input::Stored`] answers; batches are stored in their order, and one answer
+    /// may be for many.
+    Store {
+        /// Its number.
+        lsn: Lsn,
+        /// What changes.
+        records: Vec<Record>,
+    },
     /// Everything [`Control::Shutdown`] asked for is done.
     Stopped,
 }

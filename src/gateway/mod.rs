@@ -14,6 +14,7 @@ mod handshake;
 pub mod io;
 mod links;
 mod outbox;
+pub mod record;
 mod registry;
 mod session;
 mod timer;
@@ -155,6 +156,7 @@ impl Gateway {
                 links.handle(id, event, &mut cx);
                 self.take_updates();
             }
+            Input::Stored(..) => {}
             Input::Control(Control::Shutdown) => self.shut_down(),
         }
     }

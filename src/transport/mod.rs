@@ -167,7 +167,7 @@ impl Intake {
 fn octets_of(input: &Input) -> usize {
     match input {
         Input::Frame { frame, .. } => frame.len(),
-        Input::Port(..) | Input::Link(..) | Input::Control(_) => 0,
+        Input::Port(..) | Input::Link(..) | Input::Stored(..) | Input::Control(_) => 0,
     }
 }
 

@@ -11,6 +11,7 @@ use mqtt_sn_gateway::gateway::io::{
     Peer, PortId, PortSettings, Protocol, QueueFull, QueueSettings, Rebind, Route, SessionSettings, Settings,
     Target, Wills,
 };
+use mqtt_sn_gateway::gateway::record::Outcome;
 use mqtt_sn_gateway::topic::{ClientId, TopicName};
 use mqtt_sn_gateway::wire::{
     Connect, Disconnect, FilterRef, Frame, MsgIdOnly, Packet, Publish, Qos, Register, Response, ReturnCode,
@@ -183,6 +184,7 @@ impl World {
                     }
                     self.commands.push_back((id, command));
                 }
+                Output::Store { lsn, .. } => self.gw.handle(self.now, Input::Stored(lsn, Outcome::Durable)),
                 Output::Stopped => self.stopped = true,
             }
         }

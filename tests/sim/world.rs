@@ -15,6 +15,7 @@ use mqtt_sn_gateway::broker::{
 use mqtt_sn_gateway::gateway::io::{
     Address, Control, Input, LinkCommand, LinkEvent, LinkFailure, LinkId, Output, Peer, PortId, Route, Target,
 };
+use mqtt_sn_gateway::gateway::record::Outcome;
 use mqtt_sn_gateway::gateway::{Counters, Gateway};
 use mqtt_sn_gateway::node::{Event as NodeEvent, Topic, Will};
 use mqtt_sn_gateway::topic::{ClientId, TopicFilter};
@@ -565,6 +566,9 @@ impl World<'_> {
             match output {
                 Output::Send { to, frame } => self.frame_from_gateway(to, frame)?,
                 Output::Link(LinkId(link), command) => self.link_command(self.first_link + link, command)?,
+                Output::Store { lsn, .. } => {
+                    self.gateway.handle(self.now, Input::Stored(lsn, Outcome::Durable));
+                }
                 Output::Stopped => {
                     let asked = matches!(self.phase, Phase::Leaving(_));
                     Law::Manners.check(asked, || "the gateway stops unasked".into())?;

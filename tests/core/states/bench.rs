@@ -11,6 +11,7 @@ use mqtt_sn_gateway::gateway::io::{
     Address, Input, LinkCommand, LinkEvent, LinkFailure, LinkId, Mode, Output, Peer, PortId, Route, Settings,
     Target,
 };
+use mqtt_sn_gateway::gateway::record::Outcome;
 use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
 use mqtt_sn_gateway::wire::{
     Disconnect, FilterRef, MsgIdOnly, Packet, Publish, Qos, Register, Response, ReturnCode, SubAck, TopicAck,
@@ -313,6 +314,7 @@ impl Bench {
                 }
                 Output::Link(id, LinkCommand::Write(octets)) => self.take_octets(id, &octets),
                 Output::Link(id, LinkCommand::Close) => self.part(id),
+                Output::Store { lsn, .. } => self.gw.handle(self.now, Input::Stored(lsn, Outcome::Durable)),
                 Output::Stopped => {}
             }
         }
