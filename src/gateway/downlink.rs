@@ -28,12 +28,12 @@ use crate::mqtt::{Message, QoS};
 use crate::topic::TopicName;
 use crate::wire::{Encapsulation, Frame, MsgIdOnly, Packet, ReturnCode, TopicAck, TopicRef};
 
-/// T_WAIT (§7.2): how long a client that said `congestion` is left alone, and a name that it did not take.
+/// T_WAIT (§7.2): how long a client that said `congestion` is left alone, and a name that it has not learnt in all rounds.
 const T_WAIT: Duration = Duration::from_secs(330);
 
-/// How often a message of QoS 1 or 2 goes through all its repetitions while the client is heard but does not answer: a radio
-/// that loses a tenth of all frames takes one in a thousand from the first round, and one in a thousand million from three. A
-/// client that does not want it must not block the others for ever (Interpretation: R-113).
+/// How often a message of QoS 1 or 2 goes through all its repetitions, or those of the REGISTER before it, while the client is
+/// heard but does not answer: a radio that loses a tenth of all frames takes one in a thousand from the first round, and one in
+/// a thousand million from three. A client that does not want it must not block the others for ever (Interpretation: R-113).
 pub(super) const ROUNDS: u32 = 3;
 
 /// Messages that may join a drain under way, beyond what waited when the client woke: a source faster than the radio would
@@ -122,7 +122,7 @@ impl Session {
             cx.settle(&item);
             return;
         }
-        if !self.broker_waits(cx) {
+        if !self.broker_waits(&item, cx) {
             cx.settle(&item);
             item.delivery = None;
         }
@@ -147,15 +147,16 @@ impl Session {
     }
 
     /// Whether the broker is kept waiting for what this client has yet to take. Not while it is asleep, away or congested,
-    /// nor once it has left a request unanswered: the broker's window is shared by all (design section 3). On a link of the
+    /// nor while the topic rests or once it has left a request unanswered: the broker's window is shared by all (design section 3). On a link of the
     /// client's own nobody else waits (Interpretation: R-145).
-    fn broker_waits(&self, cx: &Cx<'_>) -> bool {
+    fn broker_waits(&self, item: &Item, cx: &Cx<'_>) -> bool {
         if cx.links.is_dedicated(self.key) {
             return true;
         }
         let prompt = |exchange: &Exchange| exchange.repeated == 0;
         self.state == State::Active
             && self.downlink.paused.is_none()
+            && !self.registry.is_resting(&item.message.topic)
             && self.downlink.exchange.as_ref().is_none_or(prompt)
     }
 
@@ -214,15 +215,22 @@ impl Session {
         }
     }
 
-    /// The message that is next; while registrations pause, the first whose topic the client knows.
+    /// The message that is next: while registrations pause, the first whose topic the client knows, and else the first whose
+    /// topic does not rest. QoS 0 does not wait for that.
     fn next_item(&mut self, cx: &mut Cx<'_>) -> Option<Item> {
-        if !matches!(self.downlink.paused, Some(Pause::Registrations | Pause::Unheard)) {
+        let pausing = matches!(self.downlink.paused, Some(Pause::Registrations | Pause::Unheard));
+        if !pausing && !self.registry.has_rests() {
             return self.downlink.outbox.pop(cx.queued_octets);
         }
         let mut outbox = std::mem::take(&mut self.downlink.outbox);
         let mut total = *cx.queued_octets;
-        let known = |item: &Item| matches!(self.name(&item.message.topic, cx), Naming::Known(_));
-        let item = outbox.take_first(&mut total, known);
+        let item = outbox.take_first(&mut total, |item| {
+            let topic = &item.message.topic;
+            if !pausing && (item.qos == QoS::AtMostOnce || !self.registry.is_resting(topic)) {
+                return true;
+            }
+            matches!(self.name(topic, cx), Naming::Known(_))
+        });
         *cx.queued_octets = total;
         self.downlink.outbox = outbox;
         item
@@ -230,14 +238,14 @@ impl Session {
 
     fn name(&mut self, topic: &TopicName, cx: &Cx<'_>) -> Naming {
         let subscribed = self.subscriptions.get(topic.as_str()).map(|subscription| subscription.topic);
-        self.registry.name(topic, subscribed, cx.now, cx.scope(&self.id))
+        self.registry.name(topic, subscribed, cx.scope(&self.id))
     }
 
     fn send_named(&mut self, item: Item, naming: Naming, repair: Repair, cx: &mut Cx<'_>) {
         match naming {
             Naming::Known(topic) => self.send_publish(item, topic, repair, cx),
             Naming::Register(topic_id) => self.open(Request::Register { topic_id, item, repair }, None, cx),
-            Naming::Declined => {
+            Naming::Declined | Naming::Resting => {
                 cx.counters.downlink_refused += 1;
                 cx.settle(&item);
             }
@@ -343,6 +351,7 @@ impl Session {
     /// The client knows the id; it may have unsubscribed meanwhile.
     fn send_registered(&mut self, item: Item, topic_id: u16, repair: Repair, cx: &mut Cx<'_>) {
         if self.wants(&item) {
+            let item = Item { rounds: 0, ..item };
             self.send_publish(item, TopicRef::Normal(topic_id), repair, cx);
         } else {
             cx.counters.downlink_ended += 1;
@@ -437,13 +446,15 @@ impl Session {
         }
         let sent_as = (item.qos == QoS::ExactlyOnce).then_some(msg_id);
         let item = Item { sent_as, ..item };
-        let naming = self.registry.register(&item.message.topic, cx.now, cx.scope(&self.id));
+        let naming = self.registry.register(&item.message.topic, cx.scope(&self.id));
         self.send_named(item, naming, Repair::Tried, cx);
     }
 
     /// The client is congested or silent: the message goes back, and it is left alone until T_WAIT is over.
     fn pause(&mut self, pause: Pause, item: Item, cx: &mut Cx<'_>) {
-        self.downlink.outbox.push_front(Item { rounds: 0, ..item }, cx.queued_octets);
+        // `congestion` was an answer.
+        let rounds = if pause == Pause::Unheard { item.rounds } else { 0 };
+        self.downlink.outbox.push_front(Item { rounds, ..item }, cx.queued_octets);
         self.downlink.paused = Some(pause);
         self.release_broker(cx);
         self.set_timer(ClientTimer::Pause, cx.now + T_WAIT, cx);
@@ -458,6 +469,39 @@ impl Session {
 
     pub(super) fn handle_pause_over(&mut self, cx: &mut Cx<'_>) {
         self.downlink.paused = None;
+        self.advance(cx);
+    }
+
+    /// The client is there and did not answer for a name: that rests for as long as it was offered, and others have their turn.
+    /// What may not be lost waits for it and is given up after the last round, and then the name rests for T_WAIT; QoS 0 does
+    /// not wait (Interpretation: R-113).
+    fn rest(&mut self, topic_id: u16, item: Item, cx: &mut Cx<'_>) {
+        let port = self.port(cx.settings);
+        let round = port.retry_interval.saturating_mul(port.retry_limit.saturating_add(1));
+        let must_arrive = |item: &Item| item.qos != QoS::AtMostOnce;
+        let waits = must_arrive(&item) && item.has_rounds_left();
+        let follows = |other: &Item| must_arrive(other) && other.message.topic == item.message.topic;
+        let is_awaited = waits || (!must_arrive(&item) && self.downlink.outbox.iter().any(follows));
+        self.registry.rest(topic_id, cx.now + if is_awaited { round } else { T_WAIT });
+        if !self.wants(&item) {
+            cx.counters.downlink_ended += 1;
+            cx.settle(&item);
+        } else if waits {
+            let item = Item { rounds: item.rounds + 1, offered: Some(cx.now), ..item };
+            self.downlink.outbox.push_front(item, cx.queued_octets);
+        } else {
+            cx.counters.downlink_unanswered += 1;
+            cx.settle(&item);
+        }
+        self.release_broker(cx);
+        self.handle_rest_over(cx);
+    }
+
+    /// Names that have rested are offered again.
+    pub(super) fn handle_rest_over(&mut self, cx: &mut Cx<'_>) {
+        if let Some(next) = self.registry.end_rests(cx.now) {
+            self.set_timer(ClientTimer::Rest, next, cx);
+        }
         self.advance(cx);
     }
 
@@ -532,11 +576,7 @@ impl Session {
                 let item = Item { rounds: item.rounds + 1, ..item };
                 self.open(Request::Publish { topic, item, repair }, Some(exchange.msg_id), cx);
             }
-            Request::Register { topic_id, item, .. } if heard => {
-                self.registry.pause(topic_id, cx.now + T_WAIT);
-                cx.counters.downlink_unanswered += 1;
-                cx.settle(&item);
-            }
+            Request::Register { topic_id, item, .. } if heard => self.rest(topic_id, item, cx),
             Request::Register { item, .. } => self.pause(Pause::Unheard, item, cx),
             Request::Publish { item, .. } if heard => {
                 cx.counters.downlink_unanswered += 1;
@@ -571,9 +611,10 @@ impl Session {
 
     fn reopen(&mut self, cx: &mut Cx<'_>) {
         self.downlink.paused = None;
+        self.registry.end_all_rests();
         self.put_back(cx);
         for item in self.downlink.outbox.iter_mut() {
-            item.offered = None;
+            (item.offered, item.rounds) = (None, 0);
         }
         if let Some(Exchange { msg_id, request, .. }) = self.downlink.exchange.take() {
             self.open(request, Some(msg_id), cx);

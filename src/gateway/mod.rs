@@ -454,6 +454,7 @@ impl Gateway {
             }
             ClientTimer::BrokerAnswer => session.handle_broker_late(&mut cx),
             ClientTimer::Pause => session.handle_pause_over(&mut cx),
+            ClientTimer::Rest => session.handle_rest_over(&mut cx),
             ClientTimer::Grace => self.dismiss_when_heard(key),
             ClientTimer::Expiry => {
                 cx.counters.sessions_expired += 1;

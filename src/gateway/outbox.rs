@@ -20,7 +20,8 @@ pub(super) struct Item {
     pub(super) delivery: Option<Delivery>,
     /// The MsgId under which it was sent before: it keeps it, and says DUP (§6.13).
     pub(super) sent_as: Option<u16>,
-    /// When the client was first asked to learn its topic, in this connection.
+    /// Since when the client, asked to learn its topic, may have been heard: when it was first asked in this connection, or
+    /// the end of the last round in which it was.
     pub(super) offered: Option<Instant>,
     /// How often the client was heard and has not answered to all repetitions.
     pub(super) rounds: u32,
@@ -135,6 +136,11 @@ impl Outbox {
         self.octets -= item.len();
         *total -= item.len();
         Some(item)
+    }
+
+    /// What waits, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter()
     }
 
     /// What waits, in order; sizes may not be changed.

@@ -39,6 +39,8 @@ pub(super) struct Scope<'a> {
 pub(super) struct Registry {
     topics: BTreeMap<u16, Topic>,
     ids: HashMap<TopicName, u16>,
+    /// Names that the client did not answer our REGISTER for, and until when they are not offered (Interpretation: R-113).
+    resting: BTreeMap<u16, Instant>,
     /// Of all names.
     octets: usize,
     next: u16,
@@ -63,8 +65,6 @@ enum Standing {
     Known,
     /// It rejected our REGISTER: the name is not offered again in this session (§6.10).
     Rejected,
-    /// It did not answer our REGISTER: the name is not offered before that time (Interpretation: R-113).
-    Paused(Instant),
 }
 
 /// How a topic can be named in a PUBLISH to the client.
@@ -74,7 +74,9 @@ pub(super) enum Naming {
     Known(TopicRef),
     /// This id must be registered first (§6.10).
     Register(u16),
-    /// The client will not have the name, now or ever.
+    /// The client did not answer for the name, which is offered again later.
+    Resting,
+    /// The client will not have the name.
     Declined,
     /// No id is left.
     Exhausted,
@@ -86,7 +88,14 @@ pub(super) struct Exhausted;
 
 impl Registry {
     pub(super) fn new(rng: &mut fastrand::Rng) -> Self {
-        Self { topics: BTreeMap::new(), ids: HashMap::new(), octets: 0, next: rng.u16(START), given: 0 }
+        Self {
+            topics: BTreeMap::new(),
+            ids: HashMap::new(),
+            resting: BTreeMap::new(),
+            octets: 0,
+            next: rng.u16(START),
+            given: 0,
+        }
     }
 
     /// The id of `name`, a new one if it has none. The client learns it from the answer that is about to leave.
@@ -149,7 +158,6 @@ impl Registry {
         &mut self,
         topic: &TopicName,
         subscribed: Option<TopicRef>,
-        now: Instant,
         scope: Scope<'_>,
     ) -> Naming {
         if let Some(by @ (TopicRef::Predefined(_) | TopicRef::Short(_))) = subscribed {
@@ -160,16 +168,18 @@ impl Registry {
         {
             return Naming::Known(TopicRef::Predefined(id));
         }
-        self.register(topic, now, scope)
+        if self.is_resting(topic) {
+            return Naming::Resting;
+        }
+        self.register(topic, scope)
     }
 
-    /// How to name `topic` by a normal id, whatever other ways there are.
-    pub(super) fn register(&mut self, topic: &TopicName, now: Instant, scope: Scope<'_>) -> Naming {
+    /// How to name `topic` by a normal id, whatever other ways there are, and at once.
+    pub(super) fn register(&mut self, topic: &TopicName, scope: Scope<'_>) -> Naming {
         let Ok(id) = self.id_of(topic, scope) else { return Naming::Exhausted };
         match self.topics.get(&id).map(|topic| topic.standing) {
             Some(Standing::Known) => Naming::Known(TopicRef::Normal(id)),
             Some(Standing::Rejected) => Naming::Declined,
-            Some(Standing::Paused(until)) if now < until => Naming::Declined,
             _ => {
                 self.unconfirm(id);
                 Naming::Register(id)
@@ -197,9 +207,30 @@ impl Registry {
         self.set_standing(id, Standing::Rejected);
     }
 
-    /// The client did not answer the REGISTER of this id.
-    pub(super) fn pause(&mut self, id: u16, until: Instant) {
-        self.set_standing(id, Standing::Paused(until));
+    /// The client did not answer the REGISTER of this id, which is not offered before `until`.
+    pub(super) fn rest(&mut self, id: u16, until: Instant) {
+        self.resting.insert(id, until);
+    }
+
+    /// Whether the name is not to be offered yet.
+    pub(super) fn is_resting(&self, name: &TopicName) -> bool {
+        !self.resting.is_empty() && self.ids.get(name).is_some_and(|id| self.resting.contains_key(id))
+    }
+
+    /// Whether any name is not to be offered yet.
+    pub(super) fn has_rests(&self) -> bool {
+        !self.resting.is_empty()
+    }
+
+    /// Offers again what has rested until `now`; returns when the next name will have.
+    pub(super) fn end_rests(&mut self, now: Instant) -> Option<Instant> {
+        self.resting.retain(|_, until| *until > now);
+        self.resting.values().min().copied()
+    }
+
+    /// All names may be offered.
+    pub(super) fn end_all_rests(&mut self) {
+        self.resting.clear();
     }
 
     /// The client connected again and may have forgotten everything; its ids stay valid (Interpretation: A-04), and so
@@ -216,6 +247,7 @@ impl Registry {
     pub(super) fn clear(&mut self) {
         self.topics.clear();
         self.ids.clear();
+        self.resting.clear();
         self.octets = 0;
         self.given = 0;
     }
@@ -224,6 +256,7 @@ impl Registry {
         if let Some(topic) = self.topics.get_mut(&id) {
             topic.standing = standing;
         }
+        self.resting.remove(&id);
     }
 }
 

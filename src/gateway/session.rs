@@ -565,7 +565,7 @@ impl Session {
         self.will = Will::default();
         self.uplink = Uplink::default();
         self.registry.clear();
-        for timer in [ClientTimer::Retry, ClientTimer::BrokerAnswer, ClientTimer::Pause] {
+        for timer in [ClientTimer::Retry, ClientTimer::BrokerAnswer, ClientTimer::Pause, ClientTimer::Rest] {
             cx.timers.cancel(&Timer::Client(self.key, timer));
         }
     }

@@ -28,6 +28,8 @@ pub(super) enum ClientTimer {
     BrokerAnswer,
     /// A pause after the client said `congestion` is over.
     Pause,
+    /// A name that the client did not answer for has rested.
+    Rest,
     /// The client's own link has been lost for as long as it may be.
     Grace,
     /// The session outlived its connection for long enough (§6.3).

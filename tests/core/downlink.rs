@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use mqtt_sn_gateway::wire::{FilterRef, MsgIdOnly, Packet, Qos, ReturnCode, TopicRef, Unsubscribe};
+use mqtt_sn_gateway::wire::{
+    Disconnect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, ReturnCode, TopicRef, Unsubscribe,
+};
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
 
@@ -90,6 +92,156 @@ fn a_message_that_a_client_which_is_there_has_not_answered_is_not_given_up() {
     assert_eq!(w.gw.counters().downlink_unanswered, 0);
     w.pass(4 * RETRY);
     w.quiet();
+}
+
+/// Four REGISTERs in a row are lost as easily as four PUBLISHes.
+#[test]
+fn an_unanswered_register_drops_nothing_of_qos_1() {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, false, 600));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    for (pkid, payload) in [(5, "a"), (6, "b"), (7, "c")] {
+        w.broker_publishes(pkid, "s/x", payload, QoS::AtLeastOnce);
+    }
+    unanswered_but_heard(&mut w, "s/x");
+    // The broker does not wait for any of them.
+    w.broker_gets_puback(6);
+    w.broker_gets_puback(7);
+    w.broker_gets_puback(5);
+    w.send(A, connect_with("n1", false, false, 600));
+    w.expect(A, connack(ReturnCode::Accepted));
+    let (id, msg_id) = w.expect_register(A, "s/x");
+    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    for payload in ["a", "b", "c"] {
+        takes(&mut w, id, payload);
+    }
+    w.quiet();
+    assert_eq!(w.gw.counters().downlink_unanswered + w.gw.counters().downlink_refused, 0);
+}
+
+#[test]
+fn after_a_round_without_regack_the_name_rests_as_long_and_comes_again() {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, true, 600));
+    w.expect(A, connack(ReturnCode::Accepted));
+    let known = TopicRef::Normal(w.subscribed(A, "t/1", QoS::AtMostOnce));
+    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
+    w.broker_publishes(0, "s/x", "zero", QoS::AtMostOnce);
+    w.broker_publishes(6, "s/x", "b", QoS::AtLeastOnce);
+    w.broker_publishes(7, "s/y", "other", QoS::AtLeastOnce);
+    unanswered_but_heard(&mut w, "s/x");
+    // QoS 0 does not wait for the name; another name is offered at once, and a topic that is known needs no offer.
+    assert_eq!(w.gw.counters().downlink_refused, 1);
+    let (other, msg_id) = w.expect_register(A, "s/y");
+    w.send(A, regack(other, msg_id, ReturnCode::Accepted));
+    takes(&mut w, other, "other");
+    w.broker_publishes(0, "t/1", "go", QoS::AtMostOnce);
+    w.expect_publish(A, known, Qos::AtMostOnce, false, "go");
+    w.broker_publishes(0, "s/x", "zero", QoS::AtMostOnce);
+    assert_eq!(w.gw.counters().downlink_refused, 2);
+    for settled in [6, 7, 5] {
+        w.broker_gets_puback(settled);
+    }
+    // The broker does not wait for what joins.
+    w.broker_publishes(8, "s/x", "c", QoS::AtLeastOnce);
+    w.broker_gets_puback(8);
+    w.pass(RETRY * 4 - Duration::from_millis(1));
+    w.quiet();
+    w.pass(Duration::from_millis(1));
+    let (id, msg_id) = w.expect_register(A, "s/x");
+    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    for payload in ["a", "b", "c"] {
+        takes(&mut w, id, payload);
+    }
+    w.quiet();
+}
+
+#[test]
+fn a_name_that_a_client_which_is_heard_never_learns_costs_a_message_after_three_rounds() {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, true, 600));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
+    w.broker_publishes(6, "s/x", "b", QoS::AtLeastOnce);
+    for dropped in [0, 0, 1] {
+        unanswered_but_heard(&mut w, "s/x");
+        assert_eq!(w.gw.counters().downlink_unanswered, dropped);
+        w.quiet();
+        if dropped == 0 {
+            w.pass(RETRY * 4);
+        }
+    }
+    // The name rests for T_WAIT, and what waits behind has rounds of its own.
+    assert_eq!(w.gw.waiting_messages(), 1);
+    w.pass(Duration::from_secs(329));
+    w.quiet();
+    w.pass(Duration::from_secs(1));
+    let (id, msg_id) = w.expect_register(A, "s/x");
+    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    takes(&mut w, id, "b");
+}
+
+#[test]
+fn a_round_in_which_the_client_was_not_heard_costs_nothing() {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, true, 0));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.pass(Duration::from_secs(1));
+    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.pass(Duration::from_secs(1));
+    w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
+    unanswered_but_heard(&mut w, "s/x");
+    // From here on the radio is dead for an hour.
+    w.pass(Duration::from_secs(3600));
+    assert!(w.taken().len() > 12);
+    assert_eq!((w.gw.counters().downlink_unanswered, w.gw.waiting_messages()), (0, 1));
+    w.send(A, pingreq());
+    w.taken();
+    w.pass(Duration::ZERO);
+    let (id, msg_id) = w.expect_register(A, "s/x");
+    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    takes(&mut w, id, "a");
+}
+
+#[test]
+fn a_client_that_wakes_is_offered_a_name_that_rested() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
+    unanswered_but_heard(&mut w, "s/x");
+    w.send(A, Packet::Disconnect(Disconnect { duration: Some(300) }));
+    w.expect(A, disconnect());
+    w.pass(RETRY * 8);
+    w.quiet();
+    w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
+    let (id, msg_id) = w.expect_register(A, "s/x");
+    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    takes(&mut w, id, "a");
+    w.expect(A, Packet::PingResp);
+}
+
+/// All repetitions of a REGISTER under way, with nothing but a PINGREQ from the client.
+#[track_caller]
+fn unanswered_but_heard(w: &mut World, name: &str) {
+    for _ in 0..4 {
+        w.expect_register(A, name);
+        w.pass(RETRY / 2);
+        w.send(A, pingreq());
+        w.expect(A, Packet::PingResp);
+        w.pass(RETRY / 2);
+    }
+}
+
+/// The next frame is this message at QoS 1, and the client has it.
+#[track_caller]
+fn takes(w: &mut World, topic_id: u16, payload: &str) {
+    let topic = TopicRef::Normal(topic_id);
+    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, payload);
+    w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
 }
 
 /// Seen with Aedes, which closes at the PUBREC for a retained message: the client subscribed again while the broker was away.

@@ -322,7 +322,6 @@ fn active_and_heard_it_is_not_lost_over_a_message_and_the_next_one_follows() {
         b.pass(secs(30));
         b.forget();
         says(b, PING, "PINGRESP");
-        b.given_up(A);
         b.pass(secs(10));
         b.expect(A, "PUBLISH s/1 q1 n 'y'");
         assert_eq!((wills(b), b.gw.counters().downlink_unanswered), (0, 1));
@@ -628,7 +627,6 @@ fn the_flags_of_a_connect_say_what_is_left_of_the_session() {
                 // It will not have the name.
                 let Open { msg_id, topic_id } = b.open;
                 b.send(A, Packet::RegAck(TopicAck { topic_id, msg_id, code: ReturnCode::NotSupported }));
-                b.given_up(A);
                 b.seen();
                 b.pass(secs(661));
                 let seen = b.seen();
