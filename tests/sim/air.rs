@@ -186,6 +186,10 @@ pub(crate) struct Session {
     exchange: Option<Exchange>,
     /// When the client was first asked in this connection to learn a name.
     offered: BTreeMap<TopicName, Instant>,
+    /// Names that it did not answer for though it was heard, and that have not been offered again.
+    resting: BTreeSet<TopicName>,
+    /// How often that was so, for what waits for a name.
+    rounds: BTreeMap<No, u32>,
     /// It was deaf to all of that and has not been asked again.
     silent: bool,
     /// It was so once: from then on messages overtake those whose topic it does not learn.
@@ -280,6 +284,8 @@ impl Session {
             up: BTreeMap::new(),
             exchange: None,
             offered: BTreeMap::new(),
+            resting: BTreeSet::new(),
+            rounds: BTreeMap::new(),
             silent: false,
             overtaking: false,
             resumable: Vec::new(),
@@ -347,6 +353,13 @@ impl Session {
         self.exchange.take_if(|open| matches!(open.kind, Kind::Register(..)));
         self.repairing = None;
         Some((no, retain))
+    }
+
+    /// Whether a message is offered again after a round in which its name was not answered for.
+    fn keeps(&mut self, no: No, qos: Qos) -> bool {
+        let rounds = self.rounds.entry(no).or_default();
+        *rounds += 1;
+        qos > Qos::AtMostOnce && *rounds < ROUNDS
     }
 
     /// Takes a message out of the account.
@@ -649,7 +662,7 @@ impl Air {
             Packet::Publish(publish) => self.publish_in(who, publish, ledger),
             Packet::Subscribe(subscribe) => self.subscribe_in(who, subscribe),
             Packet::Unsubscribe(unsubscribe) => self.unsubscribe_in(who, unsubscribe, ledger),
-            Packet::RegAck(ack) => self.regack_in(who, *ack),
+            Packet::RegAck(ack) => self.regack_in(who, *ack, ledger),
             Packet::PubAck(ack) => self.puback_in(who, *ack, ledger)?,
             Packet::PubRec(MsgIdOnly { msg_id }) => self.pubrec_in(who, *msg_id, ledger)?,
             Packet::PubComp(MsgIdOnly { msg_id }) => {
@@ -681,6 +694,8 @@ impl Air {
                 session.owed = session.queue.len();
                 session.drain = session.queue.len() + SURPLUS;
                 session.offered.clear();
+                session.resting.clear();
+                session.rounds.clear();
                 session.silent = false;
                 if let Some(open) = &mut session.exchange {
                     (open.sent, open.first, open.last) = (0, now, now);
@@ -785,7 +800,7 @@ impl Air {
         }
     }
 
-    fn regack_in(&mut self, who: Who, ack: TopicAck) {
+    fn regack_in(&mut self, who: Who, ack: TopicAck, ledger: &Ledger) {
         let Some(session) = self.sessions.get_mut(&who) else { return };
         let matches = |open: &mut Exchange| {
             open.msg_id == ack.msg_id && matches!(open.kind, Kind::Register(id, _) if id == ack.topic_id)
@@ -794,6 +809,7 @@ impl Air {
             && ack.code == ReturnCode::Accepted
         {
             session.offered.remove(&name);
+            session.rounds.retain(|no, _| ledger.entry(*no).topic != name);
             session.known.insert(id);
             session.under_way = Some(name);
         }
@@ -941,6 +957,7 @@ impl Air {
                 }
                 // The broker does not wait for one that has left a request unanswered, nor for a sleeper.
                 let prompt = session.exchange.as_ref().is_none_or(|open| open.sent <= 1);
+                let prompt = prompt && !session.resting.contains(topic);
                 if session.is_active() && !session.silent && prompt {
                     self.blocks.entry((lane, no)).or_default().insert(*who);
                 }
@@ -1084,15 +1101,25 @@ impl Air {
                 } else if matches!(open.kind, Kind::Publish { .. }) && open.rounds + 1 < ROUNDS {
                     (open.rounds, open.sent) = (open.rounds + 1, 0);
                 } else if let Some(open) = session.exchange.take() {
+                    let waiting: Vec<(No, Qos)> = session.queue.iter().copied().collect();
                     let dropped = match open.kind {
                         Kind::Publish { no, retain, .. } => (!retain).then_some(no),
                         Kind::Register(_, name) => {
-                            session.offered.remove(&name);
-                            let mut queue = session.queue.iter().map(|(no, _)| *no);
-                            queue.find(|no| ledger.entry(*no).topic == name)
+                            let mut queue = waiting.iter().copied();
+                            let first = queue.find(|(no, _)| ledger.entry(*no).topic == name);
+                            session.overtaking = true;
+                            session.offered.insert(name.clone(), self.now);
+                            session.resting.insert(name);
+                            ledger.overtaken(who);
+                            first.filter(|(no, qos)| !session.keeps(*no, *qos)).map(|(no, _)| no)
                         }
                         Kind::Release => None,
                     };
+                    if session.overtaking {
+                        for (no, _) in waiting {
+                            self.unblock(who, no);
+                        }
+                    }
                     if let Some(no) = dropped {
                         self.settled(who, no, false);
                     }
@@ -1236,6 +1263,8 @@ impl Air {
         session.known.clear();
         session.freeze(now, ledger);
         session.offered.clear();
+        session.resting.clear();
+        session.rounds.clear();
         session.silent = false;
     }
 }
@@ -1459,6 +1488,7 @@ impl Air {
         })?;
         if let Some(session) = self.sessions.get_mut(&who) {
             session.offered.entry(name.clone()).or_insert(self.now);
+            session.resting.remove(&name);
             session.silent = false;
         }
         self.sent(who, msg_id, Kind::Register(topic_id, name), false)
