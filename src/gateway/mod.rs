@@ -279,7 +279,7 @@ impl Gateway {
                 Some(key) => {
                     // A client that goes on with its session did not mean the CONNECT: it was a late copy. What it was
                     // asked before it still answers (§6.13).
-                    if !is_answer(&packet) {
+                    if !is_answer(&packet) && !self.is_of_another(key, &packet) {
                         self.abandon_handshake(&from);
                     }
                     self.handle_from_client(key, route, packet, &frame);
@@ -324,10 +324,20 @@ impl Gateway {
         }
     }
 
+    /// Whether this is PINGREQ with the id of another client: it changes nothing here (Interpretation: R-116).
+    fn is_of_another(&mut self, key: ClientKey, packet: &Packet<'_>) -> bool {
+        let Packet::PingReq(ping) = packet else { return false };
+        let session = self.clients.get_mut(key);
+        session.is_some_and(|session| {
+            !ping.client_id.is_empty() && ping.client_id != session.id.as_str().as_bytes()
+        })
+    }
+
     /// PINGREQ (§5.4.19). With another client's id it is not for this session (Interpretation: R-116).
     fn handle_pingreq(&mut self, key: ClientKey, ping: &PingReq<'_>) {
+        let is_of_another = self.is_of_another(key, &Packet::PingReq(*ping));
         let Some((session, mut cx)) = self.session_cx(key) else { return };
-        if !ping.client_id.is_empty() && ping.client_id != session.id.as_str().as_bytes() {
+        if is_of_another {
             if let (Some(peer), route) = (session.peer.clone(), session.route) {
                 self.disconnect_stranger(&peer, route, DISCONNECT_INTERVAL);
             }

@@ -778,6 +778,24 @@ fn a_disconnect_that_may_answer_ours_is_swallowed_for_a_client_too() {
     assert_eq!(w.gw.sessions(), 1);
 }
 
+/// it is not of this client, whose handshake goes on.
+#[test]
+fn a_pingreq_with_the_id_of_another_client_does_not_end_a_handshake() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.send(A, connect_with("n1", true, false, 60));
+    w.expect(A, Packet::WillTopicReq);
+    w.send(A, Packet::PingReq(PingReq { client_id: b"other" }));
+    w.expect(A, disconnect());
+    w.send(A, Packet::WillTopic(WillTopic { qos: Qos::AtMostOnce, retain: false, topic: b"w/1" }));
+    w.expect(A, Packet::WillMsgReq);
+    // Its own says that it goes on as it was: the CONNECT was a late copy.
+    w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
+    w.expect(A, Packet::PingResp);
+    w.send(A, Packet::WillMsg(WillMsg { message: b"bye" }));
+    w.quiet();
+}
+
 // Shutdown.
 
 #[test]
