@@ -85,7 +85,11 @@ impl Gateway {
         }
         let params = match self.check_connect(&peer, connect, frame) {
             Ok(params) => params,
-            Err(code) => return self.answer_connect(&peer, route, code),
+            Err(code) => {
+                // It is where it was before it connected, and what it says of a Will belongs to nothing.
+                self.abandon_handshake(&peer);
+                return self.answer_connect(&peer, route, code);
+            }
         };
         if !connect.will {
             // The client is not being prompted any more: what it was asked for before is of no account.

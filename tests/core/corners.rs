@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::io::{Control, Input, LinkCommand, LinkEvent, LinkFailure};
 use mqtt_sn_gateway::wire::{
-    FilterRef, MsgIdOnly, Packet, PingReq, Qos, Register, ReturnCode, SubAck, TopicRef, Unsubscribe, WillMsg,
+    Connect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, Register, ReturnCode, SubAck, TopicRef, Unsubscribe, WillMsg,
     WillTopic, decode,
 };
 use rumqttc::QoS;
@@ -794,6 +794,21 @@ fn a_pingreq_with_the_id_of_another_client_does_not_end_a_handshake() {
     w.expect(A, Packet::PingResp);
     w.send(A, Packet::WillMsg(WillMsg { message: b"bye" }));
     w.quiet();
+}
+
+/// 3.19: refused, the client is where it was before it connected.
+#[test]
+fn a_connect_that_is_refused_ends_the_handshake_before_it() {
+    let mut w = world();
+    w.send(A, connect_with("n1", true, true, 60));
+    w.expect(A, Packet::WillTopicReq);
+    let refused = Connect { will: true, clean_session: true, protocol_id: 2, duration: 60, client_id: b"n1" };
+    w.send(A, Packet::Connect(refused));
+    w.expect(A, connack(ReturnCode::NotSupported));
+    w.send(A, Packet::WillTopic(WillTopic { qos: Qos::AtMostOnce, retain: false, topic: b"w/1" }));
+    w.quiet();
+    w.pass(secs(100));
+    assert_eq!((w.gw.sessions(), w.gw.counters().handshakes_expired), (0, 0));
 }
 
 // Shutdown.
