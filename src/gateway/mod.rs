@@ -508,16 +508,23 @@ impl Gateway {
         self.end_connection(key, State::Disconnected);
     }
 
-    /// Ends what binds the client to its peer; the session goes too if it was a clean one (§6.3).
+    /// Ends what binds the client to its peer; the session goes too if it was a clean one (§6.3). While the broker is asked
+    /// for the client at another peer, the link is for that, and the session begins anew there.
     fn end_connection(&mut self, key: ClientKey, state: State) {
         self.clients.unbind(key);
         let expiry = self.now + self.settings.sessions.expiry;
         let Some((session, mut cx)) = self.session_cx(key) else { return };
         session.leave(state, &mut cx);
-        if session.clean {
-            self.remove_session(key);
-        } else {
+        let is_asking = session.asking.is_some();
+        if !session.clean {
             session.set_timer(ClientTimer::Expiry, expiry, &mut cx);
+        } else if is_asking {
+            session.clear(&mut cx);
+            session.fresh = true;
+        } else {
+            return self.remove_session(key);
+        }
+        if !is_asking {
             let (links, mut cx) = self.links_cx();
             links.part(key, Parting::Leave, &mut cx);
         }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::io::{Control, Input, LinkCommand, LinkEvent, LinkFailure};
 use mqtt_sn_gateway::wire::{
-    Connect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, Register, ReturnCode, SubAck, TopicRef, Unsubscribe, WillMsg,
-    WillTopic, decode,
+    Connect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, Register, ReturnCode, SubAck, TopicRef, Unsubscribe,
+    WillMsg, WillTopic, decode,
 };
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;

@@ -972,6 +972,51 @@ fn a_client_that_connects_elsewhere_is_not_lost_while_the_broker_is_asked() {
 }
 
 #[test]
+fn a_client_that_takes_leave_where_it_was_is_connected_where_it_is() {
+    for (clean, accepted) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut world = world();
+        world.served(A, "c1", clean);
+        world.broker_down();
+        world.send(B, connect_with("c1", false, clean, 60));
+        // It said so before, and the radio was slow.
+        world.send(A, disconnect());
+        world.expect(A, disconnect());
+        world.on_link_of(Some("c1"));
+        world.broker_sees_connect("c1");
+        if accepted {
+            world.broker_accepts(!clean);
+            world.expect(B, connack(ReturnCode::Accepted));
+            world.send(B, pingreq());
+            world.expect(B, Packet::PingResp);
+            world.pass(Duration::from_secs(80));
+            assert_eq!(world.gw.sessions(), 1);
+        } else {
+            world.broker_refuses(ConnectReturnCode::BadUserNamePassword);
+            world.expect(B, connack(ReturnCode::NotSupported));
+            assert_eq!(world.gw.sessions(), usize::from(!clean));
+            // Of one that lives on nothing is left when its time is over.
+            world.pass(Duration::from_secs(86_401));
+            assert_eq!(world.gw.sessions(), 0);
+        }
+        world.quiet();
+    }
+}
+
+#[test]
+fn a_client_that_another_follows_where_it_was_is_connected_where_it_is() {
+    let mut world = world();
+    world.served(A, "c1", true);
+    world.send(B, connect("c1"));
+    world.served(A, "c2", true);
+    world.on_link_of(Some("c1"));
+    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.broker_sees_connect("c1");
+    world.broker_accepts(false);
+    world.expect(B, connack(ReturnCode::Accepted));
+    assert_eq!(world.gw.sessions(), 2);
+}
+
+#[test]
 fn a_client_whose_other_will_the_broker_does_not_take_has_its_grace_and_its_old_will() {
     let mut world = with_will_at_broker();
     world.send(A, connect_with("c1", true, false, 61));
