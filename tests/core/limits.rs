@@ -41,11 +41,11 @@ fn more_topic_ids_than_allowed_are_refused_with_congestion() {
 fn more_subscriptions_than_allowed_are_refused_with_congestion() {
     let mut w = world_with(|settings| settings.sessions.max_subscriptions = 1);
     w.active(A, "n1");
-    w.subscribed(A, "a/#", QoS::AtMostOnce);
+    w.subscribed(A, "a/#", QoS::AtLeastOnce);
     w.send(A, subscribe(9, "b/#", Qos::AtMostOnce));
     let code = ReturnCode::Congestion;
     w.expect(A, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id: 9, code }));
-    w.subscribed(A, "a/#", QoS::AtLeastOnce);
+    w.subscribed(A, "a/#", QoS::ExactlyOnce);
 }
 
 #[test]

@@ -32,6 +32,15 @@ impl World {
         self.subscribed(at, filter, qos)
     }
 
+    /// The client subscribes to what the broker has at QoS 0, and the broker hears it on its first lane.
+    #[track_caller]
+    fn raised(&mut self, at: At, filter: &str, qos: QoS) -> u16 {
+        self.on_lane(0);
+        self.send(at, subscribe(2, filter, sn_qos(qos)));
+        self.broker_gets_unsubscribe(filter);
+        self.granted(at, filter, qos)
+    }
+
     #[track_caller]
     fn unsubscribed(&mut self, at: At, filter: &str) {
         let topic = FilterRef::Name(filter.as_bytes());
@@ -79,7 +88,7 @@ fn of_two_copies_a_client_gets_the_one_for_its_best_filter() {
 fn a_copy_that_is_nobodys_best_is_acknowledged_at_once_on_its_own_link() {
     let (mut w, _) = two_lanes();
     w.active(B, "n2");
-    w.subscribed_on(0, B, "s/1", QoS::AtLeastOnce);
+    w.raised(B, "s/1", QoS::AtLeastOnce);
     w.unsubscribed(B, "s/1");
     w.on_lane(0);
     w.broker_publishes(9, "s/1", "on", QoS::AtLeastOnce);
@@ -92,7 +101,7 @@ fn a_copy_that_is_nobodys_best_is_acknowledged_at_once_on_its_own_link() {
 fn each_of_several_clients_gets_one_copy_whatever_overlaps() {
     let (mut w, a) = two_lanes();
     w.active(B, "n2");
-    let b = TopicRef::Normal(w.subscribed_on(0, B, "s/1", QoS::AtLeastOnce));
+    let b = TopicRef::Normal(w.raised(B, "s/1", QoS::AtLeastOnce));
     // The copy on the first link is the second client's, and the acknowledgement waits for it alone.
     w.on_lane(0);
     w.broker_publishes(3, "s/1", "on", QoS::AtLeastOnce);
@@ -345,4 +354,102 @@ fn a_further_link_that_is_down_is_left_when_it_is_back() {
     w.broker_up(true);
     w.broker_gets_unsubscribe("s/#");
     assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+}
+
+// One filter at several QoS. RabbitMQ 3 has a queue for QoS 0 and one for the others, and SUBSCRIBE takes nothing from the other.
+
+/// Two clients; the first has a filter at this QoS.
+fn one_holder(qos: QoS) -> World {
+    let mut w = world();
+    w.active(A, "n1");
+    w.active(B, "n2");
+    w.subscribed(A, "s/1", qos);
+    w
+}
+
+#[test]
+fn a_filter_that_rises_from_qos_0_is_taken_back_in_the_same_write() {
+    let mut w = one_holder(QoS::AtMostOnce);
+    w.writes = 0;
+    w.send(B, subscribe(2, "s/1", sn_qos(QoS::AtLeastOnce)));
+    assert_eq!(w.writes, 1);
+    w.broker_gets_unsubscribe("s/1");
+    w.granted(B, "s/1", QoS::AtLeastOnce);
+    // From there it rises no more.
+    w.subscribed(B, "s/1", QoS::ExactlyOnce);
+    w.broker_quiet();
+}
+
+#[test]
+fn the_qos_of_a_filter_at_the_broker_does_not_fall_while_anybody_holds_it() {
+    let mut w = one_holder(QoS::AtMostOnce);
+    w.send(B, subscribe(2, "s/1", sn_qos(QoS::AtLeastOnce)));
+    w.broker_gets_unsubscribe("s/1");
+    for _ in 0..3 {
+        let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
+        w.broker_grants(pkid, QoS::AtLeastOnce);
+        w.next(B);
+        w.send(B, subscribe(2, "s/1", sn_qos(QoS::AtMostOnce)));
+    }
+    w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
+    w.broker_down();
+    w.unsubscribed(B, "s/1");
+    w.pass(Duration::from_secs(3));
+    w.broker_up(false);
+    w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
+    w.broker_quiet();
+    // Who comes when it was given up begins anew.
+    w.unsubscribed(A, "s/1");
+    w.broker_gets_unsubscribe("s/1");
+    w.subscribed(A, "s/1", QoS::AtMostOnce);
+}
+
+#[test]
+fn a_filter_that_rose_while_the_broker_was_away_is_taken_back_if_the_broker_still_has_it() {
+    for has_it in [true, false] {
+        let mut w = one_holder(QoS::AtMostOnce);
+        w.broker_down();
+        w.send(B, subscribe(2, "s/1", sn_qos(QoS::AtLeastOnce)));
+        w.next(B);
+        w.pass(Duration::from_secs(3));
+        w.broker_up(has_it);
+        if has_it {
+            w.broker_gets_unsubscribe("s/1");
+        }
+        w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
+        w.broker_quiet();
+    }
+}
+
+#[test]
+fn a_rise_that_the_broker_refuses_leaves_the_filter_to_those_who_had_it() {
+    let mut w = one_holder(QoS::AtMostOnce);
+    w.send(B, subscribe(2, "s/1", sn_qos(QoS::AtLeastOnce)));
+    w.broker_gets_unsubscribe("s/1");
+    let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
+    let return_codes = vec![v4::SubscribeReasonCode::Failure];
+    w.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+    w.next(B);
+    let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
+    w.broker_grants(pkid, QoS::AtMostOnce);
+    w.broker_quiet();
+    w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
+    w.next(A);
+    w.quiet();
+}
+
+#[test]
+fn in_mqtt_5_a_filter_rises_without_an_interruption() {
+    let mut w = offline_world(|settings| settings.broker.protocol = Protocol::V5);
+    w.broker_answers_tcp();
+    w.broker_takes_octets();
+    w.broker_octets(vec![0x20, 3, 0, 0, 0].into());
+    w.active(A, "n1");
+    for qos in [QoS::AtMostOnce, QoS::AtLeastOnce] {
+        w.send(A, subscribe(2, "s/1", sn_qos(qos)));
+        let octets = w.broker_takes_octets();
+        assert_eq!(octets[0], 0x82);
+        w.broker_octets(vec![0x90, 4, octets[2], octets[3], 0, qos as u8].into());
+        w.next(A);
+    }
 }

@@ -467,6 +467,12 @@ impl World {
     #[track_caller]
     pub fn subscribed(&mut self, at: At, filter: &str, qos: QoS) -> u16 {
         self.send(at, subscribe(2, filter, sn_qos(qos)));
+        self.granted(at, filter, qos)
+    }
+
+    /// The SUBSCRIBE of [`World::subscribed`] is what the broker gets next.
+    #[track_caller]
+    pub fn granted(&mut self, at: At, filter: &str, qos: QoS) -> u16 {
         let pkid = self.broker_gets_subscribe(filter, qos);
         self.broker_grants(pkid, qos);
         let frame = self.next(at);

@@ -39,8 +39,6 @@ pub struct Facts {
     pub hides_dollar: bool,
     /// Dots and stars in topics become slashes and pluses.
     pub rewrites_topics: bool,
-    /// A filter that is asked for again at a higher QoS brings one copy: RabbitMQ has a queue for each QoS and fills both.
-    pub raises_qos: bool,
     /// It still knows its sessions after `kill -9`.
     pub keeps_sessions: bool,
 }
@@ -55,7 +53,6 @@ impl Broker {
             retained_by_wildcards: true,
             hides_dollar: true,
             rewrites_topics: false,
-            raises_qos: true,
             keeps_sessions: false, // not configured to
         };
         Self { port: mosquitto.port, facts, kind: Kind::Mosquitto(mosquitto) }
@@ -70,7 +67,6 @@ impl Broker {
             retained_by_wildcards: false,
             hides_dollar: false,
             rewrites_topics: true,
-            raises_qos: false,
             keeps_sessions: true,
         };
         Self { port: rabbitmq.port, facts, kind: Kind::RabbitMq(rabbitmq) }
@@ -85,7 +81,6 @@ impl Broker {
             retained_by_wildcards: true,
             hides_dollar: true,
             rewrites_topics: false,
-            raises_qos: true,
             keeps_sessions: false,
         };
         let mut broker = Self { port, facts, kind: Kind::Aedes { port, process: None } };
@@ -102,7 +97,6 @@ impl Broker {
             retained_by_wildcards: true,
             hides_dollar: true,
             rewrites_topics: false,
-            raises_qos: true,
             keeps_sessions: false,
         };
         let mut amqtt = Amqtt { port, process: None, folder: TempDir::new().unwrap() };

@@ -6,6 +6,8 @@
 //!   none by the link they come on: no two filters of one link overlap there, and further links carry the others.
 //! - A filter is at the broker from the first client that subscribes to it to the last that unsubscribes. Every
 //!   SUBSCRIBE of a client goes to the broker, so that retained messages come each time (MQTT 3.1.1 §3.8.4).
+//! - The QoS of a filter at the broker only rises as long as anybody holds the filter, and where it leaves QoS 0 the filter is
+//!   taken back first: RabbitMQ 3 keeps the filter in its queue of QoS 0 as well, and would send a copy from each.
 //! - Retained messages are for the new subscriber alone: its SUBSCRIBE opens a hand-out, and a message with the retain
 //!   flag goes once per topic to every open hand-out that matches and to nobody else.
 //! - The broker gets its acknowledgement when the last recipient has settled the message (design promise G2).
@@ -23,7 +25,7 @@ use super::retained::HandOuts;
 use super::{Delivery, FILTERS_PER_REQUEST, RequestId, Subscribing, Update, UplinkId};
 use crate::gateway::ClientKey;
 use crate::gateway::io::BrokerSettings;
-use crate::mqtt::{Connection, Event, Full, Message, Options, QoS, Refused, SubscriptionId, Token};
+use crate::mqtt::{Connection, Event, Full, Message, Options, Protocol, QoS, Refused, SubscriptionId, Token};
 use crate::topic::TopicFilter;
 use crate::topic::tree::FilterTree;
 
@@ -86,6 +88,8 @@ struct Subscribers {
     at_broker: bool,
     /// On which lane.
     lane: usize,
+    /// The highest QoS at which the broker was asked for the filter since somebody holds it.
+    told: Option<QoS>,
     /// Under which the broker sends what the filter matches, where it knows such a thing (MQTT 5 §3.8.2.1.2): how copies
     /// for overlapping filters are told apart.
     id: Option<SubscriptionId>,
@@ -108,9 +112,16 @@ struct Claim {
 }
 
 impl Subscribers {
-    /// The highest QoS that somebody has of the filter.
-    fn highest(&self) -> Option<QoS> {
-        self.clients.values().map(|claim| claim.qos).reduce(higher)
+    /// The QoS at which the broker is to have the filter, if anybody holds it: the highest that somebody has, and no less than
+    /// it was told before.
+    fn qos(&self) -> Option<QoS> {
+        let highest = self.clients.values().map(|claim| claim.qos).reduce(higher)?;
+        Some(self.told.map_or(highest, |told| higher(highest, told)))
+    }
+
+    /// Whether the broker has the filter at QoS 0, and this is more.
+    fn rises_to(&self, qos: QoS) -> bool {
+        (self.granted || self.asked > 0) && self.told == Some(QoS::AtMostOnce) && qos > QoS::AtMostOnce
     }
 }
 
@@ -118,9 +129,22 @@ impl Subscribers {
 #[derive(Debug)]
 enum Purpose {
     Publish(ClientKey, UplinkId),
-    /// With the QoS asked for, and the one that was in force before.
-    Subscribe(ClientKey, RequestId, TopicFilter, QoS, Option<QoS>),
+    Subscribe(Asking),
     Reissue(Vec<TopicFilter>),
+}
+
+/// A SUBSCRIBE of a client.
+#[derive(Debug)]
+struct Asking {
+    client: ClientKey,
+    id: RequestId,
+    filter: TopicFilter,
+    /// What the client asked for.
+    qos: QoS,
+    /// What it had of the filter before.
+    before: Option<QoS>,
+    /// The filter was taken back from the broker for it.
+    rises: bool,
 }
 
 impl Aggregate {
@@ -179,7 +203,7 @@ impl Aggregate {
         pool: &mut Pool,
         now: Instant,
     ) -> Result<Subscribing, Full> {
-        let others = self.filters.get(filter).and_then(Subscribers::highest);
+        let others = self.filters.get(filter).and_then(Subscribers::qos);
         let at_broker = others.map_or(qos, |others| higher(others, qos));
         let before = self.filters.get(filter).and_then(|subscribers| subscribers.clients.get(&client));
         let since = before.map_or(id.0, |claim| claim.since);
@@ -188,10 +212,9 @@ impl Aggregate {
         let mut lane = 0;
         let outcome = if self.is_up(pool) {
             lane = self.place(filter, pool, now);
-            let connection = pool.connection_mut(self.lanes[lane].link).ok_or(Full::Offline)?;
-            let token = connection.subscribe_as(&[(filter.clone(), at_broker)], subscription)?;
-            let purpose = Purpose::Subscribe(client, id, filter.clone(), qos, before);
-            self.lanes[lane].purposes.insert(token, purpose);
+            let (token, rises) = self.ask(lane, &[(filter.clone(), at_broker)], subscription, pool)?;
+            let asking = Asking { client, id, filter: filter.clone(), qos, before, rises };
+            self.lanes[lane].purposes.insert(token, Purpose::Subscribe(asking));
             self.hand_outs.open(client, filter, qos);
             // The broker has it at the highest QoS after this, whatever was still to be told.
             self.unsettled.remove(filter);
@@ -211,9 +234,37 @@ impl Aggregate {
         subscribers.clients.insert(client, Claim { qos, since, asked, awaits_retained: asked.is_none() });
         if asked.is_some() {
             (subscribers.at_broker, subscribers.lane) = (true, lane);
+            subscribers.told = Some(at_broker);
             subscribers.asked += 1;
         }
         Ok(outcome)
+    }
+
+    /// Sends a SUBSCRIBE; before it, in the same write, an UNSUBSCRIBE from those of the filters that rise from QoS 0: whoever
+    /// misses a message in between has QoS 0 so far. MQTT 5 has no broker that needs it. Whether there was one.
+    fn ask(
+        &mut self,
+        lane: usize,
+        wanted: &[(TopicFilter, QoS)],
+        subscription: Option<SubscriptionId>,
+        pool: &mut Pool,
+    ) -> Result<(Token, bool), Full> {
+        let lane = &mut self.lanes[lane];
+        let connection = pool.connection_mut(lane.link).ok_or(Full::Offline)?;
+        let mut rising = Vec::new();
+        if connection.options().protocol == Protocol::V4 {
+            let rises = |filter, qos| self.filters.get(filter).is_some_and(|found| found.rises_to(qos));
+            let rise = wanted.iter().filter(|(filter, qos)| rises(filter, *qos));
+            rising.extend(rise.map(|(filter, _)| filter.clone()));
+        }
+        if !rising.is_empty() {
+            if connection.requests_left() < 2 {
+                return Err(Full::Requests);
+            }
+            connection.unsubscribe(&rising)?;
+            lane.unsubscribing += 1;
+        }
+        Ok((connection.subscribe_as(wanted, subscription)?, !rising.is_empty()))
     }
 
     /// The lane of a filter: the one that it has, else the first without a filter that overlaps it.
@@ -397,7 +448,7 @@ impl Aggregate {
         let due: Vec<_> = std::iter::from_fn(|| self.unsettled.pop_first()).take(room).collect();
         for filter in due {
             let Some(subscribers) = self.filters.get(&filter) else { continue };
-            match subscribers.highest() {
+            match subscribers.qos() {
                 Some(qos) => placed.push((filter, qos)),
                 None => {
                     unwanted.entry(subscribers.lane).or_insert_with(Vec::new).push(filter);
@@ -471,10 +522,9 @@ impl Aggregate {
             [(filter, _)] => self.subscription(filter),
             _ => None,
         };
-        let Some(connection) = pool.connection_mut(self.lanes[lane].link) else { return };
         let names = wanted.iter().map(|(filter, _)| filter.clone());
-        let token = match (connection.subscribe_as(wanted, subscription), wanted) {
-            (Ok(token), _) => token,
+        let token = match (self.ask(lane, wanted, subscription, pool), wanted) {
+            (Ok((token, _)), _) => token,
             (Err(full), [_]) if full.is_final() => {
                 cx.counters.subscriptions_refused += 1;
                 warn!(reason = %full, "a subscription is lost");
@@ -485,9 +535,9 @@ impl Aggregate {
             }
             (Err(_), _) => return self.unsettled.extend(names),
         };
-        for (filter, _) in wanted {
+        for (filter, qos) in wanted {
             let subscribers = self.filters.get_or_default(filter);
-            subscribers.id = subscription;
+            (subscribers.id, subscribers.told) = (subscription, Some(*qos));
             subscribers.asked += 1;
             for (client, claim) in subscribers.clients.iter().filter(|(_, claim)| claim.awaits_retained) {
                 self.hand_outs.keep_open(*client, filter, claim.qos);
@@ -521,13 +571,21 @@ impl Aggregate {
         cx: &mut LinkCx<'_>,
     ) -> Option<Update> {
         match self.lanes[lane].purposes.remove(&token) {
-            Some(Purpose::Subscribe(client, id, filter, asked, before)) => {
+            Some(Purpose::Subscribe(Asking { client, id, filter, qos, before, rises })) => {
                 let result = results.into_iter().next().unwrap_or(Err(Refused(0x80)));
-                let result = result.map(|granted| lower(granted, asked));
+                let result = result.map(|granted| lower(granted, qos));
                 let mut current = true;
                 if let Some(subscribers) = self.filters.get_mut(&filter) {
                     subscribers.asked = subscribers.asked.saturating_sub(1);
                     subscribers.granted |= result.is_ok() && subscribers.lane == lane;
+                    if result.is_err() {
+                        subscribers.told = None;
+                    }
+                    if result.is_err() && rises {
+                        // The others have it as before, if the broker still wants that.
+                        subscribers.granted = false;
+                        self.unsettled.insert(filter.clone());
+                    }
                     let claim = subscribers.clients.get_mut(&client).filter(|claim| claim.asked == Some(id));
                     current = claim.is_some();
                     match (claim, result) {
