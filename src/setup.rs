@@ -110,6 +110,7 @@ impl Setup {
             predefined: config.topics.predefined,
             client_predefined: config.topics.clients,
             sessions: sessions(config.sessions),
+            lasting: false,
             seed: random(),
         };
         if errors.is_empty() {

@@ -7,7 +7,8 @@ use tracing::trace;
 
 use super::counters::Counters;
 use super::io::{Output, Peer, PortId, Route, Target};
-use crate::wire::{Encapsulation, Frame, Packet};
+use super::journal::{Leaving, Whose};
+use crate::wire::{Encapsulation, Frame, Packet, Publish, Qos};
 
 /// Octets reserved at a time for frames to be cut from.
 const SCRATCH_LEN: usize = 4096;
@@ -15,19 +16,27 @@ const SCRATCH_LEN: usize = 4096;
 /// Outputs in the order they were made.
 #[derive(Debug, Default)]
 pub(super) struct Air {
-    pub(super) outputs: VecDeque<Output>,
+    pub(super) outputs: VecDeque<Leaving>,
     scratch: BytesMut,
 }
 
 impl Air {
-    pub(super) fn send(&mut self, peer: &Peer, route: Route, packet: Packet<'_>, counters: &mut Counters) {
-        self.send_within(usize::MAX, peer, route, 0, packet, counters);
+    pub(super) fn send(
+        &mut self,
+        whose: Option<Whose>,
+        peer: &Peer,
+        route: Route,
+        packet: Packet<'_>,
+        counters: &mut Counters,
+    ) {
+        self.send_within(whose, usize::MAX, peer, route, 0, packet, counters);
     }
 
     /// Sends unless the frame has more than `mtu` octets; returns whether it was sent. Towards a forwarder `radius` says
     /// how far a broadcast shall go, 0 for unicast.
     pub(super) fn send_within(
         &mut self,
+        whose: Option<Whose>,
         mtu: usize,
         peer: &Peer,
         route: Route,
@@ -38,7 +47,7 @@ impl Air {
         let node = peer.node.as_ref();
         let encapsulation = node.map(|node| Encapsulation { radius, node_id: &node.0 });
         let to = Target::Unicast { port: peer.port, addr: peer.addr, route };
-        self.put(mtu, to, Frame { encapsulation, packet }, counters)
+        self.put(whose, mtu, to, Frame { encapsulation, packet }, counters)
     }
 
     pub(super) fn broadcast(
@@ -49,10 +58,17 @@ impl Air {
         counters: &mut Counters,
     ) {
         let frame = Frame { encapsulation: None, packet };
-        self.put(usize::MAX, Target::Broadcast { port, radius }, frame, counters);
+        self.put(None, usize::MAX, Target::Broadcast { port, radius }, frame, counters);
     }
 
-    fn put(&mut self, mtu: usize, to: Target, frame: Frame<'_>, counters: &mut Counters) -> bool {
+    fn put(
+        &mut self,
+        whose: Option<Whose>,
+        mtu: usize,
+        to: Target,
+        frame: Frame<'_>,
+        counters: &mut Counters,
+    ) -> bool {
         if self.scratch.capacity() < 64 {
             self.scratch.reserve(SCRATCH_LEN);
         }
@@ -62,7 +78,19 @@ impl Air {
         }
         trace!(?to, "sent {frame:.0}");
         counters.frames_sent += 1;
-        self.outputs.push_back(Output::Send { to, frame: self.scratch.split().freeze() });
+        let output = Output::Send { to, frame: self.scratch.split().freeze() };
+        self.outputs.push_back(Leaving { output, whose, promises: promises(&frame.packet) });
         true
     }
+}
+
+/// Whether who gets this relies on the gateway knowing of it after a restart. A PUBACK for a message that is with the broker
+/// does not; none leaves for one that is only stored unless the store is there.
+fn promises(packet: &Packet<'_>) -> bool {
+    !matches!(
+        packet,
+        Packet::PingResp
+            | Packet::PubAck(_)
+            | Packet::Publish(Publish { qos: Qos::AtMostOnce | Qos::AtLeastOnce, .. })
+    )
 }

@@ -15,6 +15,8 @@ pub(super) struct Clients {
     by_id: HashMap<ClientId, ClientKey>,
     by_peer: HashMap<Peer, ClientKey>,
     last_key: u64,
+    /// Sessions that may have changed since [`Clients::for_touched`].
+    touched: Vec<ClientKey>,
 }
 
 impl Clients {
@@ -23,7 +25,21 @@ impl Clients {
     }
 
     pub(super) fn get_mut(&mut self, key: ClientKey) -> Option<&mut Session> {
-        self.sessions.get_mut(&key)
+        let session = self.sessions.get_mut(&key)?;
+        if !std::mem::replace(&mut session.touched, true) {
+            self.touched.push(key);
+        }
+        Some(session)
+    }
+
+    /// Calls `put_down` with every session that may have changed since the last time.
+    pub(super) fn for_touched(&mut self, mut put_down: impl FnMut(&mut Session)) {
+        for key in self.touched.drain(..) {
+            if let Some(session) = self.sessions.get_mut(&key) {
+                session.touched = false;
+                put_down(session);
+            }
+        }
     }
 
     pub(super) fn key(&self, id: &ClientId) -> Option<ClientKey> {
@@ -35,7 +51,7 @@ impl Clients {
     }
 
     pub(super) fn by_peer_mut(&mut self, peer: &Peer) -> Option<&mut Session> {
-        self.by_peer(peer).and_then(|key| self.sessions.get_mut(&key))
+        self.by_peer(peer).and_then(|key| self.get_mut(key))
     }
 
     /// The session of this client, an empty one if it has none.
@@ -58,7 +74,7 @@ impl Clients {
     /// Reaches the session at this peer from now on. The peer must not be bound to another session.
     pub(super) fn bind(&mut self, key: ClientKey, peer: &Peer) {
         self.unbind(key);
-        if let Some(session) = self.sessions.get_mut(&key) {
+        if let Some(session) = self.get_mut(key) {
             session.peer = Some(peer.clone());
             self.by_peer.insert(peer.clone(), key);
         }
@@ -66,7 +82,7 @@ impl Clients {
     }
 
     pub(super) fn unbind(&mut self, key: ClientKey) {
-        if let Some(peer) = self.sessions.get_mut(&key).and_then(|session| session.peer.take()) {
+        if let Some(peer) = self.get_mut(key).and_then(|session| session.peer.take()) {
             self.by_peer.remove(&peer);
         }
     }

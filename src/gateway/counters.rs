@@ -30,6 +30,12 @@ counters! {
     forwarders_refused,
     /// Frames dropped: the state of the client has no use for them.
     frames_unexpected,
+    /// Frames dropped: they promise what the store could not keep at the moment.
+    frames_unstored,
+    /// What clients asked for and was refused because the store could not keep it at the moment.
+    refused_unstored,
+    /// Stored rows that belong to nothing, left out at the start.
+    rows_orphaned,
     /// DISCONNECTs sent to peers without a session (§6.12).
     peers_without_session,
     /// DISCONNECTs not sent because the peer had one a moment ago.

@@ -19,7 +19,7 @@ impl Gateway {
         }
         let info = Packet::GwInfo(GwInfo { gw_id: self.settings.gw_id, gw_add: &[] });
         let radius = search.radius.min(FORWARDER_RADIUS_MAX);
-        self.air.send_within(usize::MAX, peer, route, radius, info, &mut self.counters);
+        self.air.send_within(None, usize::MAX, peer, route, radius, info, &mut self.counters);
     }
 
     /// Broadcasts ADVERTISE and sets the time of the next one. Silent while the broker is away (§6.1).

@@ -19,8 +19,8 @@ use tracing::warn;
 
 use super::exchange::{Exchange, Repair, Request, publish};
 use super::io::Settings;
-use super::links::Delivery;
 use super::outbox::{Item, Joined, Outbox};
+use super::record::{ClientKey, Row, WaitingRow};
 use super::registry::Naming;
 use super::session::{Cx, Session, State};
 use super::timer::{ClientTimer, Timer, Timers};
@@ -106,31 +106,22 @@ impl Downlink {
 }
 
 impl Session {
-    /// A message for this client from the broker.
-    pub(super) fn deliver(
-        &mut self,
-        message: Arc<Message>,
-        qos: QoS,
-        delivery: Option<Delivery>,
-        expires: Option<Instant>,
-        cx: &mut Cx<'_>,
-    ) {
-        let mut item = Item { message, qos, delivery, sent_as: None, offered: None, rounds: 0, expires };
+    /// A message for this client from the broker; `exactly` if the broker is told of all its recipients at once, as QoS 2 wants.
+    pub(super) fn deliver(&mut self, mut item: Item, exactly: bool, cx: &mut Cx<'_>) {
         if !self.wants(&item) {
             // On a link of its own it may cross the client's UNSUBSCRIBE (Interpretation: A-44).
             cx.counters.downlink_ended += 1;
-            cx.settle(&item);
+            cx.settle(&self.id, &item);
             return;
-        }
-        if !self.broker_waits(&item, cx) {
-            cx.settle(&item);
-            item.delivery = None;
         }
         let at_once = !self.waits() && self.downlink.outbox.is_empty();
         if !at_once && !self.may_wait(&item, cx.settings) {
             cx.counters.downlink_offline += 1;
-            cx.settle(&item);
+            cx.settle(&self.id, &item);
             return;
+        }
+        if exactly || !self.broker_waits(&item, cx) {
+            self.keep(&mut item, cx);
         }
         let Joined { shed } = self.downlink.outbox.push(
             item,
@@ -141,7 +132,7 @@ impl Session {
             cx.counters,
         );
         for item in shed {
-            cx.settle(&item);
+            cx.settle(&self.id, &item);
         }
         self.advance(cx);
     }
@@ -165,9 +156,70 @@ impl Session {
         if cx.links.is_dedicated(self.key) {
             return;
         }
-        for item in self.downlink.outbox.iter_mut() {
-            cx.settle(item);
-            item.delivery = None;
+        let mut outbox = std::mem::take(&mut self.downlink.outbox);
+        outbox.iter_mut().for_each(|item| self.keep(item, cx));
+        self.downlink.outbox = outbox;
+    }
+
+    /// Keeps a message for the client: the broker is done with it as soon as that is durable. QoS 0 is not worth it.
+    fn keep(&self, item: &mut Item, cx: &mut Cx<'_>) {
+        if item.qos != QoS::AtMostOnce && item.kept.is_none() {
+            cx.journal.keep_message(item.id, &item.message);
+            let number = cx.journal.number();
+            item.kept = Some(number);
+            let row = self.waiting_row(number, item, item.sent_as, cx.now);
+            cx.journal.insert(self.whose(), row);
+        }
+        if let Some(delivery) = item.delivery.take() {
+            cx.journal.settle_when_durable(delivery);
+        }
+    }
+
+    fn waiting_row(&self, number: u64, item: &Item, sent_as: Option<u16>, now: Instant) -> Row {
+        let row = WaitingRow {
+            message: item.id,
+            qos: item.qos,
+            sent_as: sent_as.filter(|_| item.qos == QoS::ExactlyOnce),
+            expiry: item.expires.map(|expires| expires.saturating_duration_since(now)),
+        };
+        Row::Waiting(self.id.clone(), number, row)
+    }
+
+    /// A message that was kept; those of one client in the order of their numbers.
+    pub(super) fn restore_waiting(
+        &mut self,
+        number: u64,
+        row: WaitingRow,
+        message: Arc<Message>,
+        now: Instant,
+        queued_octets: &mut usize,
+    ) {
+        let item = Item {
+            message,
+            id: row.message,
+            kept: Some(number),
+            qos: row.qos,
+            delivery: None,
+            sent_as: row.sent_as,
+            offered: None,
+            rounds: 0,
+            expires: row.expiry.and_then(|expiry| now.checked_add(expiry)),
+        };
+        self.downlink.outbox.push_back(item, queued_octets);
+    }
+
+    /// The client has a message of QoS 2, and the end of that was still to come.
+    pub(super) fn restore_releasing(&mut self, msg_id: u16, now: Instant) {
+        let request = Request::Release;
+        self.downlink.exchange = Some(Exchange { msg_id, request, again: true, repeated: 0, since: now });
+    }
+
+    /// Goes on with what a restart has interrupted; MsgIds go on somewhere else.
+    pub(super) fn resume_restored(&mut self, msg_id: u16, at: Instant, cx: &mut Cx<'_>) {
+        self.downlink.last_msg_id = msg_id;
+        if self.state == State::Active && (self.downlink.waiting() > 0 || self.downlink.exchange.is_some()) {
+            self.downlink.paused = Some(Pause::Everything);
+            self.set_timer(ClientTimer::Pause, at, cx);
         }
     }
 
@@ -199,7 +251,7 @@ impl Session {
             let Some(item) = self.next_item(cx) else { break };
             if item.has_expired(cx.now) {
                 cx.counters.downlink_expired += 1;
-                cx.settle(&item);
+                cx.settle(&self.id, &item);
                 continue;
             }
             if self.state == State::Awake {
@@ -247,11 +299,11 @@ impl Session {
             Naming::Register(topic_id) => self.open(Request::Register { topic_id, item, repair }, None, cx),
             Naming::Declined | Naming::Resting => {
                 cx.counters.downlink_refused += 1;
-                cx.settle(&item);
+                cx.settle(&self.id, &item);
             }
             Naming::Exhausted => {
                 cx.counters.downlink_no_topic_id += 1;
-                cx.settle(&item);
+                cx.settle(&self.id, &item);
             }
         }
     }
@@ -263,7 +315,7 @@ impl Session {
             } else {
                 self.drop_oversize(&item, publish(&item, topic, 0, false), cx);
             }
-            cx.settle(&item);
+            cx.settle(&self.id, &item);
             return;
         }
         let sent_as = item.sent_as;
@@ -281,11 +333,14 @@ impl Session {
         if !self.send_within_mtu(request.packet(msg_id, sent_as.is_some() && !refused), cx) {
             if let Request::Register { item, .. } | Request::Publish { item, .. } = &request {
                 self.drop_oversize(item, request.packet(msg_id, false), cx);
-                cx.settle(item);
+                cx.settle(&self.id, item);
             }
             return;
         }
         let again = sent_as.is_some();
+        if sent_as.is_none() {
+            self.put_down_msg_id(msg_id, &request, cx);
+        }
         self.downlink.exchange = Some(Exchange { msg_id, request, again, repeated: 0, since: cx.now });
         // To a sleeper nothing is repeated: it was an answer (Interpretation: R-142).
         if self.is_receiving() {
@@ -293,10 +348,32 @@ impl Session {
         }
     }
 
+    /// A message of QoS 2 leaves under this MsgId, and is to be the same for the client after a restart.
+    fn put_down_msg_id(&self, msg_id: u16, request: &Request, cx: &mut Cx<'_>) {
+        if let Request::Publish { item, .. } = request
+            && item.qos == QoS::ExactlyOnce
+            && let Some(number) = item.kept
+        {
+            let row = self.waiting_row(number, item, Some(msg_id), cx.now);
+            cx.journal.update(self.whose(), row);
+        }
+    }
+
+    /// The client has the message (PUBREC), and is told that the gateway knows (PUBREL).
+    fn release(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
+        cx.journal.insert(self.whose(), Row::Releasing(self.id.clone(), msg_id));
+        self.open(Request::Release, Some(msg_id), cx);
+    }
+
+    /// The client knows it too, or cannot be asked.
+    fn end_release(&self, msg_id: u16, cx: &mut Cx<'_>) {
+        cx.journal.delete_in_time(self.key_of(ClientKey::Releasing(msg_id)));
+    }
+
     fn send_within_mtu(&self, packet: Packet<'_>, cx: &mut Cx<'_>) -> bool {
         let Some(peer) = &self.peer else { return false };
         let mtu = self.port(cx.settings).mtu;
-        cx.air.send_within(mtu, peer, self.route, 0, packet, cx.counters)
+        cx.air.send_within(Some(self.whose()), mtu, peer, self.route, 0, packet, cx.counters)
     }
 
     /// Says once for each topic that messages on it do not fit (§6.10, Interpretation: A-42).
@@ -342,7 +419,7 @@ impl Session {
             ReturnCode::InvalidTopicId | ReturnCode::NotSupported | ReturnCode::Reserved(_) => {
                 self.registry.reject(topic_id);
                 cx.counters.downlink_refused += 1;
-                cx.settle(&item);
+                cx.settle(&self.id, &item);
             }
         }
         self.advance(cx);
@@ -355,7 +432,7 @@ impl Session {
             self.send_publish(item, TopicRef::Normal(topic_id), repair, cx);
         } else {
             cx.counters.downlink_ended += 1;
-            cx.settle(&item);
+            cx.settle(&self.id, &item);
         }
     }
 
@@ -376,7 +453,7 @@ impl Session {
         match ack.code {
             ReturnCode::Accepted => {
                 cx.counters.downlink_delivered += 1;
-                cx.settle(&item);
+                cx.settle(&self.id, &item);
             }
             ReturnCode::Congestion => self.pause(Pause::Everything, item, cx),
             ReturnCode::InvalidTopicId if repair == Repair::Possible => {
@@ -391,7 +468,7 @@ impl Session {
                     self.registry.unconfirm(id);
                 }
                 cx.counters.downlink_refused += 1;
-                cx.settle(&item);
+                cx.settle(&self.id, &item);
             }
         }
         self.advance(cx);
@@ -410,7 +487,7 @@ impl Session {
                 &mut cx.counters.downlink_refused
             };
             *counter += 1;
-            cx.settle(&item);
+            cx.settle(&self.id, &item);
         } else if ack.msg_id == 0 && ack.code == ReturnCode::InvalidTopicId {
             self.registry.unconfirm(ack.topic_id);
         }
@@ -485,13 +562,13 @@ impl Session {
         self.registry.rest(topic_id, cx.now + if is_awaited { round } else { T_WAIT });
         if !self.wants(&item) {
             cx.counters.downlink_ended += 1;
-            cx.settle(&item);
+            cx.settle(&self.id, &item);
         } else if waits {
             let item = Item { rounds: item.rounds + 1, offered: Some(cx.now), ..item };
             self.downlink.outbox.push_front(item, cx.queued_octets);
         } else {
             cx.counters.downlink_unanswered += 1;
-            cx.settle(&item);
+            cx.settle(&self.id, &item);
         }
         self.release_broker(cx);
         self.handle_rest_over(cx);
@@ -513,8 +590,8 @@ impl Session {
             && let Some(item) = self.take_sent(msg_id, None, is_exact, cx)
         {
             cx.counters.downlink_delivered += 1;
-            cx.settle(&item);
-            return self.open(Request::Release, Some(msg_id), cx);
+            cx.settle(&self.id, &item);
+            return self.release(msg_id, cx);
         }
         let open = self.downlink.take_exchange(|exchange| match &exchange.request {
             Request::Publish { item, .. } => exchange.msg_id == msg_id && item.qos == QoS::ExactlyOnce,
@@ -528,8 +605,8 @@ impl Session {
                 ..
             }) => {
                 cx.counters.downlink_delivered += 1;
-                cx.settle(&item);
-                self.open(Request::Release, Some(msg_id), cx);
+                cx.settle(&self.id, &item);
+                self.release(msg_id, cx);
             }
             _ => self.send(Packet::PubRel(MsgIdOnly { msg_id }), cx),
         }
@@ -540,6 +617,7 @@ impl Session {
         let released =
             |exchange: &Exchange| exchange.msg_id == msg_id && matches!(exchange.request, Request::Release);
         if self.downlink.take_exchange(released).is_some() {
+            self.end_release(msg_id, cx);
             self.advance(cx);
         }
     }
@@ -580,9 +658,9 @@ impl Session {
             Request::Register { item, .. } => self.pause(Pause::Unheard, item, cx),
             Request::Publish { item, .. } if heard => {
                 cx.counters.downlink_unanswered += 1;
-                cx.settle(&item);
+                cx.settle(&self.id, &item);
             }
-            Request::Release if heard => {}
+            Request::Release if heard => self.end_release(exchange.msg_id, cx),
             Request::Publish { item, .. } => {
                 let item = Item { sent_as: Some(exchange.msg_id), ..item };
                 self.downlink.outbox.push_front(item, cx.queued_octets);
@@ -650,7 +728,7 @@ impl Session {
         let mut outbox = std::mem::take(&mut self.downlink.outbox);
         for item in outbox.remove_unless(cx.queued_octets, |item| self.wants(item)) {
             cx.counters.downlink_ended += 1;
-            cx.settle(&item);
+            cx.settle(&self.id, &item);
         }
         self.downlink.outbox = outbox;
     }
@@ -667,12 +745,15 @@ impl Session {
         let exchange = self.downlink.exchange.take();
         let under_way = exchange.and_then(|exchange| match exchange.request {
             Request::Register { item, .. } | Request::Publish { item, .. } => Some(item),
-            Request::Release => None,
+            Request::Release => {
+                self.end_release(exchange.msg_id, cx);
+                None
+            }
         });
         let waiting = self.downlink.outbox.remove_unless(cx.queued_octets, |_| false);
         for item in under_way.into_iter().chain(waiting) {
             cx.counters.downlink_ended += 1;
-            cx.settle(&item);
+            cx.settle(&self.id, &item);
         }
         self.downlink.paused = None;
     }
@@ -684,7 +765,7 @@ impl Session {
         let mut outbox = std::mem::take(&mut self.downlink.outbox);
         for item in outbox.remove_unless(cx.queued_octets, |item| self.may_wait(item, cx.settings)) {
             cx.counters.downlink_offline += 1;
-            cx.settle(&item);
+            cx.settle(&self.id, &item);
         }
         self.downlink.outbox = outbox;
         self.release_broker(cx);

@@ -20,6 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::io::{Mode, Peer, Route, Wills};
+use super::journal::Whose;
 use super::links::{Opened, Opening, id_at_broker, is_own_id};
 use super::session::{self, State, Will};
 use super::timer::{ClientTimer, Timer};
@@ -102,7 +103,7 @@ impl Gateway {
         let port = &self.settings.ports[usize::from(peer.port.0)];
         let patience = port.retry_interval.saturating_mul(port.retry_limit.saturating_add(1));
         self.timers.set(Timer::Handshake(peer.clone()), self.now + patience);
-        self.air.send(&peer, route, Packet::WillTopicReq, &mut self.counters);
+        self.air.send(None, &peer, route, Packet::WillTopicReq, &mut self.counters);
         self.handshakes.insert(peer, Handshake { params, topic: None });
     }
 
@@ -142,6 +143,10 @@ impl Gateway {
             self.counters.sessions_full += 1;
             return Err(ReturnCode::Congestion);
         }
+        if !self.journal.is_available() {
+            self.counters.refused_unstored += 1;
+            return Err(ReturnCode::Congestion);
+        }
         let keep_alive = Duration::from_secs(connect.duration.into());
         Ok(Params { id, clean: connect.clean_session, keep_alive, frame: frame.clone() })
     }
@@ -161,7 +166,7 @@ impl Gateway {
                 if let Some(handshake) = self.handshakes.get_mut(&peer) {
                     handshake.topic = Some(topic);
                 }
-                self.air.send(&peer, route, Packet::WillMsgReq, &mut self.counters);
+                self.air.send(None, &peer, route, Packet::WillMsgReq, &mut self.counters);
             }
             None => {
                 self.abandon_handshake(&peer);
@@ -399,7 +404,9 @@ impl Gateway {
         }
     }
 
+    /// CONNACK. One that accepts waits until the session is durable, also when it is repeated.
     fn answer_connect(&mut self, peer: &Peer, route: Route, code: ReturnCode) {
-        self.air.send(peer, route, Packet::ConnAck(Response { code }), &mut self.counters);
+        let whose = self.clients.by_peer(peer).filter(|_| code == ReturnCode::Accepted).map(Whose::Client);
+        self.air.send(whose, peer, route, Packet::ConnAck(Response { code }), &mut self.counters);
     }
 }

@@ -216,6 +216,8 @@ pub struct Settings {
     pub client_predefined: BTreeMap<ClientId, BTreeMap<u16, TopicName>>,
     /// Limits and times of sessions.
     pub sessions: SessionSettings,
+    /// What is stored outlives this process. If it does not, a message of QoS 2 is left to the broker until a client has it.
+    pub lasting: bool,
     /// Seeds what must not be guessed or must not coincide: where topic ids start, how far reconnects are apart.
     pub seed: u64,
 }

@@ -216,6 +216,12 @@ impl Links {
         }
     }
 
+    /// A client had this subscription before a restart.
+    pub(super) fn restore_claim(&mut self, client: ClientKey, filter: &TopicFilter, qos: QoS) {
+        let since = self.next_id();
+        self.aggregate.restore_claim(client, filter, qos, since);
+    }
+
     /// The broker does not answer a SUBSCRIBE. Whether that is because it is away and the filter is issued again when it comes
     /// back: then the client is told that its subscription holds.
     pub(super) fn hold(&mut self, client: ClientKey, filter: &TopicFilter) -> bool {

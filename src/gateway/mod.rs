@@ -12,10 +12,12 @@ mod downlink;
 mod exchange;
 mod handshake;
 pub mod io;
+mod journal;
 mod links;
 mod outbox;
 pub mod record;
 mod registry;
+mod rows;
 mod session;
 mod timer;
 mod uplink;
@@ -33,7 +35,10 @@ pub use self::counters::Counters;
 use self::downlink::Reach;
 use self::handshake::{Asking, Handshakes};
 use self::io::{Control, Input, Output, Peer, PortEvent, PortId, Route, Settings, Wills, WirelessNodeId};
+use self::journal::{Journal, Leaving};
 use self::links::{Delivery, LinkCx, Links, Parting, Update};
+use self::outbox::Item;
+use self::record::{Lsn, MessageId, Outcome};
 use self::registry::Predefined;
 use self::session::{Cx, Session, State};
 use self::timer::{ClientTimer, Timer, Timers};
@@ -71,6 +76,7 @@ pub struct Gateway {
     handshakes: Handshakes,
     asking: Asking,
     links: Links,
+    journal: Journal,
     timers: Timers,
     air: Air,
     counters: Counters,
@@ -134,6 +140,7 @@ impl Gateway {
             handshakes: Handshakes::default(),
             asking: Asking::default(),
             links: Links::new(&settings.broker, now),
+            journal: Journal::default(),
             timers,
             air: Air::default(),
             counters: Counters::default(),
@@ -156,7 +163,7 @@ impl Gateway {
                 links.handle(id, event, &mut cx);
                 self.take_updates();
             }
-            Input::Stored(..) => {}
+            Input::Stored(lsn, outcome) => self.handle_stored(lsn, outcome),
             Input::Control(Control::Shutdown) => self.shut_down(),
         }
     }
@@ -181,20 +188,51 @@ impl Gateway {
         self.links.poll_timeout().into_iter().chain(self.timers.next()).min()
     }
 
-    /// The next thing to be done. What is ready for the broker comes last, in one piece.
+    /// The next thing to be done. What is ready for the broker comes last, in one piece; what is to be stored comes before
+    /// everything that depends on it.
     pub fn poll_output(&mut self) -> Option<Output> {
-        if self.air.outputs.is_empty() {
-            self.take_updates();
-        }
-        if self.air.outputs.is_empty() {
-            let (links, mut cx) = self.links_cx();
-            links.flush(&mut cx);
-            if self.stopping == Some(Stopping::Asked) && self.links.has_left() {
-                self.stopping = Some(Stopping::Done);
-                self.air.outputs.push_back(Output::Stopped);
+        loop {
+            if let Some(output) = self.journal.pop_released() {
+                return Some(output);
+            }
+            if self.air.outputs.is_empty() {
+                self.take_updates();
+            }
+            if self.air.outputs.is_empty() {
+                self.flush();
+            }
+            self.clients.for_touched(|session| session.put_down(&self.settings, &mut self.journal));
+            if let Some(output) = self.journal.seal() {
+                return Some(output);
+            }
+            let leaving = self.air.outputs.pop_front()?;
+            if let Some(output) = self.journal.admit(leaving, &mut self.counters) {
+                return Some(output);
             }
         }
-        self.air.outputs.pop_front()
+    }
+
+    /// Lets leave what is ready for the broker.
+    fn flush(&mut self) {
+        while let Some(delivery) = self.journal.pop_settled() {
+            self.links.settle(delivery);
+        }
+        let (links, mut cx) = self.links_cx();
+        links.flush(&mut cx);
+        if self.stopping == Some(Stopping::Asked) && self.links.has_left() {
+            self.stopping = Some(Stopping::Done);
+            self.air.outputs.push_back(Leaving { output: Output::Stopped, whose: None, promises: false });
+        }
+    }
+
+    /// What has become of a batch.
+    fn handle_stored(&mut self, lsn: Lsn, outcome: Outcome) {
+        self.journal.handle(lsn, outcome, &mut self.counters);
+        if outcome == Outcome::Fenced && self.stopping != Some(Stopping::Done) {
+            self.stopping = Some(Stopping::Done);
+            self.air.outputs.clear();
+            self.air.outputs.push_back(Leaving { output: Output::Stopped, whose: None, promises: false });
+        }
     }
 
     /// What was counted since the gateway was made.
@@ -537,6 +575,9 @@ impl Gateway {
                 cx.timers.cancel(&Timer::Client(key, timer));
             }
         }
+        if let Some(session) = self.clients.get_mut(key) {
+            session.put_down_end(&mut self.journal);
+        }
         let session = self.clients.remove(key);
         if let Some(peer) = session.and_then(|session| session.asking) {
             self.asking.remove(&peer);
@@ -551,7 +592,7 @@ impl Gateway {
         self.counters.peers_without_session += 1;
         self.disconnects.remember(peer, self.now);
         let packet = Packet::Disconnect(Disconnect { duration: None });
-        self.air.send(peer, route, packet, &mut self.counters);
+        self.air.send(None, peer, route, packet, &mut self.counters);
     }
 
     /// What the broker has said, to whom it concerns, while there is room for what comes of it.
@@ -607,10 +648,25 @@ impl Gateway {
         expires: Option<Instant>,
         recipients: Vec<(ClientKey, QoS)>,
     ) {
+        let id = MessageId(self.journal.number());
+        // What came as QoS 2 is taken over from the broker as a whole, or it would bring it again to some.
+        let exactly = self.settings.lasting && recipients.iter().any(|(_, qos)| *qos == QoS::ExactlyOnce);
         for (key, qos) in recipients {
             self.counters.downlink_recipients += 1;
+            let message = message.clone();
+            let item = Item {
+                message,
+                id,
+                kept: None,
+                qos,
+                delivery,
+                sent_as: None,
+                offered: None,
+                rounds: 0,
+                expires,
+            };
             match self.session_cx(key) {
-                Some((session, mut cx)) => session.deliver(message.clone(), qos, delivery, expires, &mut cx),
+                Some((session, mut cx)) => session.deliver(item, exactly, &mut cx),
                 None => {
                     self.counters.downlink_ended += 1;
                     if let Some(delivery) = delivery {
@@ -652,6 +708,7 @@ impl Gateway {
             now: self.now,
             settings: &self.settings.broker,
             outputs: &mut self.air.outputs,
+            journal: &mut self.journal,
             counters: &mut self.counters,
             rng: &mut self.rng,
         };
@@ -667,6 +724,7 @@ impl Gateway {
             predefined: &self.predefined,
             air: &mut self.air,
             links: &mut self.links,
+            journal: &mut self.journal,
             timers: &mut self.timers,
             counters: &mut self.counters,
             queued_octets: &mut self.queued_octets,

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::counters::Counters;
 use super::io::{QueueFull, SessionSettings};
 use super::links::Delivery;
+use super::record::MessageId;
 use crate::mqtt::{Message, QoS};
 
 /// A message on its way to one client.
@@ -14,6 +15,10 @@ use crate::mqtt::{Message, QoS};
 pub(super) struct Item {
     /// Shared with the other recipients.
     pub(super) message: Arc<Message>,
+    /// Which message that is, for all recipients.
+    pub(super) id: MessageId,
+    /// The number of its row, if it is kept for this client.
+    pub(super) kept: Option<u64>,
     /// At which it is sent to this client.
     pub(super) qos: QoS,
     /// What the broker is owed once the message is settled.
@@ -109,6 +114,13 @@ impl Outbox {
     /// Messages that wait.
     pub(super) fn len(&self) -> usize {
         self.items.len()
+    }
+
+    /// Appends what waited before a restart; it was counted in once, so no bound applies.
+    pub(super) fn push_back(&mut self, item: Item, total: &mut usize) {
+        self.octets += item.len();
+        *total += item.len();
+        self.items.push_back(item);
     }
 
     /// Puts back what was taken out and not delivered; it was counted in once, so no bound applies.

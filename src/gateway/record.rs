@@ -149,6 +149,8 @@ pub struct SessionRow {
     pub keep_alive: Duration,
     /// How long it means to sleep between two signs of life.
     pub sleep: Duration,
+    /// How often it has connected: what it learnt of topic ids in an earlier connection it may have forgotten.
+    pub connections: u32,
     /// Where it is reached.
     pub peer: Option<PeerRow>,
 }
@@ -202,8 +204,8 @@ pub struct TopicRow {
 pub enum TopicStanding {
     /// It may not know it.
     Unconfirmed,
-    /// It does.
-    Known,
+    /// In its connection of this number it learnt it.
+    Known(u32),
     /// It does not want it.
     Rejected,
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use super::io::Settings;
+use super::record::{TopicRow, TopicStanding};
 use crate::topic::{ClientId, TopicName};
 use crate::wire::{ReturnCode, TopicRef};
 
@@ -46,12 +47,22 @@ pub(super) struct Registry {
     next: u16,
     /// Ids given out; the run ends before it meets its start again.
     given: u16,
+    /// How often the client has connected.
+    connections: u32,
+    /// Ids whose rows may differ from what is here.
+    changed: Vec<u16>,
+    /// Ids that have rows and are no more.
+    gone: Vec<u16>,
 }
 
 #[derive(Debug)]
 struct Topic {
     name: TopicName,
+    /// The how-manieth id it is.
+    nth: u16,
     standing: Standing,
+    /// What its row says.
+    stored: Option<TopicStanding>,
 }
 
 /// What the client makes of an id.
@@ -95,6 +106,9 @@ impl Registry {
             octets: 0,
             next: rng.u16(START),
             given: 0,
+            connections: 0,
+            changed: Vec::new(),
+            gone: Vec::new(),
         }
     }
 
@@ -126,7 +140,8 @@ impl Registry {
             }
         };
         self.octets = octets;
-        self.topics.insert(id, Topic { name: name.clone(), standing: Standing::New });
+        let topic = Topic { name: name.clone(), nth: self.given, standing: Standing::New, stored: None };
+        self.topics.insert(id, topic);
         self.ids.insert(name.clone(), id);
         Ok(id)
     }
@@ -241,10 +256,60 @@ impl Registry {
                 topic.standing = Standing::Unconfirmed;
             }
         }
+        self.connections = self.connections.wrapping_add(1);
+    }
+
+    /// How often the client has connected.
+    pub(super) fn connections(&self) -> u32 {
+        self.connections
+    }
+
+    /// Rows to be written since the last time: the id, whether it has a row already, and what is to be there instead.
+    pub(super) fn take_changes(&mut self) -> Vec<(u16, bool, Option<TopicRow>)> {
+        let mut changes: Vec<_> = self.gone.drain(..).map(|id| (id, true, None)).collect();
+        for id in std::mem::take(&mut self.changed) {
+            let Some(topic) = self.topics.get_mut(&id) else { continue };
+            let standing = match topic.standing {
+                Standing::New => continue,
+                Standing::Known => TopicStanding::Known(self.connections),
+                Standing::Unconfirmed => TopicStanding::Unconfirmed,
+                Standing::Rejected => TopicStanding::Rejected,
+            };
+            let before = topic.stored.replace(standing);
+            if before != Some(standing) {
+                let row = TopicRow { name: topic.name.clone(), nth: topic.nth, standing };
+                changes.push((id, before.is_some(), Some(row)));
+            }
+        }
+        changes
+    }
+
+    /// The client connected so often.
+    pub(super) fn restore_connections(&mut self, connections: u32) {
+        self.connections = connections;
+    }
+
+    /// The row of an id; those of one client in any order, after [`Registry::restore_connections`].
+    pub(super) fn restore(&mut self, id: u16, row: TopicRow) {
+        let standing = match row.standing {
+            TopicStanding::Known(connection) if connection == self.connections => Standing::Known,
+            TopicStanding::Known(_) | TopicStanding::Unconfirmed => Standing::Unconfirmed,
+            TopicStanding::Rejected => Standing::Rejected,
+        };
+        if row.nth > self.given {
+            (self.given, self.next) = (row.nth, id.wrapping_add(1));
+        }
+        self.octets += row.name.as_str().len();
+        self.ids.insert(row.name.clone(), id);
+        let topic = Topic { name: row.name, nth: row.nth, standing, stored: Some(row.standing) };
+        self.topics.insert(id, topic);
     }
 
     /// Forgets all names. The next ones get other ids, until the run has gone all the way round.
     pub(super) fn clear(&mut self) {
+        let stored = self.topics.iter().filter(|(_, topic)| topic.stored.is_some());
+        self.gone.extend(stored.map(|(id, _)| *id));
+        self.changed.clear();
         self.topics.clear();
         self.ids.clear();
         self.resting.clear();
@@ -255,6 +320,7 @@ impl Registry {
     fn set_standing(&mut self, id: u16, standing: Standing) {
         if let Some(topic) = self.topics.get_mut(&id) {
             topic.standing = standing;
+            self.changed.push(id);
         }
         self.resting.remove(&id);
     }

@@ -11,9 +11,12 @@ use super::air::Air;
 use super::counters::Counters;
 use super::downlink::Downlink;
 use super::io::{Mode, Peer, PortSettings, Route, Settings, Wills};
+use super::journal::Journal;
 use super::links::{Links, RequestId, Subscribing, code_of, code_of_full};
 use super::outbox::Item;
+use super::record::{self, Key};
 use super::registry::{Predefined, Registry, Scope, names_len_max};
+use super::rows::Stored;
 use super::timer::{ClientTimer, Timer, Timers};
 use super::uplink::Uplink;
 use crate::mqtt::{Message, QoS, Refused};
@@ -113,6 +116,8 @@ pub(super) fn will_message(will: &wire::WillMsg<'_>) -> Option<Bytes> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Subscription {
     pub(super) topic: TopicRef,
+    /// What was granted.
+    pub(super) qos: QoS,
     /// A SUBACK said so: what is asked on top of it and refused leaves it as it is.
     pub(super) granted: bool,
 }
@@ -166,6 +171,12 @@ pub(super) struct Session {
     pub(super) registry: Registry,
     pub(super) uplink: Uplink,
     pub(super) downlink: Downlink,
+    /// What its rows say.
+    pub(super) stored: Stored,
+    /// Filters whose rows may not say what is here.
+    pub(super) changed_filters: Vec<TopicFilter>,
+    /// It is listed as one whose rows may not say what is here.
+    pub(super) touched: bool,
 }
 
 /// What a session needs of the core for one call.
@@ -175,6 +186,7 @@ pub(super) struct Cx<'a> {
     pub(super) predefined: &'a Predefined,
     pub(super) air: &'a mut Air,
     pub(super) links: &'a mut Links,
+    pub(super) journal: &'a mut Journal,
     pub(super) timers: &'a mut Timers,
     pub(super) counters: &'a mut Counters,
     /// Octets in all outboxes together.
@@ -190,10 +202,22 @@ impl<'a> Cx<'a> {
         Scope { client, predefined: self.predefined, max_topics: self.settings.sessions.max_topics }
     }
 
+    /// Whether what a client asks for cannot be kept at the moment. Then it is refused.
+    pub(super) fn is_unstored(&mut self) -> bool {
+        let is_unstored = !self.journal.is_available();
+        self.counters.refused_unstored += u64::from(is_unstored);
+        is_unstored
+    }
+
     /// The client is done with a message, one way or another.
-    pub(super) fn settle(&mut self, item: &Item) {
+    pub(super) fn settle(&mut self, client: &ClientId, item: &Item) {
         if let Some(delivery) = item.delivery {
             self.links.settle(delivery);
+        }
+        if let Some(number) = item.kept {
+            // If it is there again after a crash, the client has it twice at QoS 1; at QoS 2 it waits for PUBREL.
+            self.journal.delete_in_time(Key::Client(client.clone(), record::ClientKey::Waiting(number)));
+            self.journal.drop_message(item.id);
         }
     }
 }
@@ -224,6 +248,9 @@ impl Session {
             registry: Registry::new(rng),
             uplink: Uplink::default(),
             downlink: Downlink::default(),
+            stored: Stored::default(),
+            changed_filters: Vec::new(),
+            touched: false,
         }
     }
 
@@ -262,6 +289,7 @@ impl Session {
     pub(super) fn handle_register(&mut self, register: &Register<'_>, cx: &mut Cx<'_>) {
         let (topic_id, code) = match TopicName::portable(register.topic_name) {
             Err(_) => (0, ReturnCode::NotSupported),
+            Ok(_) if cx.is_unstored() => (0, ReturnCode::Congestion),
             Ok(name) => match self.registry.announce(&name, cx.scope(&self.id)) {
                 Ok(id) => (id, ReturnCode::Accepted),
                 Err(_) => {
@@ -291,6 +319,9 @@ impl Session {
             Qos::ExactlyOnce => QoS::ExactlyOnce,
         };
         let filter = self.filter(subscribe.topic, cx.predefined)?;
+        if cx.is_unstored() {
+            return Err(ReturnCode::Congestion);
+        }
         let msg_id = subscribe.msg_id;
         if self.requests.iter().any(|request| request.msg_id == msg_id && request.filter == filter) {
             return Ok(());
@@ -309,8 +340,9 @@ impl Session {
                 return Err(code_of_full(full));
             }
         };
-        let granted = self.subscriptions.get(&filter).is_some_and(|subscription| subscription.granted);
-        self.subscriptions.insert(filter.clone(), Subscription { topic, granted });
+        let before = self.subscriptions.get(&filter);
+        let (granted, qos) = before.map_or((false, asked), |before| (before.granted, before.qos));
+        self.subscriptions.insert(filter.clone(), Subscription { topic, qos, granted });
         match outcome {
             Subscribing::Granted(qos) => self.accept_subscribe(msg_id, &filter, topic, qos, cx),
             Subscribing::Asked(id) => {
@@ -403,7 +435,8 @@ impl Session {
         cx: &mut Cx<'_>,
     ) {
         if let Some(subscription) = self.subscriptions.get_mut(filter) {
-            subscription.granted = true;
+            (subscription.granted, subscription.qos) = (true, qos);
+            self.changed_filters.push(filter.clone());
         }
         if let TopicRef::Normal(id) = topic {
             self.registry.confirm(id);
@@ -459,6 +492,7 @@ impl Session {
         if let Ok(filter) = self.filter(unsubscribe.topic, cx.predefined)
             && self.subscriptions.remove(&filter).is_some()
         {
+            self.changed_filters.push(filter.clone());
             self.requests.retain(|request| request.filter != filter);
             cx.links.unsubscribe(self.key, &filter);
             self.drop_unsubscribed(cx);
@@ -471,7 +505,9 @@ impl Session {
     pub(super) fn handle_will_topic_update(&mut self, update: &wire::WillTopic<'_>, cx: &mut Cx<'_>) {
         let topic = WillTopic::new(update);
         let mut code = ReturnCode::Accepted;
-        if update.topic.is_empty() {
+        if cx.is_unstored() {
+            code = ReturnCode::Congestion;
+        } else if update.topic.is_empty() {
             self.will = Will::default();
         } else if topic.is_some() {
             self.will.topic = topic;
@@ -486,7 +522,9 @@ impl Session {
     /// WILLMSGUPD (§5.4.23): another message for the Will.
     pub(super) fn handle_will_msg_update(&mut self, update: &wire::WillMsg<'_>, cx: &mut Cx<'_>) {
         let mut code = ReturnCode::NotSupported;
-        if let Some(message) = will_message(update) {
+        if cx.is_unstored() {
+            code = ReturnCode::Congestion;
+        } else if let Some(message) = will_message(update) {
             code = ReturnCode::Accepted;
             self.will.message = message;
             self.show_will(cx);
@@ -560,6 +598,7 @@ impl Session {
         self.clear_downlink(cx);
         for filter in std::mem::take(&mut self.subscriptions).into_keys() {
             cx.links.unsubscribe(self.key, &filter);
+            self.changed_filters.push(filter);
         }
         self.requests.clear();
         self.will = Will::default();
@@ -573,7 +612,7 @@ impl Session {
     /// Sends to where the client was last heard.
     pub(super) fn send(&self, packet: Packet<'_>, cx: &mut Cx<'_>) {
         if let Some(peer) = &self.peer {
-            cx.air.send(peer, self.route, packet, cx.counters);
+            cx.air.send(Some(self.whose()), peer, self.route, packet, cx.counters);
         }
     }
 

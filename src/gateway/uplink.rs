@@ -117,6 +117,9 @@ impl Session {
                 return self.refuse(publish, code, cx);
             }
         };
+        if qos == QoS::ExactlyOnce && cx.is_unstored() {
+            return self.refuse_for_now(publish, cx);
+        }
         match self.forward(publish, topic, qos, frame, cx) {
             Ok(None) => cx.counters.uplink_messages += 1,
             Ok(Some(id)) => {

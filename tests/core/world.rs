@@ -92,6 +92,7 @@ pub fn settings() -> Settings {
             queue_total: 1 << 20,
             rebind: Rebind::SameIp,
         },
+        lasting: false,
         seed: 7,
     }
 }

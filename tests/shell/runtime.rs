@@ -334,6 +334,7 @@ fn setup(broker: SocketAddr) -> Setup {
         predefined: BTreeMap::new(),
         client_predefined: BTreeMap::new(),
         sessions,
+        lasting: false,
         seed: 1,
     };
     let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];

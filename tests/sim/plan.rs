@@ -284,6 +284,7 @@ fn settings(rng: &mut Rng, limits: bool) -> Settings {
             rebind: Rebind::SameIp,
             queue_total: if tight && rng.bool() { rng.usize(60..600) } else { 1 << 24 },
         },
+        lasting: false,
         seed: rng.u64(..),
     }
 }

@@ -267,6 +267,13 @@ impl Aggregate {
         Ok((connection.subscribe_as(wanted, subscription)?, !rising.is_empty()))
     }
 
+    /// A client had this before a restart. What the broker has of it is another question.
+    pub(super) fn restore_claim(&mut self, client: ClientKey, filter: &TopicFilter, qos: QoS, since: u64) {
+        let claim = Claim { qos, since, asked: None, awaits_retained: false };
+        self.filters.get_or_default(filter).clients.insert(client, claim);
+        self.unsettled.insert(filter.clone());
+    }
+
     /// The lane of a filter: the one that it has, else the first without a filter that overlaps it.
     fn place(&mut self, filter: &TopicFilter, pool: &mut Pool, now: Instant) -> usize {
         if let Some(subscribers) = self.filters.get(filter).filter(|subscribers| subscribers.at_broker) {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use crate::gateway::counters::Counters;
-use crate::gateway::io::{self, BrokerSettings, LinkCommand, LinkEvent, LinkFailure, LinkId, Output};
+use crate::gateway::io::{self, BrokerSettings, LinkCommand, LinkEvent, LinkFailure, LinkId};
+use crate::gateway::journal::{Journal, Leaving};
 use crate::mqtt::{ConnectRefusal, Connection, Event, Failure, Message, Options, Protocol, Token};
 use crate::topic::ClientId;
 
@@ -240,7 +241,7 @@ impl Link {
         }
         if let Some(octets) = self.connection.take_output(cx.now) {
             self.writing = true;
-            cx.outputs.push_back(Output::Link(self.id, LinkCommand::Write(octets)));
+            cx.outputs.push_back(Leaving::on_link(self.id, LinkCommand::Write(octets)));
         }
         match self.parting.take() {
             Some(Parting::Reconnect) => {
@@ -329,12 +330,13 @@ impl Link {
         let endpoint = cx.settings.endpoints[self.endpoint(cx.settings)].clone();
         self.connection.set_protocol(protocol);
         shared.last += 1;
+        cx.journal.carry(self.id, LinkId(shared.last));
         self.id = LinkId(shared.last);
         self.socket = Socket::Connecting;
         self.writing = false;
         self.parting = None;
         let client = self.client.clone();
-        cx.outputs.push_back(Output::Link(self.id, LinkCommand::Connect { endpoint, client }));
+        cx.outputs.push_back(Leaving::on_link(self.id, LinkCommand::Connect { endpoint, client }));
     }
 
     /// CONNACK 0.
@@ -416,7 +418,7 @@ impl Link {
 
     fn give_up(&mut self, lost: Lost, reason: &dyn Display, shared: &mut Shared, cx: &mut LinkCx<'_>) {
         self.tell("leaving the connection to the broker", reason, cx.settings);
-        cx.outputs.push_back(Output::Link(self.id, LinkCommand::Close));
+        cx.outputs.push_back(Leaving::on_link(self.id, LinkCommand::Close));
         self.retry_later(lost, shared, cx);
     }
 
@@ -460,7 +462,7 @@ impl Link {
     }
 
     fn close(&mut self, cx: &mut LinkCx<'_>) {
-        cx.outputs.push_back(Output::Link(self.id, LinkCommand::Close));
+        cx.outputs.push_back(Leaving::on_link(self.id, LinkCommand::Close));
         self.connection.handle_closed();
     }
 
@@ -495,7 +497,8 @@ impl Link {
 pub(in crate::gateway) struct LinkCx<'a> {
     pub(in crate::gateway) now: Instant,
     pub(in crate::gateway) settings: &'a BrokerSettings,
-    pub(in crate::gateway) outputs: &'a mut VecDeque<Output>,
+    pub(in crate::gateway) outputs: &'a mut VecDeque<Leaving>,
+    pub(in crate::gateway) journal: &'a mut Journal,
     pub(in crate::gateway) counters: &'a mut Counters,
     pub(in crate::gateway) rng: &'a mut fastrand::Rng,
 }

@@ -1,0 +1,259 @@
+//! What is to be stored, and what has to wait for it.
+//!
+//! Changes gather here as records until [`Journal::seal`] makes a batch of them. What leaves for a client or on a link for
+//! which something changed stays here until the batch is durable, so that nobody is promised what a crash could take back
+//! (design promises G1 to G3, G5); nobody else waits. Of what leaves for one client or on one link the order is kept.
+//!
+//! While the store is unavailable its batches wait for it, and so do acknowledgements to the broker. Frames that promise
+//! something are dropped and counted, for the client will ask again and is told `congestion`; what promises nothing goes on,
+//! and so do the links: that QoS 2 comes once is then true only as long as this process lives.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use super::ClientKey;
+use super::counters::Counters;
+use super::io::{LinkCommand, LinkId, Output};
+use super::links::Delivery;
+use super::record::{Key, Lsn, MessageId, Outcome, Record, Row};
+use crate::mqtt::Message;
+
+/// Frames that may wait for a store which neither writes nor says that it cannot: a few for each client of a large network.
+const HELD_MAX: usize = 65_536;
+
+/// For whom something is: what leaves for it leaves in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Whose {
+    Client(ClientKey),
+    Link(LinkId),
+}
+
+/// Something that is to leave.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    pub(super) output: Output,
+    /// For whom, if anything that is stored may matter to it.
+    pub(super) whose: Option<Whose>,
+    /// The receiver relies on it after a restart.
+    pub(super) promises: bool,
+}
+
+impl Leaving {
+    pub(super) fn on_link(id: LinkId, command: LinkCommand) -> Self {
+        let waits = !matches!(command, LinkCommand::Connect { .. });
+        let whose = waits.then_some(Whose::Link(id));
+        Self { output: Output::Link(id, command), whose, promises: false }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Journal {
+    records: Vec<Record>,
+    /// Whom they concern.
+    changed: Vec<Whose>,
+    sealed: Lsn,
+    durable: Lsn,
+    available: bool,
+    /// For whom something changed that is not durable, and in which batch last.
+    marks: HashMap<Whose, Lsn>,
+    marked: VecDeque<(Lsn, Whose)>,
+    held: BTreeMap<Lsn, Vec<Leaving>>,
+    held_len: usize,
+    /// What was held and may leave now.
+    released: VecDeque<Output>,
+    /// What the broker is told when a batch is durable.
+    settling: VecDeque<(Lsn, Delivery)>,
+    /// For how many clients messages are kept.
+    messages: HashMap<MessageId, usize>,
+    last_number: u64,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self {
+            records: Vec::new(),
+            changed: Vec::new(),
+            sealed: Lsn(0),
+            durable: Lsn(0),
+            available: true,
+            marks: HashMap::new(),
+            marked: VecDeque::new(),
+            held: BTreeMap::new(),
+            held_len: 0,
+            released: VecDeque::new(),
+            settling: VecDeque::new(),
+            messages: HashMap::new(),
+            last_number: 0,
+        }
+    }
+}
+
+impl Journal {
+    /// A number that has not been used, nor will be: of messages, and of the order in which they came.
+    pub(super) fn number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    /// A stored row has this number.
+    pub(super) fn restore_number(&mut self, number: u64) {
+        self.last_number = self.last_number.max(number);
+    }
+
+    /// Whether what is put here will be durable soon.
+    pub(super) fn is_available(&self) -> bool {
+        self.available
+    }
+
+    pub(super) fn insert(&mut self, whose: Whose, row: Row) {
+        self.put(whose, Record::Insert(row));
+    }
+
+    pub(super) fn update(&mut self, whose: Whose, row: Row) {
+        self.put(whose, Record::Update(row));
+    }
+
+    pub(super) fn delete(&mut self, whose: Whose, key: Key) {
+        self.put(whose, Record::Delete(key));
+    }
+
+    fn put(&mut self, whose: Whose, record: Record) {
+        self.records.push(record);
+        if self.changed.last() != Some(&whose) {
+            self.changed.push(whose);
+        }
+    }
+
+    /// Removes what need not be gone before anything leaves: if it is there again after a crash, it does no harm.
+    pub(super) fn delete_in_time(&mut self, key: Key) {
+        self.records.push(Record::Delete(key));
+    }
+
+    /// Keeps a message for one more client: the first time it is written.
+    pub(super) fn keep_message(&mut self, id: MessageId, message: &Message) {
+        let clients = self.messages.entry(id).or_insert(0);
+        *clients += 1;
+        if *clients == 1 {
+            self.records.push(Record::Insert(Row::Message(id, message.clone())));
+        }
+    }
+
+    /// A message was found that is kept for so many clients.
+    pub(super) fn restore_message(&mut self, id: MessageId, clients: usize) {
+        self.messages.insert(id, clients);
+        self.restore_number(id.0);
+    }
+
+    /// One of the clients for which a message is kept has no use for it any more.
+    pub(super) fn drop_message(&mut self, id: MessageId) {
+        let Some(clients) = self.messages.get_mut(&id) else { return };
+        *clients -= 1;
+        if *clients == 0 {
+            self.messages.remove(&id);
+            self.delete_in_time(Key::Message(id));
+        }
+    }
+
+    /// Everything that was put here so far is about a message that the broker has sent: it is told when that is durable.
+    pub(super) fn settle_when_durable(&mut self, delivery: Delivery) {
+        let lsn = if self.records.is_empty() { self.sealed } else { self.next() };
+        self.settling.push_back((lsn, delivery));
+    }
+
+    /// A message of the broker that is durable, for as many of its recipients as it comes out here.
+    pub(super) fn pop_settled(&mut self) -> Option<Delivery> {
+        if self.settling.front()?.0 > self.durable {
+            return None;
+        }
+        self.settling.pop_front().map(|(_, delivery)| delivery)
+    }
+
+    /// What changed since the last time, to be stored.
+    pub(super) fn seal(&mut self) -> Option<Output> {
+        if self.records.is_empty() {
+            return None;
+        }
+        self.sealed = self.next();
+        let lsn = self.sealed;
+        for whose in self.changed.drain(..) {
+            if self.marks.insert(whose, lsn) != Some(lsn) {
+                self.marked.push_back((lsn, whose));
+            }
+        }
+        Some(Output::Store { lsn, records: std::mem::take(&mut self.records) })
+    }
+
+    /// Lets through what waits for nothing; else it comes out of [`Journal::pop_released`] in its time.
+    pub(super) fn admit(&mut self, leaving: Leaving, counters: &mut Counters) -> Option<Output> {
+        let mark = leaving.whose.and_then(|whose| self.marks.get(&whose)).copied();
+        let Some(lsn) = mark else { return Some(leaving.output) };
+        if self.available && self.held_len < HELD_MAX {
+            self.held_len += 1;
+            self.held.entry(lsn).or_default().push(leaving);
+            return None;
+        }
+        self.let_go(leaving, counters)
+    }
+
+    /// What becomes of something whose batch is not durable in time.
+    fn let_go(&mut self, leaving: Leaving, counters: &mut Counters) -> Option<Output> {
+        if leaving.promises {
+            counters.frames_unstored += 1;
+            return None;
+        }
+        Some(leaving.output)
+    }
+
+    /// The next of what was held and may leave now.
+    pub(super) fn pop_released(&mut self) -> Option<Output> {
+        self.released.pop_front()
+    }
+
+    /// What has become of a batch and all before it.
+    pub(super) fn handle(&mut self, lsn: Lsn, outcome: Outcome, counters: &mut Counters) {
+        match outcome {
+            Outcome::Durable => self.handle_durable(lsn),
+            Outcome::Unavailable | Outcome::Fenced => {
+                self.available = false;
+                for leaving in std::mem::take(&mut self.held).into_values().flatten() {
+                    let output = self.let_go(leaving, counters);
+                    self.released.extend(output);
+                }
+                self.held_len = 0;
+            }
+        }
+    }
+
+    fn handle_durable(&mut self, lsn: Lsn) {
+        self.available = true;
+        self.durable = self.durable.max(lsn);
+        while let Some((lsn, whose)) = self.marked.front().copied()
+            && lsn <= self.durable
+        {
+            self.marked.pop_front();
+            if self.marks.get(&whose) == Some(&lsn) {
+                self.marks.remove(&whose);
+            }
+        }
+        while let Some(held) = self.held.first_entry().filter(|held| *held.key() <= self.durable) {
+            let held = held.remove();
+            self.held_len -= held.len();
+            self.released.extend(held.into_iter().map(|leaving| leaving.output));
+        }
+    }
+
+    /// What waited for one connection waits for the next: it is about the same session.
+    pub(super) fn carry(&mut self, from: LinkId, to: LinkId) {
+        if let Some(lsn) = self.marks.get(&Whose::Link(from)).copied() {
+            self.marks.insert(Whose::Link(to), lsn);
+            let at = self.marked.partition_point(|(marked, _)| *marked <= lsn);
+            self.marked.insert(at, (lsn, Whose::Link(to)));
+        }
+        if self.changed.contains(&Whose::Link(from)) {
+            self.changed.push(Whose::Link(to));
+        }
+    }
+
+    fn next(&self) -> Lsn {
+        Lsn(self.sealed.0 + 1)
+    }
+}

@@ -1,0 +1,299 @@
+//! Sessions as rows and back (design promise G5).
+//!
+//! A session is compared with what is stored of it whenever it was touched, so that no change can be forgotten. What is
+//! many, or large, or has an order of its own is not compared but tells of its changes: topic ids and subscriptions are listed
+//! where they change, messages are put down where they begin and end to be kept.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Gateway;
+use super::io::{Mode, Peer, PortId, Settings};
+use super::journal::{Journal, Whose};
+use super::record::{
+    ClientKey, Key, MessageId, PeerRow, Row, SessionRow, Standing, SubscriptionRow, WaitingRow, WillRow,
+};
+use super::session::{Session, State, Subscription, Will, WillTopic};
+use super::timer::ClientTimer;
+use crate::mqtt::Message;
+use crate::topic::{ClientId, TopicFilter};
+
+/// Within this time after a restart clients that are not asleep get what waits for them: not all at once.
+const RESUMED_WITHIN: Duration = Duration::from_secs(5);
+
+/// What is stored of a session.
+#[derive(Debug, Default)]
+pub(super) struct Stored {
+    facts: Option<Facts>,
+    will: Will,
+    subscriptions: BTreeSet<TopicFilter>,
+}
+
+/// What makes the row of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Facts {
+    standing: Standing,
+    clean: bool,
+    mode: Mode,
+    inherited: bool,
+    keep_alive: Duration,
+    sleep: Duration,
+    connections: u32,
+    peer: Option<Peer>,
+}
+
+impl Facts {
+    fn row(&self, settings: &Settings) -> SessionRow {
+        let peer = self.peer.as_ref().and_then(|peer| {
+            let port = settings.ports.get(usize::from(peer.port.0))?;
+            Some(PeerRow { port: port.name.clone(), addr: peer.addr, node: peer.node.clone() })
+        });
+        SessionRow {
+            standing: self.standing,
+            clean: self.clean,
+            mode: self.mode,
+            inherited: self.inherited,
+            keep_alive: self.keep_alive,
+            sleep: self.sleep,
+            connections: self.connections,
+            peer,
+        }
+    }
+}
+
+impl Session {
+    /// Puts down what has changed since the last time.
+    pub(super) fn put_down(&mut self, settings: &Settings, journal: &mut Journal) {
+        if self.fresh {
+            return;
+        }
+        let facts = Facts {
+            standing: match self.state {
+                State::Active => Standing::Active,
+                State::Asleep | State::Awake => Standing::Asleep,
+                State::Disconnected => Standing::Disconnected,
+                State::Lost => Standing::Lost,
+            },
+            clean: self.clean,
+            mode: self.mode,
+            inherited: self.inherited,
+            keep_alive: self.keep_alive,
+            sleep: self.sleep,
+            connections: self.registry.connections(),
+            peer: self.peer.clone(),
+        };
+        if self.stored.facts.as_ref() != Some(&facts) {
+            let row = Row::Session(self.id.clone(), facts.row(settings));
+            put(journal, self.whose(), self.stored.facts.is_some(), row);
+            self.stored.facts = Some(facts);
+        }
+        self.put_down_parts(journal);
+    }
+
+    /// Puts down that the session is no more.
+    pub(super) fn put_down_end(&mut self, journal: &mut Journal) {
+        self.will = Will::default();
+        self.put_down_parts(journal);
+        if self.stored.facts.take().is_some() {
+            journal.delete(self.whose(), self.key_of(ClientKey::Session));
+        }
+    }
+
+    fn put_down_parts(&mut self, journal: &mut Journal) {
+        if self.stored.will != self.will {
+            let had = self.stored.will != Will::default();
+            self.stored.will = self.will.clone();
+            if self.will == Will::default() {
+                journal.delete(self.whose(), self.key_of(ClientKey::Will));
+            } else {
+                put(journal, self.whose(), had, Row::Will(self.id.clone(), self.will.row()));
+            }
+        }
+        for (id, had, row) in self.registry.take_changes() {
+            match row {
+                Some(row) => put(journal, self.whose(), had, Row::Topic(self.id.clone(), id, row)),
+                None => journal.delete(self.whose(), self.key_of(ClientKey::Topic(id))),
+            }
+        }
+        for filter in std::mem::take(&mut self.changed_filters) {
+            match self.subscriptions.get(&filter).filter(|subscription| subscription.granted) {
+                Some(Subscription { topic, qos, .. }) => {
+                    let had = !self.stored.subscriptions.insert(filter.clone());
+                    let row = SubscriptionRow { topic: *topic, qos: *qos };
+                    put(journal, self.whose(), had, Row::Subscription(self.id.clone(), filter, row));
+                }
+                None if self.stored.subscriptions.remove(&filter) => {
+                    journal.delete(self.whose(), self.key_of(ClientKey::Subscription(filter)));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// The row of the session; then its other rows may follow, in any order.
+    pub(super) fn restore(&mut self, row: SessionRow, peer: Option<Peer>, now: Instant) {
+        self.state = match (row.standing, &peer) {
+            (Standing::Active, Some(_)) => State::Active,
+            (Standing::Asleep, Some(_)) => State::Asleep,
+            // Its transport is no more; nobody hears of it any more before it connects.
+            (Standing::Active | Standing::Asleep | Standing::Lost, _) => State::Lost,
+            (Standing::Disconnected, _) => State::Disconnected,
+        };
+        (self.fresh, self.clean, self.mode, self.inherited) = (false, row.clean, row.mode, row.inherited);
+        (self.keep_alive, self.sleep) = (row.keep_alive, row.sleep);
+        (self.last_heard, self.connected) = (now, now);
+        self.registry.restore_connections(row.connections);
+        self.stored.facts = Some(Facts {
+            standing: row.standing,
+            clean: row.clean,
+            mode: row.mode,
+            inherited: row.inherited,
+            keep_alive: row.keep_alive,
+            sleep: row.sleep,
+            connections: row.connections,
+            peer,
+        });
+    }
+
+    pub(super) fn restore_will(&mut self, row: WillRow) {
+        let topic = row.topic.map(|(name, qos, retain)| WillTopic { name, qos, retain });
+        self.will = Will { topic, message: row.message };
+        self.stored.will = self.will.clone();
+    }
+
+    pub(super) fn restore_subscription(&mut self, filter: TopicFilter, row: SubscriptionRow) {
+        let SubscriptionRow { topic, qos } = row;
+        self.subscriptions.insert(filter.clone(), Subscription { topic, qos, granted: true });
+        self.stored.subscriptions.insert(filter);
+    }
+
+    /// For whom the rows of this session are.
+    pub(super) fn whose(&self) -> Whose {
+        Whose::Client(self.key)
+    }
+
+    /// The key of something of this client.
+    pub(super) fn key_of(&self, what: ClientKey) -> Key {
+        Key::Client(self.id.clone(), what)
+    }
+}
+
+impl Will {
+    fn row(&self) -> WillRow {
+        let topic = self.topic.as_ref().map(|topic| (topic.name.clone(), topic.qos, topic.retain));
+        WillRow { topic, message: self.message.clone() }
+    }
+}
+
+fn put(journal: &mut Journal, whose: Whose, had: bool, row: Row) {
+    if had {
+        journal.update(whose, row);
+    } else {
+        journal.insert(whose, row);
+    }
+}
+
+/// Where a client was reached, if there is still such a transport.
+pub(super) fn peer(row: PeerRow, settings: &Settings) -> Option<Peer> {
+    let port = settings.ports.iter().position(|port| port.name == row.port)?;
+    Some(Peer { port: PortId(u16::try_from(port).ok()?), addr: row.addr, node: row.node })
+}
+
+impl Gateway {
+    /// A gateway that goes on where one with these rows has stopped, or was stopped. Their order does not matter. All times
+    /// begin anew: who was awaited is awaited in full.
+    pub fn restore(settings: Settings, rows: impl IntoIterator<Item = Row>, now: Instant) -> Self {
+        let mut gateway = Self::new(settings, now);
+        let mut messages = HashMap::new();
+        let mut parts = Vec::new();
+        for row in rows {
+            match row {
+                Row::Session(id, row) => gateway.restore_session(&id, row),
+                Row::Message(id, message) => {
+                    messages.insert(id, (Arc::new(message), 0));
+                }
+                part => parts.push(part),
+            }
+        }
+        let mut waiting = Vec::new();
+        for part in parts {
+            match part {
+                Row::Waiting(id, number, row) => waiting.push((number, id, row)),
+                part => gateway.restore_part(part),
+            }
+        }
+        waiting.sort_unstable_by_key(|(number, ..)| *number);
+        for (number, id, row) in waiting {
+            gateway.restore_waiting(number, &id, row, &mut messages);
+        }
+        for (id, (_, clients)) in messages {
+            gateway.journal.restore_message(id, clients);
+        }
+        gateway.resume_sessions();
+        gateway
+    }
+
+    fn restore_session(&mut self, id: &ClientId, mut row: SessionRow) {
+        let peer = row.peer.take().and_then(|row| peer(row, &self.settings));
+        let peer = peer.filter(|peer| self.clients.by_peer(peer).is_none());
+        let key = self.clients.key_or_insert(id, self.now, &mut self.rng);
+        if let Some(session) = self.clients.get_mut(key) {
+            session.restore(row, peer.clone(), self.now);
+        }
+        if let Some(peer) = peer {
+            self.clients.bind(key, &peer);
+        }
+    }
+
+    fn restore_part(&mut self, row: Row) {
+        let Key::Client(id, _) = row.key() else { return };
+        let Some(key) = self.clients.key(&id) else {
+            self.counters.rows_orphaned += 1;
+            return;
+        };
+        let Some(session) = self.clients.get_mut(key) else { return };
+        match row {
+            Row::Will(_, row) => session.restore_will(row),
+            Row::Topic(_, topic, row) => session.registry.restore(topic, row),
+            Row::Subscription(_, filter, row) => {
+                self.links.restore_claim(key, &filter, row.qos);
+                session.restore_subscription(filter, row);
+            }
+            Row::Releasing(_, msg_id) => session.restore_releasing(msg_id, self.now),
+            _ => {}
+        }
+    }
+
+    fn restore_waiting(
+        &mut self,
+        number: u64,
+        id: &ClientId,
+        row: WaitingRow,
+        messages: &mut HashMap<MessageId, (Arc<Message>, usize)>,
+    ) {
+        self.journal.restore_number(number);
+        let session = self.clients.key(id).and_then(|key| self.clients.get_mut(key));
+        let (Some(session), Some((message, clients))) = (session, messages.get_mut(&row.message)) else {
+            self.counters.rows_orphaned += 1;
+            return;
+        };
+        *clients += 1;
+        session.restore_waiting(number, row, message.clone(), self.now, &mut self.queued_octets);
+    }
+
+    /// Sets what was running when the rows were written.
+    fn resume_sessions(&mut self) {
+        for key in self.clients.keys() {
+            let msg_id = self.rng.u16(..);
+            let at = self.now + RESUMED_WITHIN.mul_f64(self.rng.f64());
+            let expiry = self.now + self.settings.sessions.expiry;
+            let Some((session, mut cx)) = self.session_cx(key) else { continue };
+            match session.state {
+                State::Disconnected | State::Lost => session.set_timer(ClientTimer::Expiry, expiry, &mut cx),
+                State::Active | State::Asleep | State::Awake => session.supervise(&mut cx),
+            }
+            session.resume_restored(msg_id, at, &mut cx);
+        }
+    }
+}
