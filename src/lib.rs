@@ -18,6 +18,7 @@
 //! | [`broker`] | a small MQTT 3.1.1 broker as a value, and its TCP shell |
 //! | [`transport`] | ports: datagrams between sockets and the core |
 //! | [`link`] | TCP and TLS to brokers |
+//! | [`store`] | what outlives the process, in a file |
 //! | [`runtime`] | the loop around the core |
 //! | [`config`], [`setup`] | gateway.yaml, and what it means to the parts |
 //! | [`demo`], [`cli`] | what a user starts |
@@ -56,6 +57,7 @@ pub mod mqtt;
 pub mod node;
 pub mod runtime;
 pub mod setup;
+pub mod store;
 pub mod topic;
 pub mod transport;
 pub mod wire;

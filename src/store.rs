@@ -1,0 +1,490 @@
+//! What outlives the process: rows in a file, written in groups, found again after a crash.
+//!
+//! [`Store::submit`] takes the core's batches and never blocks; a thread of its own commits what has come, one commit at a
+//! time and at most one per interval; [`Store::stored`] says what is durable. What is settled before its commit is never
+//! written. When the disk fails, everything is kept and tried again.
+//!
+//! The directory holds `store.redb`, and `store.lock` with the id of the process that has it. Both are for this user
+//! alone.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, oneshot};
+use tracing::{error, info, warn};
+
+use self::base::{Base, Failure};
+use self::pending::Pending;
+use self::place::Place;
+use crate::gateway::record::{Key, Lsn, MessageId, Outcome, Record, Row};
+use crate::topic::ClientId;
+
+mod base;
+mod pending;
+mod place;
+mod row;
+
+/// Default of [`Options::commit`]: what a sensor does not notice, and no more than 50 commits a second on flash.
+pub const COMMIT: Duration = Duration::from_millis(20);
+
+/// How long [`Store::close`] waits for the disk. systemd waits 90 s for the whole process.
+pub const CLOSE_MAX: Duration = Duration::from_secs(10);
+
+/// How long after a failure the first further attempt is made. It doubles with each.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The longest time between two attempts: a disk that was cleared is used again within half a minute.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Where a store is and how it writes.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Its directory, which is made if there is none.
+    pub dir: PathBuf,
+    /// The shortest time between the beginnings of two commits. Default [`COMMIT`].
+    pub commit: Duration,
+}
+
+impl Options {
+    /// The defaults for this directory.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), commit: COMMIT }
+    }
+}
+
+/// Why there is no store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it.
+    #[error("the store {} is in use{}", path.display(), by(*pid))]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// That process, if it can be known.
+        pid: Option<u32>,
+    },
+    /// Nothing can be said about state that this program does not know.
+    #[error("the store {} was written by a newer version of this program: {what}", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// What is not known.
+        what: String,
+    },
+    /// It is not what was written. To go on as if there were nothing would lose what clients rely on.
+    #[error("the store {} is damaged: {what}; to start without what is in it, move the file away", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// Others could read it, and that cannot be mended here.
+    #[error("{} is open to other users (mode {mode:o}): give the store a directory of its own, mode 700", path.display())]
+    Exposed {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// The operating system does not let us.
+    #[error("cannot {what} {}", path.display())]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn by(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(" by process {pid}")).unwrap_or_default()
+}
+
+/// A store that is open. Dropped, it writes no more, and the directory is free for others.
+#[derive(Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+    /// None in memory.
+    writer: Option<Writer>,
+}
+
+impl Store {
+    /// Opens the store, or makes an empty one where there is none; and gives the rows in it, in the order of their keys, of which
+    /// every octet was looked at. Blocks: half a second for 100,000 sessions.
+    ///
+    /// # Errors
+    /// Whatever speaks against going on with this file; it then stands as it was, for all that counts.
+    pub fn open(options: &Options) -> Result<(Self, Vec<Row>), StoreError> {
+        let begun = Instant::now();
+        let place = Place::take(&options.dir)?;
+        let base = place.open_or_create()?;
+        let rows = base.rows().map_err(|failure| place.explain(failure))?;
+        let (path, took) = (place.file(), begun.elapsed());
+        info!(path = %path.display(), rows = rows.len(), ?took, "store opened");
+        let failed = |source| StoreError::Io { what: "start a thread for", path, source };
+        let store = Self::start(base, options.commit, move || place.open()).map_err(failed)?;
+        Ok((store, rows))
+    }
+
+    /// A store that forgets everything with the process, and says of everything at once that it is durable.
+    pub fn memory() -> Self {
+        Self { shared: Arc::default(), writer: None }
+    }
+
+    /// Takes a batch; batches come in the order of their numbers. Never blocks for the disk.
+    pub fn submit(&self, lsn: Lsn, records: Vec<Record>) {
+        let mut state = self.shared.state();
+        debug_assert!(lsn > state.submitted, "batches are numbered in their order");
+        state.submitted = lsn;
+        if self.writer.is_some() {
+            let settled = state.pending.add(records);
+            state.counters.records_settled += settled;
+        }
+        // A commit under way is of earlier batches, which come first.
+        if state.pending.is_empty() && !state.writing {
+            state.durable = lsn;
+            drop(state);
+            self.shared.news.notify_one();
+        } else {
+            drop(state);
+            self.shared.work.notify_one();
+        }
+    }
+
+    /// Waits for something to report: `Durable` with the number of the newest durable batch, or `Unavailable`, once, with the
+    /// number of the oldest one that cannot be written. Cancel-safe.
+    pub async fn stored(&self) -> (Lsn, Outcome) {
+        loop {
+            if let Some(report) = self.shared.state().report() {
+                return report;
+            }
+            self.shared.news.notified().await;
+        }
+    }
+
+    /// What it has counted.
+    pub fn counters(&self) -> Counters {
+        let state = self.shared.state();
+        Counters {
+            records_pending: state.pending.len() as u64,
+            unavailable: state.failing,
+            ..state.counters.clone()
+        }
+    }
+
+    /// Writes what is still to be written, tries once more if that fails, and closes the file; within [`CLOSE_MAX`].
+    ///
+    /// # Errors
+    /// Not everything could be written.
+    pub async fn close(mut self) -> Result<(), Unwritten> {
+        let Some(writer) = self.writer.take() else { return Ok(()) };
+        self.shared.end(End::Written);
+        // Gone without a word, it has ended too.
+        let ended = tokio::time::timeout(CLOSE_MAX, writer.ended).await.is_ok();
+        if ended {
+            let _ = writer.thread.join();
+        }
+        let state = self.shared.state();
+        match state.submitted.0 - state.durable.0 {
+            0 => Ok(()),
+            batches => Err(Unwritten { batches }),
+        }
+    }
+
+    /// `reopen` opens the file once more.
+    fn start(
+        base: Base,
+        interval: Duration,
+        reopen: impl Fn() -> Result<Base, Failure> + Send + 'static,
+    ) -> io::Result<Self> {
+        let shared = Arc::<Shared>::default();
+        let (end, ended) = oneshot::channel();
+        let committer = Committer { shared: shared.clone(), interval, reopen, begun: None };
+        let thread = thread::Builder::new().name("store".to_owned()).spawn(move || {
+            committer.run(base);
+            let _ = end.send(());
+        })?;
+        Ok(Self { shared, writer: Some(Writer { thread, ended }) })
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let Some(writer) = self.writer.take() else { return };
+        self.shared.end(End::Now);
+        let _ = writer.thread.join();
+    }
+}
+
+/// Removes everything of a client from a store that nobody has open, and the messages that waited for no other. Returns how
+/// many rows are gone. Blocks.
+///
+/// # Errors
+/// As [`Store::open`], but a directory without a store is left as it is: there is nothing of the client.
+pub fn forget(dir: &Path, id: &ClientId) -> Result<usize, StoreError> {
+    if !dir.join(place::FILE).try_exists().unwrap_or(true) {
+        return Ok(0);
+    }
+    let place = Place::take(dir)?;
+    let base = place.open_or_create()?;
+    let rows = base.rows().map_err(|failure| place.explain(failure))?;
+    let mut changes = Pending::default();
+    changes.add(of_client(&rows, id).into_iter().map(Record::Delete).collect());
+    if !changes.is_empty() {
+        base.commit(&changes).map_err(|failure| place.explain(failure))?;
+    }
+    Ok(changes.len())
+}
+
+/// The keys of what goes when a client does.
+fn of_client(rows: &[Row], id: &ClientId) -> Vec<Key> {
+    // Whether the message waits for this client, and for nobody else.
+    let mut only = BTreeMap::<MessageId, bool>::new();
+    for row in rows {
+        if let Row::Waiting(other, _, waiting) = row {
+            *only.entry(waiting.message).or_insert(true) &= other == id;
+        }
+    }
+    let goes = |key: &Key| match key {
+        Key::Client(other, _) => other == id,
+        Key::Message(message) => only.get(message).copied().unwrap_or(false),
+        _ => false,
+    };
+    rows.iter().map(Row::key).filter(goes).collect()
+}
+
+/// What a store has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Commits that succeeded.
+    pub commits: u64,
+    /// Rows written or removed.
+    pub records_written: u64,
+    /// Octets written for them, whole pages and all.
+    pub octets_written: u64,
+    /// Records that were never written because others settled them before.
+    pub records_settled: u64,
+    /// Records that wait for a commit, at the moment.
+    pub records_pending: u64,
+    /// Rows that were inserted and had been there: a fault of the core's.
+    pub misplaced: u64,
+    /// Commits, and attempts to open the file again, that failed.
+    pub failures: u64,
+    /// Nothing can be written at the moment.
+    pub unavailable: bool,
+    /// Time spent in commits that succeeded.
+    pub commit_time: Duration,
+    /// The longest of them.
+    pub commit_time_max: Duration,
+}
+
+/// The disk did not take everything before the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the last {batches} changes of state could not be written to the store")]
+pub struct Unwritten {
+    /// Batches that are not durable, and were never said to be.
+    pub batches: u64,
+}
+
+#[derive(Debug)]
+struct Writer {
+    thread: JoinHandle<()>,
+    ended: oneshot::Receiver<()>,
+}
+
+/// What the loop and the thread that writes have in common.
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Something is to be written, or the end has come.
+    work: Condvar,
+    /// There is something to report.
+    news: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Of batches that are in no commit.
+    pending: Pending,
+    /// The newest batch.
+    submitted: Lsn,
+    /// The newest batch that is durable, as are all before it.
+    durable: Lsn,
+    /// The newest batch that was reported as durable.
+    reported: Lsn,
+    /// A commit is under way.
+    writing: bool,
+    /// The last commit has failed; then there is something pending.
+    failing: bool,
+    /// That is still to be reported.
+    failure_is_news: bool,
+    end: Option<End>,
+    counters: Counters,
+}
+
+/// How to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// With everything written.
+    Written,
+    /// As it is.
+    Now,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, end: End) {
+        self.state().end = Some(end);
+        self.work.notify_one();
+    }
+}
+
+impl State {
+    fn report(&mut self) -> Option<(Lsn, Outcome)> {
+        if self.durable > self.reported {
+            self.reported = self.durable;
+            return Some((self.durable, Outcome::Durable));
+        }
+        if self.failure_is_news {
+            self.failure_is_news = false;
+            return Some((Lsn(self.durable.0 + 1), Outcome::Unavailable));
+        }
+        None
+    }
+}
+
+/// The thread that writes.
+struct Committer<F> {
+    shared: Arc<Shared>,
+    interval: Duration,
+    reopen: F,
+    /// When the last commit began.
+    begun: Option<Instant>,
+}
+
+impl<F: Fn() -> Result<Base, Failure>> Committer<F> {
+    fn run(mut self, base: Base) {
+        let mut base = Some(base);
+        let (mut retry, mut last) = (RETRY, false);
+        while let Some((changes, upto)) = self.take_changes() {
+            match self.attempt(&mut base, &changes) {
+                Ok(()) => {
+                    retry = RETRY;
+                    self.succeed(upto);
+                }
+                Err(failure) => {
+                    // Dropped at once: it is of no use any more, and the file is to be opened again.
+                    base = None;
+                    self.fail(changes, &failure);
+                    if last {
+                        return;
+                    }
+                    last = self.wait_to_retry(retry);
+                    retry = (retry * 2).min(RETRY_MAX);
+                }
+            }
+        }
+    }
+
+    /// Waits until there is something to write and the interval is over. `None`: nothing any more, the end has come.
+    fn take_changes(&self) -> Option<(Pending, Lsn)> {
+        let mut state = self.shared.state();
+        loop {
+            let wait = match (state.end, &self.begun) {
+                (Some(End::Now), _) => return None,
+                (Some(End::Written), _) if state.pending.is_empty() => return None,
+                (Some(End::Written), _) | (None, None) => Duration::ZERO,
+                (None, Some(begun)) => self.interval.saturating_sub(begun.elapsed()),
+            };
+            if state.pending.is_empty() {
+                state = self.shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            } else if !wait.is_zero() {
+                let waited = self.shared.work.wait_timeout(state, wait);
+                (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            } else {
+                state.writing = true;
+                return Some((std::mem::take(&mut state.pending), state.submitted));
+            }
+        }
+    }
+
+    fn attempt(&mut self, base: &mut Option<Base>, changes: &Pending) -> Result<(), Failure> {
+        let begun = Instant::now();
+        self.begun = Some(begun);
+        let open = match base.take() {
+            Some(open) => open,
+            None => (self.reopen)()?,
+        };
+        let written = open.commit(changes)?;
+        *base = Some(open);
+        let took = begun.elapsed();
+        let counters = &mut self.shared.state().counters;
+        counters.commits += 1;
+        counters.records_written += written.records;
+        counters.octets_written += written.octets;
+        counters.misplaced += written.misplaced;
+        counters.commit_time += took;
+        counters.commit_time_max = counters.commit_time_max.max(took);
+        Ok(())
+    }
+
+    fn succeed(&self, upto: Lsn) {
+        let mut state = self.shared.state();
+        state.writing = false;
+        // What came since and came to nothing needs no commit.
+        state.durable = if state.pending.is_empty() { state.submitted } else { upto };
+        if std::mem::take(&mut state.failing) {
+            info!(failures = state.counters.failures, "the store can be written again");
+        }
+        state.failure_is_news = false;
+        drop(state);
+        self.shared.news.notify_one();
+    }
+
+    fn fail(&self, changes: Pending, failure: &Failure) {
+        let mut state = self.shared.state();
+        state.writing = false;
+        state.pending.put_back(changes);
+        state.counters.failures += 1;
+        let first = !std::mem::replace(&mut state.failing, true);
+        state.failure_is_news |= first;
+        let pending = state.pending.len();
+        drop(state);
+        if first {
+            error!(%failure, pending, "the store cannot be written, trying again");
+            self.shared.news.notify_one();
+        } else {
+            warn!(%failure, pending, "the store still cannot be written");
+        }
+    }
+
+    /// Waits for the time of the next attempt. Whether it is the last: the end leaves time for one, at once.
+    fn wait_to_retry(&self, retry: Duration) -> bool {
+        let mut state = self.shared.state();
+        let until = Instant::now() + retry;
+        while state.end.is_none() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.shared.work.wait_timeout(state, left);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+//! The directory of a store: who may look into it, who has it, and how the file in it comes about.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown,
+};
+use std::path::{Path, PathBuf};
+
+use redb::StorageBackend;
+use redb::backends::FileBackend;
+use tracing::warn;
+
+use super::StoreError;
+use super::base::{Base, Failure};
+
+/// What is stored.
+pub(super) const FILE: &str = "store.redb";
+
+/// The same until it is complete.
+const UNFINISHED: &str = "store.redb.new";
+
+/// Who has the directory. Its content is a process id, for people to read.
+const LOCK: &str = "store.lock";
+
+/// The directory of a store that belongs to this value as long as it lives.
+#[derive(Debug)]
+pub(super) struct Place {
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl Place {
+    /// Takes possession of the directory, which is made if there is none.
+    pub(super) fn take(dir: &Path) -> Result<Self, StoreError> {
+        make_private(dir)?;
+        let lock = lock(dir)?;
+        Ok(Self { dir: dir.to_owned(), _lock: lock })
+    }
+
+    /// The file, which is made if there is none. Its making can be cut off at any point: only a complete one has the name.
+    pub(super) fn open_or_create(&self) -> Result<Base, StoreError> {
+        let file = self.file();
+        if !file.try_exists().map_err(|e| io_error("look for", &file, e))? {
+            self.create()?;
+        }
+        keep_private(&file, 0o600)?;
+        self.open().map_err(|failure| self.explain(failure))
+    }
+
+    /// The file, which has to be there.
+    pub(super) fn open(&self) -> Result<Base, Failure> {
+        let file = OpenOptions::new().read(true).write(true).open(self.file())?;
+        Base::open(medium(file)?)
+    }
+
+    pub(super) fn file(&self) -> PathBuf {
+        self.dir.join(FILE)
+    }
+
+    /// What a failure of the file means to somebody who wants to start.
+    pub(super) fn explain(&self, failure: Failure) -> StoreError {
+        let path = self.file();
+        match failure {
+            Failure::Damaged(what) => StoreError::Damaged { path, what },
+            Failure::Newer(what) => StoreError::Newer { path, what },
+            Failure::InUse => StoreError::InUse { path, pid: None },
+            Failure::Io(source) => StoreError::Io { what: "use", path, source },
+        }
+    }
+
+    fn create(&self) -> Result<(), StoreError> {
+        let path = self.dir.join(UNFINISHED);
+        let failed = |error| io_error("create", &path, error);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let file = open_private(&path).map_err(failed)?;
+        let whole = file.try_clone().map_err(failed)?;
+        medium(file).and_then(Base::create).map_err(|failure| match failure {
+            Failure::Io(error) => failed(error),
+            failure => failed(io::Error::other(failure.to_string())),
+        })?;
+        whole.sync_all().map_err(failed)?;
+        fs::rename(&path, self.file()).map_err(failed)?;
+        sync_dir(&self.dir)
+    }
+}
+
+fn medium(file: File) -> Result<Box<dyn StorageBackend>, Failure> {
+    Ok(Box::new(FileBackend::new(file).map_err(redb::Error::from)?))
+}
+
+/// Nobody else may look into the directory. One that others use too is not changed for it.
+fn make_private(dir: &Path) -> Result<(), StoreError> {
+    match fs::metadata(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.map_err(|e| io_error("create the directory", dir, e))?;
+            sync_dir(dir.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new(".")))?;
+        }
+        Err(error) => return Err(io_error("look into", dir, error)),
+        Ok(_) => {}
+    }
+    let ours = [FILE, UNFINISHED, LOCK];
+    let mode = fs::metadata(dir).map_err(|e| io_error("look into", dir, e))?.mode() & 0o7777;
+    let mut entries = fs::read_dir(dir).map_err(|e| io_error("look into", dir, e))?;
+    let shared = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| ours.iter().all(|name| entry.file_name() != *name))
+    };
+    if mode & 0o077 != 0 && entries.any(shared) {
+        return Err(StoreError::Exposed { path: dir.to_owned(), mode });
+    }
+    keep_private(dir, 0o700)
+}
+
+/// Takes away what others may do with what is there.
+fn keep_private(path: &Path, wanted: u32) -> Result<(), StoreError> {
+    let mode = fs::metadata(path).map_err(|e| io_error("look at", path, e))?.mode() & 0o7777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    warn!(path = %path.display(), was = format!("{mode:o}"), "others had access to the store, taken away");
+    match fs::set_permissions(path, Permissions::from_mode(wanted)) {
+        Ok(()) => Ok(()),
+        Err(_) => Err(StoreError::Exposed { path: path.to_owned(), mode }),
+    }
+}
+
+/// A file of ours alone, whatever the umask, and of the one whose directory it is: root may lend a hand.
+fn open_private(path: &Path) -> io::Result<File> {
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    if let Some(dir) = path.parent() {
+        let (own, dir) = (file.metadata()?, fs::metadata(dir)?);
+        if own.uid() != dir.uid() {
+            chown(path, Some(dir.uid()), Some(dir.gid()))?;
+        }
+    }
+    Ok(file)
+}
+
+/// Locks out every other process until the file is closed.
+fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join(LOCK);
+    let failed = |error| io_error("lock", &path, error);
+    let mut file = open_private(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            // Who it is, is a courtesy.
+            let _ = file.read_to_string(&mut text);
+            return Err(StoreError::InUse { path: dir.join(FILE), pid: text.trim().parse().ok() });
+        }
+        Err(TryLockError::Error(error)) => return Err(failed(error)),
+    }
+    let said = file.set_len(0).and_then(|()| file.rewind());
+    // On a full disk it is locked all the same.
+    let _ = said.and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(file)
+}
+
+/// What was created or renamed in it is there after a power loss.
+fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| io_error("sync the directory", dir, e))
+}
+
+fn io_error(what: &'static str, path: &Path, source: io::Error) -> StoreError {
+    StoreError::Io { what, path: path.to_owned(), source }
+}
