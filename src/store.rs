@@ -129,7 +129,8 @@ impl Store {
         let (path, took) = (place.file(), begun.elapsed());
         info!(path = %path.display(), rows = rows.len(), ?took, "store opened");
         let failed = |source| StoreError::Io { what: "start a thread for", path, source };
-        let store = Self::start(base, options.commit, move || place.open()).map_err(failed)?;
+        let pace = Pace { interval: options.commit, retry: RETRY, retry_max: RETRY_MAX };
+        let store = Self::start(base, pace, move || place.open()).map_err(failed)?;
         Ok((store, rows))
     }
 
@@ -201,12 +202,12 @@ impl Store {
     /// `reopen` opens the file once more.
     fn start(
         base: Base,
-        interval: Duration,
+        pace: Pace,
         reopen: impl Fn() -> Result<Base, Failure> + Send + 'static,
     ) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let (end, ended) = oneshot::channel();
-        let committer = Committer { shared: shared.clone(), interval, reopen, begun: None };
+        let committer = Committer { shared: shared.clone(), pace, reopen, begun: None };
         let thread = thread::Builder::new().name("store".to_owned()).spawn(move || {
             committer.run(base);
             let _ = end.send(());
@@ -365,10 +366,21 @@ impl State {
     }
 }
 
+/// How fast it goes.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// Between the beginnings of two commits, at least.
+    interval: Duration,
+    /// After the first failure.
+    retry: Duration,
+    /// After many.
+    retry_max: Duration,
+}
+
 /// The thread that writes.
 struct Committer<F> {
     shared: Arc<Shared>,
-    interval: Duration,
+    pace: Pace,
     reopen: F,
     /// When the last commit began.
     begun: Option<Instant>,
@@ -377,11 +389,11 @@ struct Committer<F> {
 impl<F: Fn() -> Result<Base, Failure>> Committer<F> {
     fn run(mut self, base: Base) {
         let mut base = Some(base);
-        let (mut retry, mut last) = (RETRY, false);
+        let (mut retry, mut last) = (self.pace.retry, false);
         while let Some((changes, upto)) = self.take_changes() {
             match self.attempt(&mut base, &changes) {
                 Ok(()) => {
-                    retry = RETRY;
+                    retry = self.pace.retry;
                     self.succeed(upto);
                 }
                 Err(failure) => {
@@ -392,7 +404,7 @@ impl<F: Fn() -> Result<Base, Failure>> Committer<F> {
                         return;
                     }
                     last = self.wait_to_retry(retry);
-                    retry = (retry * 2).min(RETRY_MAX);
+                    retry = (retry * 2).min(self.pace.retry_max);
                 }
             }
         }
@@ -406,7 +418,7 @@ impl<F: Fn() -> Result<Base, Failure>> Committer<F> {
                 (Some(End::Now), _) => return None,
                 (Some(End::Written), _) if state.pending.is_empty() => return None,
                 (Some(End::Written), _) | (None, None) => Duration::ZERO,
-                (None, Some(begun)) => self.interval.saturating_sub(begun.elapsed()),
+                (None, Some(begun)) => self.pace.interval.saturating_sub(begun.elapsed()),
             };
             if state.pending.is_empty() {
                 state = self.shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
