@@ -2,6 +2,7 @@
 
 mod arbitrary;
 mod crash;
+mod damage;
 mod fault;
 mod flow;
 mod medium;
