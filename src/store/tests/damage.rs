@@ -57,7 +57,7 @@ fn a_bit_that_flips_anywhere_is_found_or_does_not_matter() {
         for (at, bit) in places {
             let mut image = image.clone();
             image[at] ^= 1 << bit;
-            match restore(image) {
+            match restore(image.clone()) {
                 Ok(restored) => {
                     harmless += 1;
                     assert_eq!(restored, rows, "{name}: octet {at}, bit {bit}");
