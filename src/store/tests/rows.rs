@@ -1,12 +1,19 @@
 //! Rows and keys to octets and back.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::arbitrary::row;
-use crate::gateway::record::{ClientKey, Key, Row};
-use crate::mqtt::Message;
+use crate::gateway::io::{Address, Mode, WirelessNodeId};
+use crate::gateway::record::{
+    ClientKey, ExchangeRow, ExchangeState, FilterRow, GatewayRow, Key, MessageId, PeerRow, Row, SessionRow,
+    Standing, SubscriptionRow, TopicRow, TopicStanding, UplinkRow, WaitingRow, WillRow,
+};
+use crate::mqtt::{Message, QoS};
 use crate::store::row::{Kind, RowError, decode_key, decode_row, encode_key, encode_row};
-use crate::topic::{ClientId, TopicName};
+use crate::topic::{ClientId, TopicFilter, TopicName};
+use crate::wire::TopicRef;
 
 proptest! {
     #[test]
@@ -83,26 +90,120 @@ fn kinds_and_versions_that_are_not_known_are_named() {
 /// The format, as octets: whoever changes it changes the version too.
 #[test]
 fn octets_are_what_they_were() {
-    let id = ClientId::new("n1").unwrap();
-    let message = Message {
-        topic: TopicName::new("a/b").unwrap(),
-        payload: "hi".into(),
-        qos: crate::mqtt::QoS::AtLeastOnce,
-        retain: true,
+    let mut wrong = Vec::new();
+    for (row, expected) in every_kind() {
+        let (key, value) = encode(&row);
+        let found = format!("{} = {}", hex(&key), hex(&value[..value.len() - 4]));
+        if found != expected {
+            wrong.push(found);
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    let (key, value) = encode(&Row::Releasing(ClientId::new("n1").unwrap(), 7));
+    let crc = [hex(&key), hex(&value)];
+    assert_eq!(crc, ["40 6e 31 00 46 00 07", "01 cd 33 49 aa"]);
+}
+
+/// Every kind, with every variant of every field.
+fn every_kind() -> Vec<(Row, &'static str)> {
+    let id = || ClientId::new("n1").unwrap();
+    let name = || TopicName::new("a/b").unwrap();
+    let filter = || TopicFilter::new("a/+").unwrap();
+    let message = |qos, retain| Message { topic: name(), payload: "hi".into(), qos, retain };
+    let session = |standing, mode, peer| SessionRow {
+        standing,
+        clean: true,
+        mode,
+        inherited: false,
+        keep_alive: Duration::from_secs(60),
+        sleep: Duration::from_millis(1500),
+        connections: 300,
+        peer,
     };
-    let row = Row::Uplink(
-        id,
-        258,
-        crate::gateway::record::UplinkRow {
-            message: Some(message),
-            dedicated: false,
-            packet: Some(300),
-            promised: true,
-        },
-    );
-    let (key, value) = encode(&row);
-    assert_eq!(hex(&key), "40 6e 31 00 48 00 00 00 00 00 00 01 02");
-    assert_eq!(hex(&value), "01 01 03 61 2f 62 02 68 69 01 01 00 01 ac 02 01 81 61 4b a5");
+    let peer =
+        |addr: &str, node| PeerRow { port: "lan".into(), addr: Address::Udp(addr.parse().unwrap()), node };
+    let node = Some(WirelessNodeId("xy".into()));
+    let topic = |standing| Row::Topic(id(), 3, TopicRow { name: name(), nth: 4, standing });
+    let subscription =
+        |topic| Row::Subscription(id(), filter(), SubscriptionRow { topic, qos: QoS::ExactlyOnce });
+    let exchange =
+        |state| Row::Exchange(id(), 5, ExchangeRow { digest: 200, topic: TopicRef::Predefined(6), state });
+    let uplink = |message| {
+        Row::Uplink(id(), 258, UplinkRow { message, dedicated: false, packet: Some(300), promised: true })
+    };
+    vec![
+        (Row::Gateway(GatewayRow { client_id: "gw".into() }), "01 = 01 02 67 77"),
+        (
+            Row::Message(MessageId(258), message(QoS::AtMostOnce, true)),
+            "02 00 00 00 00 00 00 01 02 = 01 03 61 2f 62 02 68 69 00 01",
+        ),
+        (Row::Received(1, 258), "03 00 01 01 02 = 01"),
+        (
+            Row::Filter(
+                2,
+                filter(),
+                FilterRow { qos: QoS::AtLeastOnce, subscription: Some(7), granted: true },
+            ),
+            "04 00 02 61 2f 2b = 01 01 01 07 01",
+        ),
+        (
+            Row::Session(id(), session(Standing::Active, Mode::Aggregating, None)),
+            "40 6e 31 00 41 = 01 00 01 00 00 3c 00 01 80 ca b5 ee 01 ac 02 00",
+        ),
+        (
+            Row::Session(id(), session(Standing::Asleep, Mode::Transparent, Some(peer("1.2.3.4:5", node)))),
+            "40 6e 31 00 41 = 01 01 01 01 00 3c 00 01 80 ca b5 ee 01 ac 02 01 03 6c 61 6e 00 01 02 03 04 05 01 02 78 79",
+        ),
+        (
+            Row::Session(
+                id(),
+                session(Standing::Disconnected, Mode::Aggregating, Some(peer("[fe80::1%3]:5", None))),
+            ),
+            "40 6e 31 00 41 = 01 02 01 00 00 3c 00 01 80 ca b5 ee 01 ac 02 01 03 6c 61 6e 01 fe 80 00 00 00 00 00 00 00 00 00 00 00 00 00 01 05 00 03 00",
+        ),
+        (
+            Row::Session(id(), session(Standing::Lost, Mode::Aggregating, None)),
+            "40 6e 31 00 41 = 01 03 01 00 00 3c 00 01 80 ca b5 ee 01 ac 02 00",
+        ),
+        (
+            Row::Will(id(), WillRow { topic: Some((name(), QoS::ExactlyOnce, true)), message: "bye".into() }),
+            "40 6e 31 00 42 = 01 01 03 61 2f 62 02 01 03 62 79 65",
+        ),
+        (
+            Row::Will(id(), WillRow { topic: None, message: "bye".into() }),
+            "40 6e 31 00 42 = 01 00 03 62 79 65",
+        ),
+        (topic(TopicStanding::Unconfirmed), "40 6e 31 00 43 00 03 = 01 03 61 2f 62 04 00"),
+        (topic(TopicStanding::Known(300)), "40 6e 31 00 43 00 03 = 01 03 61 2f 62 04 01 ac 02"),
+        (topic(TopicStanding::Rejected), "40 6e 31 00 43 00 03 = 01 03 61 2f 62 04 02"),
+        (subscription(TopicRef::Normal(1)), "40 6e 31 00 44 61 2f 2b = 01 00 01 02"),
+        (subscription(TopicRef::Predefined(1)), "40 6e 31 00 44 61 2f 2b = 01 01 01 02"),
+        (subscription(TopicRef::Short(*b"ab")), "40 6e 31 00 44 61 2f 2b = 01 02 61 62 02"),
+        (subscription(TopicRef::Reserved(1)), "40 6e 31 00 44 61 2f 2b = 01 03 01 02"),
+        (
+            Row::Waiting(
+                id(),
+                258,
+                WaitingRow {
+                    message: MessageId(9),
+                    qos: QoS::AtLeastOnce,
+                    sent_as: Some(10),
+                    expiry: Some(Duration::from_secs(3)),
+                },
+            ),
+            "40 6e 31 00 45 00 00 00 00 00 00 01 02 = 01 09 01 01 0a 01 03 00",
+        ),
+        (Row::Releasing(id(), 258), "40 6e 31 00 46 01 02 = 01"),
+        (exchange(ExchangeState::Open(1)), "40 6e 31 00 47 00 05 = 01 c8 01 01 06 00 01"),
+        (exchange(ExchangeState::Received), "40 6e 31 00 47 00 05 = 01 c8 01 01 06 01"),
+        (exchange(ExchangeState::Finished), "40 6e 31 00 47 00 05 = 01 c8 01 01 06 02"),
+        (
+            uplink(Some(message(QoS::AtLeastOnce, false))),
+            "40 6e 31 00 48 00 00 00 00 00 00 01 02 = 01 01 03 61 2f 62 02 68 69 01 00 00 01 ac 02 01",
+        ),
+        (uplink(None), "40 6e 31 00 48 00 00 00 00 00 00 01 02 = 01 00 00 01 ac 02 01"),
+        (Row::ClientReceived(id(), 258), "40 6e 31 00 49 01 02 = 01"),
+    ]
 }
 
 fn encode(row: &Row) -> (Vec<u8>, Vec<u8>) {
