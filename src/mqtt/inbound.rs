@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use rumqttc::QoS;
 
 use super::DeliveryId;
+use super::trace::{Trace, Traces};
 
 /// The QoS 1 and 2 messages of the broker that are open: at most one for each of the broker's packet ids.
 ///
@@ -50,12 +51,22 @@ pub(super) enum Ack {
 }
 
 impl Inbound {
+    /// Takes over what another process has settled. It may have died with the session in doubt.
+    pub(super) fn restore(&mut self, received: Vec<u16>) {
+        for id in received.into_iter().filter(|id| *id != 0) {
+            let delivery = self.delivery(id);
+            let known =
+                Delivery { id: delivery, exactly_once: true, settled: true, here: false, doubtful: true };
+            self.open.insert(id, known);
+        }
+    }
+
     /// A PUBLISH of QoS 1 or 2.
     ///
     /// A QoS 2 packet id stands for one message until PUBREL, whatever DUP says (MQTT 3.1.1 §4.3.3), unless the session
     /// is in doubt. A QoS 1 message is known again only if the broker says so: where the broker has dropped
     /// one that we hold and uses its id for another, the other must not be lost.
-    pub(super) fn arrive(&mut self, id: u16, qos: QoS, dup: bool) -> Arrival {
+    pub(super) fn arrive(&mut self, id: u16, qos: QoS, dup: bool, traces: &mut Traces) -> Arrival {
         let exactly_once = qos == QoS::ExactlyOnce;
         if let Some(known) = self.open.get_mut(&id) {
             let trusted = exactly_once && !known.doubtful;
@@ -71,10 +82,11 @@ impl Inbound {
                     }
                 };
             }
+            if known.exactly_once {
+                traces.push(Trace::Forgot(id));
+            }
         }
-        self.deliveries += 1;
-        // The packet id is part of it, so that no second map is needed to find it again.
-        let delivery = DeliveryId(self.deliveries << 16 | u64::from(id));
+        let delivery = self.delivery(id);
         let new = Delivery { id: delivery, exactly_once, settled: false, here: true, doubtful: false };
         self.open.insert(id, new);
         Arrival::New(delivery)
@@ -82,7 +94,7 @@ impl Inbound {
 
     /// The owner is done with a message. `Err` if it is not open, `None` if the acknowledgement waits.
     pub(super) fn settle(&mut self, delivery: DeliveryId) -> Result<Option<Ack>, Stale> {
-        let id = delivery.0 as u16; // its low half, see `arrive`
+        let id = delivery.0 as u16; // its low half, see `delivery`
         let Some(open) = self.open.get_mut(&id).filter(|open| open.id == delivery && !open.settled) else {
             return Err(Stale);
         };
@@ -98,11 +110,18 @@ impl Inbound {
         Ok(None)
     }
 
+    /// The packet id of a QoS 2 message that is open.
+    pub(super) fn packet_of(&self, delivery: DeliveryId) -> Option<u16> {
+        let id = delivery.0 as u16; // its low half, see `delivery`
+        self.open.get(&id).filter(|open| open.id == delivery && open.exactly_once).map(|_| id)
+    }
+
     /// A PUBREL. Whether it belongs to a message that is open.
-    pub(super) fn release(&mut self, id: u16) -> bool {
+    pub(super) fn release(&mut self, id: u16, traces: &mut Traces) -> bool {
         let known = self.open.get(&id).is_some_and(|open| open.exactly_once);
         if known {
             self.open.remove(&id);
+            traces.push(Trace::Forgot(id));
         }
         known
     }
@@ -118,8 +137,15 @@ impl Inbound {
     }
 
     /// The broker has lost the session.
-    pub(super) fn lost(&mut self) {
+    pub(super) fn lost(&mut self, traces: &mut Traces) {
         self.open.clear();
+        traces.push(Trace::ForgotAll);
+    }
+
+    /// A new one. The packet id is part of it, so that no second map is needed to find it again.
+    fn delivery(&mut self, id: u16) -> DeliveryId {
+        self.deliveries += 1;
+        DeliveryId(self.deliveries << 16 | u64::from(id))
     }
 }
 

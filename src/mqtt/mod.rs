@@ -41,12 +41,28 @@
 //! - QoS 1 and 2 publishes leave in the order they were given, also when they are repeated (MQTT 3.1.1 §4.6).
 //! - A QoS 1 or 2 message from the broker is acknowledged by [`Connection::settle`] and not before; what the broker
 //!   repeats meanwhile is not handed on again.
+//! - With [`Options::traced`] no output is given before the owner has heard what it must store for it ([`Trace`]): packet ids of
+//!   QoS 2 before they leave, PUBREC before PUBREL, PUBREL before PUBCOMP. A connection that is made again of what was stored
+//!   ([`Connection::restore`]) goes on where the one before stopped, between whichever two octets that was: QoS 2 stays
+//!   exactly once both ways, as long as the broker keeps its session. The owner's loop is then [`Connection::prepare`],
+//!   [`Connection::poll_trace`] until `None`, an event, and again; then the output, which is written once all of that is durable.
+//! - If the broker loses the session, QoS 1 and 2 publishes are sent again, also those that it had taken over (PUBREC): they
+//!   arrive at least once. Only one that was released and then restored is over with it: a broker that has said PUBREC owns
+//!   the message (MQTT 3.1.1 §4.3.3), PUBLISH may not be repeated after it (§4.4), and nobody has stored it any longer.
 //! - What the broker of MQTT 5 has said that it does not take is not sent to it but refused by name.
 //! - Nothing that the broker sends makes it panic or grow without bound.
 //!
 //! What is deliberately absent: a socket, a clock, backoff, topic matching, topic aliases, authentication beyond user name
-//! and password, and the owner's subscriptions, which it
-//! issues again when [`Event::Connected`] says that the broker has none of them.
+//! and password, the owner's subscriptions, which it
+//! issues again when [`Event::Connected`] says that the broker has none of them; and a store. What is stored of a connection has
+//! no token in it and no QoS 1: packet ids of QoS 1, of subscribes and of unsubscribes do not outlive the process, their
+//! repetition is as good under another.
+//!
+//! Interpretation: where the broker lost its session and the owner could not learn of it (its CONNECT was not answered, or
+//! the process ended before the answer was stored), the same packet id may stand for an old message of the broker or for a new
+//! one. DUP decides: repeated is the old one. That is exactly once for a broker that has its session; of one that has begun another,
+//! a new message is taken for an old one if the connection ends again just between its first PUBLISH and our
+//! storing it.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -61,6 +77,7 @@ use self::codec::Codec;
 use self::inbound::{Ack, Arrival, Inbound, Stale};
 use self::outbound::{Abandoned, Outbound, Sending, SubAck};
 use self::packet::{Extras, Packet, Terms};
+use self::trace::Traces;
 
 mod codec;
 mod failure;
@@ -70,6 +87,7 @@ mod outbound;
 mod packet;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod v4;
 mod v5;
 
@@ -78,6 +96,7 @@ pub use self::options::{
     BUFFER, Credentials, Options, PACKET_LEN_MAX, PING_TIMEOUT_MIN, Protocol, QUEUE, QUEUE_OCTETS,
     REQUESTS_MAX, Session, WINDOW, WINDOW_EXACTLY_ONCE, WINDOW_MAX,
 };
+pub use self::trace::{Restored, RestoredPublish, Trace};
 
 /// One MQTT connection to a broker.
 ///
@@ -101,6 +120,7 @@ pub struct Connection {
     skip: usize,
     output: BytesMut,
     events: VecDeque<Event>,
+    traces: Traces,
     counters: Counters,
 }
 
@@ -163,6 +183,7 @@ impl Connection {
         let options = options.bounded();
         Self {
             codec: Codec::new(options.protocol),
+            traces: Traces::new(options.traced),
             options,
             state: State::Down,
             terms: Terms::default(),
@@ -175,6 +196,39 @@ impl Connection {
             output: BytesMut::new(),
             events: VecDeque::new(),
             counters: Counters::default(),
+        }
+    }
+
+    /// A connection that goes on where one before it has ended without a word, e.g. in another process; and a token for each
+    /// publish, in order. The broker's session under the client id is taken for that of the connection before, since the id
+    /// is used with nothing else; see also [`doubt`](Self::doubt).
+    ///
+    /// What may have left is repeated under its packet id, what was released by PUBREL, in the original order. QoS 1 and 2
+    /// messages of the broker that were not stored are not known: the broker repeats them, and they are new. A publish whose packet
+    /// id is none or another's waits for one; neither [`Options::queue`] nor the windows bound what is restored.
+    pub fn restore(options: Options, restored: Restored) -> (Self, Vec<Token>) {
+        let mut connection = Self::new(options);
+        connection.session = AtBroker::Ours;
+        connection.inbound.restore(restored.received);
+        // Of a publish that was given up, or stored by nobody, the broker may still have the packet id.
+        connection.outbound.inherit();
+        let mut tokens = Vec::with_capacity(restored.publishes.len());
+        for publish in restored.publishes {
+            let (token, over) = connection.outbound.restore(publish);
+            if over {
+                connection.events.push_back(Event::Completed(token, Ok(())));
+            }
+            tokens.push(token);
+        }
+        (connection, tokens)
+    }
+
+    /// Before the first connection of a [`restore`](Self::restore)d value: the one before may have sent a CONNECT and not lived to
+    /// store what was the answer. The broker may then have lost the session and begun another, in which there are no
+    /// subscriptions: [`Event::Connected`] says so, once.
+    pub fn doubt(&mut self) {
+        if self.session == AtBroker::Ours {
+            self.session = AtBroker::Doubtful;
         }
     }
 
@@ -276,9 +330,14 @@ impl Connection {
 
     /// Everything that is ready to leave, as one buffer. To be called when the previous one has been written:
     /// `now` is taken for the time when these octets leave (it feeds the keep-alive).
+    ///
+    /// With [`Options::traced`] it is what was ready at the last [`prepare`](Self::prepare), or since, and nothing while
+    /// [`poll_trace`](Self::poll_trace) has something to say.
     pub fn take_output(&mut self, now: Instant) -> Option<Bytes> {
-        self.pump();
-        if self.output.is_empty() {
+        if !self.options.traced {
+            self.pump();
+        }
+        if self.output.is_empty() || !self.traces.is_empty() {
             return None;
         }
         if let State::Up { sent, .. } = &mut self.state {
@@ -289,6 +348,18 @@ impl Connection {
             self.output = BytesMut::new();
         }
         Some(output)
+    }
+
+    /// Chooses packet ids and readies what may leave now, so that [`poll_trace`](Self::poll_trace) says all that
+    /// [`take_output`](Self::take_output) needs.
+    pub fn prepare(&mut self) {
+        self.pump();
+    }
+
+    /// What the owner has to store before the next output leaves, in order. To be taken before events too: a packet id
+    /// that the broker lets go of may be that of a message that follows.
+    pub fn poll_trace(&mut self) -> Option<Trace> {
+        self.traces.poll()
     }
 
     /// What happened, in order.
@@ -467,6 +538,23 @@ impl Connection {
         self.outbound.unfinished()
     }
 
+    /// QoS 1 and 2 publishes that are taken before [`Full::Queue`], if [`Options::queue_octets`] has room for them.
+    pub fn publishes_left(&self) -> usize {
+        self.outbound.room(&self.options)
+    }
+
+    /// The message of a QoS 1 or 2 publish that is not over: for an owner that stored it no longer once it was released, and
+    /// hears ([`Trace::Ended`]) that it waits again. `None` also if it was restored without.
+    pub fn message_of(&self, token: Token) -> Option<&Message> {
+        self.outbound.message_of(token)
+    }
+
+    /// The packet id of a QoS 2 message of the broker, for the owner to store, before it settles, that it is taken care of.
+    /// `None` for QoS 1 and for what is not open any more: there is nothing to store.
+    pub fn packet_of(&self, delivery: DeliveryId) -> Option<u16> {
+        self.inbound.packet_of(delivery)
+    }
+
     /// SUBSCRIBEs and UNSUBSCRIBEs that are taken before [`Full::Requests`].
     pub fn requests_left(&self) -> usize {
         REQUESTS_MAX.saturating_sub(self.outbound.requests())
@@ -529,27 +617,27 @@ impl Connection {
                 self.counters.misnamed += u64::from(self.discard(id, dup, qos));
             }
             Packet::PubAck(id, result) => {
-                let ended = self.outbound.acknowledged(id);
+                let ended = self.outbound.acknowledged(id, &mut self.traces);
                 self.counters.lowered += u64::from(matches!(ended, Some((_, QoS::ExactlyOnce))));
                 self.end(ended.map(|(token, _)| token), |token| Event::Completed(token, result));
             }
             Packet::PubRec(id, Ok(())) => {
                 // Also when nothing waits for it: PUBREL lets the broker forget the id (MQTT 3.1.1 §4.3.3).
                 Codec::pubrel(id, &mut self.output);
-                let token = self.outbound.received(id);
+                let token = self.outbound.received(id, &mut self.traces);
                 self.end(token, Event::Received);
             }
             Packet::PubRec(id, Err(refused)) => {
-                let token = self.outbound.refused(id);
+                let token = self.outbound.refused(id, &mut self.traces);
                 self.end(token, |token| Event::Completed(token, Err(refused)));
             }
             Packet::PubRel(id) => {
                 // Also when the id is unknown, or the broker would ask for ever.
                 Codec::pubcomp(id, &mut self.output);
-                self.counters.strays += u64::from(!self.inbound.release(id));
+                self.counters.strays += u64::from(!self.inbound.release(id, &mut self.traces));
             }
             Packet::PubComp(id, result) => {
-                let token = self.outbound.completed(id);
+                let token = self.outbound.completed(id, &mut self.traces);
                 self.end(token, |token| Event::Completed(token, result));
             }
             Packet::SubAck(id, granted) => match self.outbound.subscribed(id, granted.len()) {
@@ -608,14 +696,14 @@ impl Connection {
         let before = std::mem::replace(&mut self.session, AtBroker::Ours);
         let had = matches!(before, AtBroker::Ours | AtBroker::Doubtful);
         let adopted = present && before == AtBroker::Unknown;
-        if adopted {
-            self.outbound.inherit();
-        } else if present && had {
+        if present && had {
             self.outbound.resumed();
         } else {
             self.counters.sessions_lost += u64::from(had && self.options.session != Session::Clean);
-            self.outbound.lost();
-            self.inbound.lost();
+            self.lose_session();
+        }
+        if adopted {
+            self.outbound.inherit();
         }
         if before == AtBroker::Doubtful {
             self.inbound.doubt();
@@ -623,6 +711,14 @@ impl Connection {
         let session_present = adopted || (present && before == AtBroker::Ours);
         self.events.push_back(Event::Connected { session_present });
         self.pump();
+    }
+
+    /// The broker knows nothing of us, or nothing that we know of.
+    fn lose_session(&mut self) {
+        for token in self.outbound.lost(&mut self.traces) {
+            self.events.push_back(Event::Completed(token, Ok(())));
+        }
+        self.inbound.lost(&mut self.traces);
     }
 
     fn handle_publish(&mut self, id: u16, dup: bool, message: Message, extras: Extras) {
@@ -652,7 +748,7 @@ impl Connection {
 
     /// The delivery that a PUBLISH of QoS 1 or 2 begins, unless it repeats one.
     fn arrive(&mut self, id: u16, qos: QoS, dup: bool) -> Option<DeliveryId> {
-        let arrival = self.inbound.arrive(id, qos, dup);
+        let arrival = self.inbound.arrive(id, qos, dup, &mut self.traces);
         if let Arrival::New(delivery) = arrival {
             return Some(delivery);
         }
@@ -687,7 +783,8 @@ impl Connection {
             return;
         }
         while self.output.len() < self.options.buffer {
-            let Some(sending) = self.outbound.next(&self.options, self.terms.receive_max) else { return };
+            let next = self.outbound.next(&self.options, self.terms.receive_max, &mut self.traces);
+            let Some(sending) = next else { return };
             if let Err((id, refused)) = check(&self.terms, &self.codec, &sending) {
                 self.abandon(id, refused);
                 continue;
@@ -717,7 +814,7 @@ impl Connection {
 
     /// Ends what was asked for before the broker said that it does not take it.
     fn abandon(&mut self, id: u16, refused: Refused) {
-        let event = match self.outbound.abandon(id) {
+        let event = match self.outbound.abandon(id, &mut self.traces) {
             Some(Abandoned::Publish(token)) => Event::Completed(token, Err(refused)),
             Some(Abandoned::Subscribe(token, filters)) => {
                 Event::Subscribed(token, vec![Err(refused); filters])

@@ -43,6 +43,8 @@ pub struct Options {
     pub packet_len_max: usize,
     /// What the broker publishes when the connection ends without DISCONNECT; the payload at most 65,535 octets.
     pub will: Option<Message>,
+    /// Whether the owner takes [`Trace`](super::Trace)s, to make the value again after a crash. Default no.
+    pub traced: bool,
 }
 
 /// Default of [`Options::window`]: 50 ms to the broker and back still allow 20,000 messages a second.
@@ -92,6 +94,7 @@ impl Options {
             connect_timeout: Duration::from_secs(10),
             packet_len_max: PACKET_LEN_MAX,
             will: None,
+            traced: false,
         }
     }
 

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rumqttc::QoS;
 
+use super::trace::{RestoredPublish, Trace, Traces};
 use super::{Message, Options, SubscriptionId, Token};
 use crate::topic::TopicFilter;
 
@@ -45,7 +46,6 @@ enum Open {
     /// `here`: it was sent on this connection.
     Publish {
         token: Token,
-        message: Message,
         phase: Phase,
         here: bool,
     },
@@ -60,10 +60,12 @@ enum Open {
     },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Phase {
-    Sent,
-    Released,
+    Sent(Message),
+    /// Always of QoS 2. The message is for a broker that loses the session: one that publishes at PUBREL only, as Mosquitto
+    /// does, has lost the message too. `None` where it did not outlive the process.
+    Released(Option<Message>),
 }
 
 /// A packet to be sent.
@@ -114,6 +116,28 @@ impl Outbound {
         self.waiting() < options.queue && self.octets + octets(message) <= options.queue_octets
     }
 
+    /// Publishes that the queue takes for sure, if they fit into its octets.
+    pub(super) fn room(&self, options: &Options) -> usize {
+        if self.octets >= options.queue_octets {
+            return 0;
+        }
+        options.queue.saturating_sub(self.waiting())
+    }
+
+    /// The message of a publish that is not over.
+    pub(super) fn message_of(&self, token: Token) -> Option<&Message> {
+        let waiting = self.waiting.iter().find_map(|lane| {
+            let at = lane.binary_search_by_key(&token, |(token, _)| *token).ok()?;
+            lane.get(at).map(|(_, message)| message)
+        });
+        waiting.or_else(|| match self.open.values().find(|open| open.token() == token)? {
+            Open::Publish { phase: Phase::Sent(message) | Phase::Released(Some(message)), .. } => {
+                Some(message)
+            }
+            _ => None,
+        })
+    }
+
     pub(super) fn token(&mut self) -> Token {
         self.token += 1;
         Token(self.token)
@@ -124,6 +148,27 @@ impl Outbound {
         self.octets += octets(&message);
         self.waiting[lane(message.qos)].push_back((token, message));
         token
+    }
+
+    /// Takes a publish of another process over; whether it is over. What has a packet id that is none, or another's, cannot have
+    /// left under it.
+    pub(super) fn restore(&mut self, publish: RestoredPublish) -> (Token, bool) {
+        let (id, phase) = match publish {
+            RestoredPublish::Waiting(message) => return (self.publish(raised(message)), false),
+            RestoredPublish::Sent(id, message) => (id, Phase::Sent(raised(message))),
+            RestoredPublish::Released(id) => (id, Phase::Released(None)),
+        };
+        if id == 0 || self.open.contains_key(&id) {
+            return match phase {
+                Phase::Sent(message) => (self.publish(message), false),
+                Phase::Released(_) => (self.token(), true),
+            };
+        }
+        let token = self.token();
+        self.octets += phase.octets();
+        self.in_flight[lane(phase.qos())] += 1;
+        self.open.insert(id, Open::Publish { token, phase, here: false });
+        (token, false)
     }
 
     pub(super) fn subscribe(
@@ -144,10 +189,17 @@ impl Outbound {
 
     /// The next packet to send: first what is due, in its order, then what waits, while the windows have room, and the
     /// broker, which takes so many publishes at a time (MQTT 5 §4.9).
-    pub(super) fn next(&mut self, options: &Options, receive_max: u16) -> Option<Sending<'_>> {
+    pub(super) fn next(
+        &mut self,
+        options: &Options,
+        receive_max: u16,
+        traces: &mut Traces,
+    ) -> Option<Sending<'_>> {
         while let Some((token, id)) = self.due.front().copied() {
             match self.open.get(&id).filter(|open| open.token() == token) {
-                Some(Open::Publish { phase: Phase::Sent, .. }) if self.here >= usize::from(receive_max) => {
+                Some(Open::Publish { phase: Phase::Sent(_), .. })
+                    if self.here >= usize::from(receive_max) =>
+                {
                     return None;
                 }
                 Some(_) => {
@@ -167,27 +219,27 @@ impl Outbound {
         };
         let (token, message) = self.waiting[lane].pop_front()?;
         self.in_flight[lane] += 1;
-        let id = self.open(Open::Publish { token, message, phase: Phase::Sent, here: false });
+        let exactly_once = message.qos == QoS::ExactlyOnce;
+        let id = self.open(Open::Publish { token, phase: Phase::Sent(message), here: false });
+        if exactly_once {
+            traces.push(Trace::Sent(token, id));
+        }
         self.sending(id, false)
     }
 
     /// The publish that has waited longest of those that were sent on this connection and not answered.
     pub(super) fn first_sent(&self) -> Option<(u16, Token)> {
         let sent = self.open.iter().filter_map(|(id, open)| match open {
-            Open::Publish { token, phase: Phase::Sent, here: true, .. } => Some((*id, *token)),
+            Open::Publish { token, phase: Phase::Sent(_), here: true } => Some((*id, *token)),
             _ => None,
         });
         sent.min_by_key(|(_, token)| *token)
     }
 
     /// Ends what [`Outbound::next`] gave and cannot be sent.
-    pub(super) fn abandon(&mut self, id: u16) -> Option<Abandoned> {
+    pub(super) fn abandon(&mut self, id: u16, traces: &mut Traces) -> Option<Abandoned> {
         Some(match self.open.get(&id)? {
-            Open::Publish { token, message, phase, .. } => {
-                let (token, qos, phase) = (*token, message.qos, *phase);
-                self.complete(id, qos, phase);
-                return Some(Abandoned::Publish(token));
-            }
+            Open::Publish { .. } => Abandoned::Publish(self.end(id, traces)?),
             Open::Subscribe { token, filters, .. } => {
                 let abandoned = Abandoned::Subscribe(*token, filters.len());
                 self.open.remove(&id);
@@ -203,35 +255,34 @@ impl Outbound {
 
     /// A PUBACK, and the QoS of the publish that it ends. RabbitMQ 3 knows no QoS 2: it answers such a publish with PUBACK,
     /// and would answer its repetition so for ever.
-    pub(super) fn acknowledged(&mut self, id: u16) -> Option<(Token, QoS)> {
-        let qos = match self.open.get(&id)? {
-            Open::Publish { message, .. } => message.qos,
-            Open::Subscribe { .. } | Open::Unsubscribe { .. } => return None,
-        };
-        Some((self.complete(id, qos, Phase::Sent)?, qos))
+    pub(super) fn acknowledged(&mut self, id: u16, traces: &mut Traces) -> Option<(Token, QoS)> {
+        let qos = self.sent(id)?.qos;
+        Some((self.end(id, traces)?, qos))
     }
 
     /// A PUBREC that takes the message over. `None` if nothing waits for it.
-    pub(super) fn received(&mut self, id: u16) -> Option<Token> {
-        match self.open.get_mut(&id) {
-            Some(Open::Publish { token, message, phase, .. })
-                if message.qos == QoS::ExactlyOnce && *phase == Phase::Sent =>
-            {
-                *phase = Phase::Released;
-                Some(*token)
-            }
-            _ => None,
+    pub(super) fn received(&mut self, id: u16, traces: &mut Traces) -> Option<Token> {
+        self.sent(id).filter(|message| message.qos == QoS::ExactlyOnce)?;
+        let Some(Open::Publish { token, phase, .. }) = self.open.get_mut(&id) else { return None };
+        if let Phase::Sent(message) = std::mem::replace(phase, Phase::Released(None)) {
+            *phase = Phase::Released(Some(message));
         }
+        traces.push(Trace::Released(*token, id));
+        Some(*token)
     }
 
     /// A PUBREC that refuses the message.
-    pub(super) fn refused(&mut self, id: u16) -> Option<Token> {
-        self.complete(id, QoS::ExactlyOnce, Phase::Sent)
+    pub(super) fn refused(&mut self, id: u16, traces: &mut Traces) -> Option<Token> {
+        self.sent(id).filter(|message| message.qos == QoS::ExactlyOnce)?;
+        self.end(id, traces)
     }
 
     /// A PUBCOMP.
-    pub(super) fn completed(&mut self, id: u16) -> Option<Token> {
-        self.complete(id, QoS::ExactlyOnce, Phase::Released)
+    pub(super) fn completed(&mut self, id: u16, traces: &mut Traces) -> Option<Token> {
+        match self.open.get(&id) {
+            Some(Open::Publish { phase: Phase::Released(_), .. }) => self.end(id, traces),
+            _ => None,
+        }
     }
 
     /// A SUBACK with so many return codes.
@@ -255,9 +306,8 @@ impl Outbound {
         Some(token)
     }
 
-    /// A connection to a session that is older than this value.
+    /// The session had a life before this value.
     pub(super) fn inherit(&mut self) {
-        self.lost();
         self.inherits = true;
     }
 
@@ -275,26 +325,36 @@ impl Outbound {
     }
 
     /// A connection to a session without memory: publishes wait again, as if they had never been sent, before those
-    /// that have not been; requests are due.
-    pub(super) fn lost(&mut self) {
-        let mut again: Vec<(Token, Message)> = Vec::with_capacity(self.publishes());
-        let mut requests = BTreeMap::new();
+    /// that have not been; requests are due. Returns what is over instead: the broker had it, and nobody else has it any more.
+    pub(super) fn lost(&mut self, traces: &mut Traces) -> Vec<Token> {
+        let mut publishes = Vec::with_capacity(self.publishes());
         for (id, open) in std::mem::take(&mut self.open) {
             match open {
-                Open::Publish { token, message, .. } => again.push((token, message)),
+                Open::Publish { token, phase, .. } => publishes.push((token, id, phase)),
                 request => {
-                    requests.insert(id, request);
+                    self.open.insert(id, request);
                 }
             }
         }
-        again.sort_unstable_by_key(|(token, _)| *token);
+        publishes.sort_unstable_by_key(|(token, ..)| *token);
+        let (mut again, mut over) = (Vec::with_capacity(publishes.len()), Vec::new());
+        for (token, packet, phase) in publishes {
+            if phase.qos() == QoS::ExactlyOnce {
+                let waits = !matches!(phase, Phase::Released(None));
+                traces.push(Trace::Ended { token, packet, waits });
+            }
+            match phase {
+                Phase::Sent(message) | Phase::Released(Some(message)) => again.push((token, message)),
+                Phase::Released(None) => over.push(token),
+            }
+        }
         for publish in again.into_iter().rev() {
             self.waiting[lane(publish.1.qos)].push_front(publish);
         }
-        self.open = requests;
         self.in_flight = [0; 2];
         self.inherits = false;
         self.resumed();
+        over
     }
 
     fn publishes(&self) -> usize {
@@ -328,11 +388,11 @@ impl Outbound {
 
     fn sending(&mut self, id: u16, dup: bool) -> Option<Sending<'_>> {
         Some(match self.open.get_mut(&id)? {
-            Open::Publish { message, phase, here, .. } => {
+            Open::Publish { phase, here, .. } => {
                 self.here += usize::from(!std::mem::replace(here, true));
                 match phase {
-                    Phase::Released => Sending::PubRel(id),
-                    Phase::Sent => {
+                    Phase::Released(_) => Sending::PubRel(id),
+                    Phase::Sent(message) => {
                         let release = self.inherits && !dup && message.qos == QoS::ExactlyOnce;
                         Sending::Publish { id, dup, message, release }
                     }
@@ -343,19 +403,41 @@ impl Outbound {
         })
     }
 
-    fn complete(&mut self, id: u16, qos: QoS, expected: Phase) -> Option<Token> {
-        match self.open.get(&id) {
-            Some(Open::Publish { token, message, phase, here })
-                if message.qos == qos && *phase == expected =>
-            {
-                let token = *token;
-                self.octets -= octets(message);
-                self.in_flight[lane(qos)] -= 1;
-                self.here -= usize::from(*here);
-                self.open.remove(&id);
-                Some(token)
-            }
+    /// The message under this id that waits for its first acknowledgement.
+    fn sent(&self, id: u16) -> Option<&Message> {
+        match self.open.get(&id)? {
+            Open::Publish { phase: Phase::Sent(message), .. } => Some(message),
             _ => None,
+        }
+    }
+
+    /// A publish is over.
+    fn end(&mut self, id: u16, traces: &mut Traces) -> Option<Token> {
+        let Some(Open::Publish { token, phase, here }) = self.open.get(&id) else { return None };
+        let (token, qos) = (*token, phase.qos());
+        self.octets -= phase.octets();
+        self.in_flight[lane(qos)] -= 1;
+        self.here -= usize::from(*here);
+        self.open.remove(&id);
+        if qos == QoS::ExactlyOnce {
+            traces.push(Trace::Ended { token, packet: id, waits: false });
+        }
+        Some(token)
+    }
+}
+
+impl Phase {
+    fn qos(&self) -> QoS {
+        match self {
+            Self::Sent(message) => message.qos,
+            Self::Released(_) => QoS::ExactlyOnce,
+        }
+    }
+
+    fn octets(&self) -> usize {
+        match self {
+            Self::Sent(message) | Self::Released(Some(message)) => octets(message),
+            Self::Released(None) => 0,
         }
     }
 }
@@ -373,6 +455,14 @@ impl Open {
 /// Where a publish counts: QoS 1 or 2.
 fn lane(qos: QoS) -> usize {
     usize::from(qos == QoS::ExactlyOnce)
+}
+
+/// Never of QoS 0: it would wait for ever.
+fn raised(mut message: Message) -> Message {
+    if message.qos == QoS::AtMostOnce {
+        message.qos = QoS::AtLeastOnce;
+    }
+    message
 }
 
 /// What a publish counts for in the queue: topic, payload, and what MQTT 3.1.1 puts around them.

@@ -12,6 +12,7 @@ use rumqttc::{
 use super::*;
 use crate::topic::{TopicFilter, TopicName};
 
+mod trace;
 mod v5;
 
 #[test]
