@@ -18,6 +18,8 @@ use super::trace::{Trace, Traces};
 #[derive(Debug, Default)]
 pub(super) struct Inbound {
     open: BTreeMap<u16, Delivery>,
+    /// Some of them may be doubtful.
+    in_doubt: bool,
     deliveries: u64,
 }
 
@@ -58,6 +60,7 @@ impl Inbound {
             let known =
                 Delivery { id: delivery, exactly_once: true, settled: true, here: false, doubtful: true };
             self.open.insert(id, known);
+            self.in_doubt = true;
         }
     }
 
@@ -85,6 +88,10 @@ impl Inbound {
             if known.exactly_once {
                 traces.push(Trace::Forgot(id));
             }
+            self.open.remove(&id);
+        }
+        if !dup && std::mem::take(&mut self.in_doubt) {
+            self.resolve(traces);
         }
         let delivery = self.delivery(id);
         let new = Delivery { id: delivery, exactly_once, settled: false, here: true, doubtful: false };
@@ -134,12 +141,24 @@ impl Inbound {
     /// The broker has a session that may have begun after these messages.
     pub(super) fn doubt(&mut self) {
         self.open.values_mut().for_each(|open| open.doubtful = true);
+        self.in_doubt = true;
     }
 
     /// The broker has lost the session.
     pub(super) fn lost(&mut self, traces: &mut Traces) {
         self.open.clear();
         traces.push(Trace::ForgotAll);
+    }
+
+    /// A message has come that is no repetition. Those follow what the broker repeats on a connection (MQTT 3.1.1 §4.6): what
+    /// it has not repeated, it does not have.
+    fn resolve(&mut self, traces: &mut Traces) {
+        self.open.retain(|id, open| {
+            if open.doubtful && open.exactly_once {
+                traces.push(Trace::Forgot(*id));
+            }
+            !open.doubtful
+        });
     }
 
     /// A new one. The packet id is part of it, so that no second map is needed to find it again.

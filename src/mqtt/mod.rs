@@ -60,9 +60,9 @@
 //!
 //! Interpretation: where the broker lost its session and the owner could not learn of it (its CONNECT was not answered, or
 //! the process ended before the answer was stored), the same packet id may stand for an old message of the broker or for a new
-//! one. DUP decides: repeated is the old one. That is exactly once for a broker that has its session; of one that has begun another,
-//! a new message is taken for an old one if the connection ends again just between its first PUBLISH and our
-//! storing it.
+//! one. DUP decides: repeated is the old one; and once a message comes that is no repetition, nothing is old that was not repeated
+//! before it. That is exactly once for a broker that has its session; of one that has begun another, a new message is
+//! taken for an old one if the connection ended when it had been sent and none had arrived.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;

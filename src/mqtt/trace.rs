@@ -22,8 +22,8 @@ pub enum Trace {
         /// [`Connection::message_of`](super::Connection::message_of). If not, it has completed, was refused or given up.
         waits: bool,
     },
-    /// The broker has let go of a QoS 2 message of its own: by PUBREL, and PUBCOMP leaves with the next output; or it uses the
-    /// packet id for another message.
+    /// The broker has let go of a QoS 2 message of its own: by PUBREL, and PUBCOMP leaves with the next output; or it turns
+    /// out to have lost it with a session, which was in doubt.
     Forgot(u16),
     /// The broker has lost the session, or never had one: of all its QoS 2 messages nothing is known any more.
     ForgotAll,

@@ -84,7 +84,7 @@ fn seeds(count: u64, play: impl Fn(u64) -> Figures) -> Figures {
 }
 
 /// Names the seed of a world that panics.
-struct Named(u64);
+pub(crate) struct Named(pub(crate) u64);
 
 impl Drop for Named {
     fn drop(&mut self) {

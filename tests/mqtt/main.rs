@@ -16,6 +16,7 @@ macro_rules! in_both_versions {
 }
 
 mod catalogue;
+mod crashes;
 mod cuts;
 mod tcp;
 mod translator;

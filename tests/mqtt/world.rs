@@ -150,6 +150,13 @@ impl World {
         true
     }
 
+    /// Lets octets leave that were taken before. Whether there is a socket for them.
+    pub(crate) fn write(&mut self, client: usize, octets: &[u8]) -> bool {
+        let Some(link) = &mut self.clients[client].link else { return false };
+        link.up.extend_from_slice(octets);
+        true
+    }
+
     /// Lets so many octets arrive at the broker.
     pub(crate) fn deliver_up(&mut self, client: usize, octets: usize) -> bool {
         let Some(link) = &mut self.clients[client].link else { return false };

@@ -286,6 +286,22 @@ fn a_restored_id_stands_for_its_message_only_as_long_as_the_broker_says_that_it_
 }
 
 #[test]
+fn what_the_broker_has_not_repeated_before_its_first_new_message_it_does_not_have() {
+    let (mut talk, _) = Talk::restored(vec![], &[7, 8, 9]);
+    talk.connect(true);
+    talk.broker(publish(8, QoS::ExactlyOnce, true));
+    talk.traces([]);
+    talk.sends(["pubrec 8"]);
+    talk.broker(publish(3, QoS::AtLeastOnce, false));
+    talk.traces([Trace::Forgot(7), Trace::Forgot(9)]);
+    talk.deliveries();
+    talk.broker(publish(8, QoS::ExactlyOnce, false));
+    talk.sends(["pubrec 8"]);
+    talk.broker(publish(7, QoS::ExactlyOnce, true));
+    assert_eq!(talk.deliveries().len(), 1);
+}
+
+#[test]
 fn who_doubts_the_session_is_told_that_there_is_none_and_keeps_the_packet_ids() {
     let (mut talk, tokens) =
         Talk::restored(vec![RestoredPublish::Sent(4, message(QoS::ExactlyOnce, "a"))], &[7]);

@@ -3,8 +3,8 @@
 use rumqttc::v5::mqttbytes::QoS as Qos5;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnAckProperties, ConnectReturnCode, Packet as Packet5, PubAck, PubAckReason, PubComp,
-    PubCompReason, PubRec, PubRecReason, Publish, PublishProperties, SubAck, SubscribeReasonCode, UnsubAck,
-    UnsubAckReason,
+    PubCompReason, PubRec, PubRecReason, PubRel as PubRel5, PubRelReason, Publish, PublishProperties, SubAck,
+    SubscribeReasonCode, UnsubAck, UnsubAckReason,
 };
 
 use super::*;
@@ -223,6 +223,31 @@ fn a_refused_publish_completes_with_its_code_and_gives_its_place_back() {
 }
 
 /// It was taken over with PUBREC; after a reconnect the broker may have forgotten the id because it is done with it.
+#[test]
+fn restored_publishes_respect_what_the_broker_takes_and_a_refusal_ends_one() {
+    let publishes = (1..=3).map(|id| RestoredPublish::Sent(id, message(QoS::ExactlyOnce, "m"))).collect();
+    let restored = Restored { publishes, received: vec![7] };
+    let (connection, tokens) = Connection::restore(Options { traced: true, ..options() }, restored);
+    let mut talk = Talk { connection, now: Instant::now() };
+    talk.connection.handle_connected(talk.now).unwrap();
+    talk.take5();
+    talk.say(connack5(true, |properties| properties.receive_max = Some(2)));
+    talk.says([Event::Connected { session_present: true }]);
+    talk.sends5(["publish 1 dup q2 m", "publish 2 dup q2 m"]);
+    let refused = PubRec { pkid: 1, reason: PubRecReason::QuotaExceeded, properties: None };
+    talk.say(Packet5::PubRec(refused));
+    talk.says([Event::Completed(tokens[0], Err(Refused::QUOTA_EXCEEDED))]);
+    assert_eq!(
+        talk.connection.poll_trace(),
+        Some(Trace::Ended { token: tokens[0], packet: 1, waits: false })
+    );
+    talk.connection.prepare();
+    talk.sends5(["publish 3 dup q2 m"]);
+    talk.say(Packet5::PubRel(PubRel5 { pkid: 7, reason: PubRelReason::Success, properties: None }));
+    assert_eq!(talk.connection.poll_trace(), Some(Trace::Forgot(7)));
+    talk.sends5(["pubcomp 7"]);
+}
+
 #[test]
 fn a_release_of_an_id_that_the_broker_has_forgotten_completes() {
     let mut talk = Talk::up5(|_| {});
