@@ -1313,7 +1313,7 @@ impl Air {
             Packet::PingResp => self.pingresp_out(who, answers),
             Packet::RegAck(ack) => self.regack_out(who, ack),
             Packet::SubAck(ack) => self.suback_out(who, ack, ledger),
-            Packet::Register(register) => self.register_out(who, &register),
+            Packet::Register(register) => self.register_out(who, &register, ledger),
             Packet::Publish(publish) => self.publish_out(who, &publish, ledger),
             Packet::PubAck(ack) => self.puback_out(who, ack, ledger),
             Packet::PubRec(MsgIdOnly { msg_id }) => self.pubrec_out(who, msg_id, ledger),
@@ -1473,7 +1473,7 @@ impl Air {
         }
     }
 
-    fn register_out(&mut self, who: Who, register: &Register<'_>) -> Checked {
+    fn register_out(&mut self, who: Who, register: &Register<'_>, ledger: &Ledger) -> Checked {
         let name = TopicName::new(register.topic_name);
         let name = name.map_err(|_| Law::IdsStable.broken("REGISTER of something that is no topic"))?;
         let Register { topic_id, msg_id, .. } = *register;
@@ -1482,7 +1482,9 @@ impl Air {
         let Some(session) = self.sessions.get(&who) else { return Ok(()) };
         let needless = session.known.contains(&topic_id) && !self.is_open(who, msg_id);
         Law::IdsStable.check(!needless, || format!("s{who} knows {topic_id:#06x} and is told of it"))?;
-        let wanted = session.wants(&name) || session.under_way.as_ref() == Some(&name);
+        // What it may have had already is finished, also after its name has rested.
+        let begun = session.resumable.iter().any(|(_, no, ..)| ledger.entry(*no).topic == name);
+        let wanted = begun || session.wants(&name) || session.under_way.as_ref() == Some(&name);
         Law::DownlinkWanted.check(wanted || self.is_open(who, msg_id), || {
             format!("{name} is registered at s{who}, which does not want it")
         })?;
