@@ -299,6 +299,8 @@ impl Session {
             },
         };
         self.send(Packet::RegAck(TopicAck { topic_id, msg_id: register.msg_id, code }), cx);
+        // It may have asked for a name that rests.
+        self.advance(cx);
     }
 
     /// SUBSCRIBE (§5.4.15).
@@ -309,6 +311,8 @@ impl Session {
             }
             self.refuse_subscribe(subscribe.msg_id, code, cx);
         }
+        // It may have learnt a name that rests.
+        self.advance(cx);
     }
 
     fn try_subscribe(&mut self, subscribe: &Subscribe<'_>, cx: &mut Cx<'_>) -> Result<(), ReturnCode> {

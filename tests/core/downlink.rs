@@ -224,6 +224,112 @@ fn a_client_that_wakes_is_offered_a_name_that_rested() {
     w.expect(A, Packet::PingResp);
 }
 
+#[test]
+fn rounds_are_counted_on_after_one_in_which_the_client_was_silent() {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, true, 600));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
+    unanswered_but_heard(&mut w, "s/x");
+    w.pass(RETRY * 4);
+    for _ in 0..4 {
+        w.expect_register(A, "s/x");
+        w.pass(RETRY);
+    }
+    w.quiet();
+    w.send(A, pingreq());
+    w.expect(A, Packet::PingResp);
+    w.pass(Duration::ZERO);
+    unanswered_but_heard(&mut w, "s/x");
+    assert_eq!(w.gw.waiting_messages(), 1);
+    w.pass(RETRY * 4);
+    unanswered_but_heard(&mut w, "s/x");
+    assert_eq!((w.gw.counters().downlink_unanswered, w.gw.waiting_messages()), (1, 0));
+}
+
+#[test]
+fn what_must_arrive_does_not_wait_longer_for_a_name_because_qos_0_came_before_it() {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, true, 600));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.broker_publishes(0, "s/x", "zero", QoS::AtMostOnce);
+    w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
+    unanswered_but_heard(&mut w, "s/x");
+    assert_eq!((w.gw.counters().downlink_unanswered, w.gw.waiting_messages()), (1, 1));
+    w.pass(RETRY * 4);
+    let (id, msg_id) = w.expect_register(A, "s/x");
+    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    takes(&mut w, id, "a");
+}
+
+#[test]
+fn a_name_is_not_offered_again_to_who_unsubscribed_meanwhile() {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, true, 600));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
+    let topic = FilterRef::Name(b"s/#");
+    w.send(A, Packet::Unsubscribe(Unsubscribe { msg_id: 3, topic }));
+    w.expect_register(A, "s/x");
+    w.expect(A, Packet::UnsubAck(MsgIdOnly { msg_id: 3 }));
+    assert!(matches!(w.broker_next(), v4::Packet::Unsubscribe(_)));
+    for _ in 0..3 {
+        w.pass(RETRY);
+        w.expect_register(A, "s/x");
+    }
+    w.send(A, pingreq());
+    w.expect(A, Packet::PingResp);
+    w.pass(RETRY);
+    w.broker_gets_puback(5);
+    assert_eq!((w.gw.counters().downlink_ended, w.gw.waiting_messages()), (1, 0));
+    w.pass(RETRY * 5);
+    w.quiet();
+}
+
+#[test]
+fn a_name_that_rests_is_used_once_the_client_has_asked_for_its_id_itself() {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, true, 600));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
+    unanswered_but_heard(&mut w, "s/x");
+    w.pass(RETRY);
+    let id = w.registered(A, "s/x");
+    takes(&mut w, id, "a");
+    w.broker_publishes(6, "s/x", "b", QoS::AtLeastOnce);
+    takes(&mut w, id, "b");
+    w.pass(RETRY * 6);
+    w.quiet();
+}
+
+#[test]
+fn a_message_whose_name_was_learnt_late_has_all_rounds_for_itself() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
+    for _ in 0..2 {
+        unanswered_but_heard(&mut w, "s/x");
+        w.send(A, pingreq());
+        w.expect(A, Packet::PingResp);
+        w.pass(RETRY * 4);
+    }
+    let (id, msg_id) = w.expect_register(A, "s/x");
+    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    for dup in (0..12).map(|sent| sent > 0) {
+        w.expect_publish(A, TopicRef::Normal(id), Qos::AtLeastOnce, dup, "a");
+        w.pass(RETRY / 2);
+        w.send(A, pingreq());
+        w.expect(A, Packet::PingResp);
+        w.pass(RETRY / 2);
+    }
+    assert_eq!((w.gw.counters().downlink_unanswered, w.gw.waiting_messages()), (1, 0));
+}
+
 /// All repetitions of a REGISTER under way, with nothing but a PINGREQ from the client.
 #[track_caller]
 fn unanswered_but_heard(w: &mut World, name: &str) {
