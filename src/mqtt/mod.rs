@@ -111,6 +111,8 @@ pub struct Connection {
     /// What the broker takes on this connection.
     terms: Terms,
     session: AtBroker,
+    /// What the last CONNACK said of it.
+    resumed: bool,
     purge: Option<Purge>,
     outbound: Outbound,
     inbound: Inbound,
@@ -188,6 +190,7 @@ impl Connection {
             state: State::Down,
             terms: Terms::default(),
             session: AtBroker::Unknown,
+            resumed: false,
             purge: None,
             outbound: Outbound::default(),
             inbound: Inbound::default(),
@@ -570,6 +573,12 @@ impl Connection {
         &self.options
     }
 
+    /// Whether the broker said that it has a session of ours when it last accepted us. [`Event::Connected`] says less if it may
+    /// be a younger one, of a CONNECT that was not answered.
+    pub fn has_resumed(&self) -> bool {
+        self.resumed
+    }
+
     /// Whether messages of the broker will come with the identifiers of their subscriptions: MQTT 5, where the broker has
     /// them. False while not connected.
     pub fn has_subscription_ids(&self) -> bool {
@@ -693,6 +702,7 @@ impl Connection {
 
     /// The broker has accepted us, with or without a session.
     fn begin(&mut self, present: bool) {
+        self.resumed = present;
         let before = std::mem::replace(&mut self.session, AtBroker::Ours);
         let had = matches!(before, AtBroker::Ours | AtBroker::Doubtful);
         let adopted = present && before == AtBroker::Unknown;

@@ -356,6 +356,25 @@ fn a_further_link_that_is_down_is_left_when_it_is_back() {
     assert_eq!(w.broker_next(), v4::Packet::Disconnect);
 }
 
+#[test]
+fn what_waited_on_a_further_link_comes_also_when_a_connect_before_was_not_answered() {
+    let (mut w, topic) = two_lanes();
+    w.on_lane(1);
+    w.broker_down();
+    w.pass(Duration::from_secs(3));
+    w.on_lane(1);
+    w.broker_answers_tcp();
+    w.broker_takes_octets();
+    w.broker_down();
+    w.pass(Duration::from_secs(5));
+    w.on_lane(1);
+    // It may be a younger session, but it is ours.
+    w.broker_up(true);
+    w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/1", "waited", QoS::AtLeastOnce);
+    w.expect_publish(A, topic, Qos::AtLeastOnce, false, "waited");
+}
+
 // One filter at several QoS. RabbitMQ 3 has a queue for QoS 0 and one for the others, and SUBSCRIBE takes nothing from the other.
 
 /// Two clients; the first has a filter at this QoS.

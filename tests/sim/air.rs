@@ -1020,6 +1020,7 @@ impl Air {
         retain: bool,
         last: bool,
         counters: &Counters,
+        ledger: &Ledger,
     ) -> Checked {
         for (who, session) in self.sessions.iter().filter(|(_, session)| session.is_active() && last) {
             let Some(open) = session.exchange.as_ref().filter(|open| !open.stray) else { continue };
@@ -1029,7 +1030,8 @@ impl Air {
             }
             // Nor for who had left a request unanswered when it came, or does now.
             let waits = self.blocks.get(&(lane, no)).is_some_and(|whom| whom.contains(who));
-            let live = !retain && waits;
+            // And of two copies, as there may be while its filters change, another one may be open than the one that is over.
+            let live = !retain && waits && !self.is_split(*who, no, ledger);
             let same = matches!(open.kind, Kind::Publish { no: n, retain: false, .. } if n == no && live);
             Law::SettledBeforeAck.check(!same, || {
                 format!("m{no} was acknowledged to the broker while its PUBLISH to s{who} is open")

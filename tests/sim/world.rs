@@ -669,7 +669,7 @@ impl World<'_> {
             let lane = link::lane(&whose);
             for fact in self.accounts.entry(whose).or_default().wrote(&octets, &self.ledger)? {
                 if let Fact::Acked { no, retain, last } = fact {
-                    self.air.ack_out(lane, no, retain, last, self.gateway.counters())?;
+                    self.air.ack_out(lane, no, retain, last, self.gateway.counters(), &self.ledger)?;
                 }
             }
         }

@@ -413,7 +413,10 @@ impl Aggregate {
 
     fn handle_connected(&mut self, lane: usize, session_present: bool, pool: &Pool) {
         if !session_present {
-            self.filters.for_each_mut(|subscribers| subscribers.granted &= subscribers.lane != lane);
+            // One that may be a younger one is likelier ours, and then brings what has waited.
+            let resumed = pool.connection(self.lanes[lane].link).is_some_and(Connection::has_resumed);
+            self.filters
+                .for_each_mut(|subscribers| subscribers.granted &= resumed || subscribers.lane != lane);
             let lost = self.filters.iter();
             let lost = lost.filter(|(_, subscribers)| subscribers.lane == lane && subscribers.asked == 0);
             self.unsettled.extend(lost.map(|(filter, _)| filter.clone()));
