@@ -294,7 +294,7 @@ impl Links {
                 (Some(lane), News::Mqtt(event)) => {
                     self.aggregate.handle_event(lane, event, &mut self.pool, &mut self.updates, cx);
                 }
-                (Some(_), News::Lost(_)) => {}
+                (Some(lane), News::Lost(lost)) => self.aggregate.handle_lost(lane, lost, &mut self.pool, cx),
                 (None, news) => {
                     let own_is_up = self.is_up();
                     self.dedicated.handle(link, news, own_is_up, &mut self.pool, &mut self.updates, cx);

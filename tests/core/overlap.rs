@@ -32,6 +32,13 @@ impl World {
         self.subscribed(at, filter, qos)
     }
 
+    /// What the client has subscribed to is what the broker hears next on this lane.
+    #[track_caller]
+    fn granted_on(&mut self, lane: usize, at: At, filter: &str, qos: QoS) -> u16 {
+        self.on_lane(lane);
+        self.granted(at, filter, qos)
+    }
+
     /// The client subscribes to what the broker has at QoS 0, and the broker hears it on its first lane.
     #[track_caller]
     fn raised(&mut self, at: At, filter: &str, qos: QoS) -> u16 {
@@ -373,6 +380,94 @@ fn what_waited_on_a_further_link_comes_also_when_a_connect_before_was_not_answer
     w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "waited", QoS::AtLeastOnce);
     w.expect_publish(A, topic, Qos::AtLeastOnce, false, "waited");
+}
+
+// A broker that does not want a further link.
+
+/// One client with a filter on the first link, and its request for one that overlaps it; the broker has yet to accept the second.
+fn second_lane_asked_for() -> World {
+    let mut w = world();
+    w.active(A, "n1");
+    w.subscribed_on(0, A, "s/1", QoS::AtMostOnce);
+    w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
+    w.pass(Duration::ZERO);
+    w.on_lane(1);
+    w.broker_answers_tcp();
+    w.broker_takes_octets();
+    w
+}
+
+/// What was to be on a further link is on the first one, and the client is told that it is there.
+#[track_caller]
+fn falls_back(w: &mut World) {
+    w.granted_on(0, A, "s/#", QoS::AtLeastOnce);
+    assert_eq!(w.lanes(), 1);
+    assert_eq!(w.gw.counters().filters_crowded, 1);
+}
+
+#[test]
+fn a_subscription_for_which_the_broker_refuses_a_further_link_goes_by_the_first() {
+    let mut w = second_lane_asked_for();
+    let code = rumqttc::ConnectReturnCode::NotAuthorized;
+    w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+    falls_back(&mut w);
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    w.next(A);
+    w.quiet();
+    // Nor is it asked for another one before it has accepted us anew.
+    w.subscribed_on(0, A, "+/1", QoS::AtLeastOnce);
+    w.broker_down();
+    w.pass(Duration::from_secs(3));
+    w.broker_up(true);
+    w.send(A, subscribe(2, "#", sn_qos(QoS::AtLeastOnce)));
+    w.lane_up(1, "gw-2");
+}
+
+#[test]
+fn so_it_does_where_the_broker_closes_instead_of_refusing() {
+    let mut w = second_lane_asked_for();
+    for pause in [2, 4] {
+        w.broker_down();
+        w.on_lane(0);
+        w.broker_quiet();
+        w.pass(Duration::from_secs(pause));
+        w.on_lane(1);
+        w.broker_answers_tcp();
+        w.broker_takes_octets();
+    }
+    w.broker_down();
+    falls_back(&mut w);
+}
+
+#[test]
+fn a_broker_that_has_no_room_at_the_moment_is_asked_for_the_further_link_again() {
+    let mut w = second_lane_asked_for();
+    let code = rumqttc::ConnectReturnCode::ServiceUnavailable;
+    w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+    w.on_lane(0);
+    w.broker_quiet();
+    w.pass(Duration::from_secs(2));
+    w.on_lane(1);
+    w.broker_up(false);
+    w.granted_on(1, A, "s/#", QoS::AtLeastOnce);
+}
+
+#[test]
+fn what_a_further_link_carried_is_on_the_first_when_the_broker_refuses_it_later() {
+    let (mut w, topic) = two_lanes();
+    w.on_lane(1);
+    w.broker_down();
+    w.pass(Duration::from_secs(3));
+    w.on_lane(1);
+    w.broker_answers_tcp();
+    w.broker_takes_octets();
+    let code = rumqttc::ConnectReturnCode::NotAuthorized;
+    w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+    w.on_lane(0);
+    let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
+    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
 }
 
 // One filter at several QoS. RabbitMQ 3 has a queue for QoS 0 and one for the others, and SUBSCRIBE takes nothing from the other.

@@ -19,7 +19,8 @@ use std::time::Instant;
 
 use tracing::{debug, warn};
 
-use super::link::LinkCx;
+use super::dedicated::code_of_refusal;
+use super::link::{LinkCx, Lost};
 use super::pool::{LinkKey, Pool};
 use super::retained::HandOuts;
 use super::{Delivery, FILTERS_PER_REQUEST, RequestId, Subscribing, Update, UplinkId};
@@ -28,6 +29,7 @@ use crate::gateway::io::BrokerSettings;
 use crate::mqtt::{Connection, Event, Full, Message, Options, Protocol, QoS, Refused, SubscriptionId, Token};
 use crate::topic::TopicFilter;
 use crate::topic::tree::FilterTree;
+use crate::wire::ReturnCode;
 
 /// The gateway's own link and further ones. So many filters that all overlap each other nobody has seen; what goes beyond is
 /// counted, and may come more than once from a broker that sends several copies.
@@ -35,6 +37,10 @@ const LANES_MAX: usize = 8;
 
 /// Client ids for them: where a link is needed again while the last one of that id is being left, another id is free.
 const LANE_IDS_MAX: usize = 2 * LANES_MAX;
+
+/// After so many tries in vain, while the gateway's own link is there, a further link is not to be had: some brokers close
+/// where they should refuse. With their pauses they are over before a client's SUBSCRIBE is.
+const LANE_TRIES: u32 = 3;
 
 /// The gateway's own link and everything that rides on it.
 #[derive(Debug)]
@@ -60,6 +66,8 @@ pub(super) struct Aggregate {
     vacated: bool,
     /// Filters for which there was no lane.
     crowded: u64,
+    /// The broker did not want a further link: not before the next connection of our own is it asked again.
+    alone: bool,
 }
 
 /// One link of those that all clients share.
@@ -71,9 +79,15 @@ struct Lane {
     purposes: HashMap<Token, Purpose>,
     /// UNSUBSCRIBEs that the broker has not answered.
     unsubscribing: usize,
+    /// Tries to connect that failed while the gateway's own link was there.
+    in_vain: u32,
 }
 
 impl Lane {
+    fn new(link: LinkKey, number: usize) -> Self {
+        Self { link, number, purposes: HashMap::new(), unsubscribing: 0, in_vain: 0 }
+    }
+
     /// Whether the broker has answered for everything.
     fn is_idle(&self) -> bool {
         self.purposes.is_empty() && self.unsubscribing == 0
@@ -151,7 +165,7 @@ impl Aggregate {
     /// Everything on this link, which connects like this.
     pub(super) fn new(link: LinkKey, options: Options) -> Self {
         Self {
-            lanes: vec![Lane { link, number: 1, purposes: HashMap::new(), unsubscribing: 0 }],
+            lanes: vec![Lane::new(link, 1)],
             leaving: Vec::new(),
             options,
             had_ids: false,
@@ -163,6 +177,7 @@ impl Aggregate {
             last_subscription: 0,
             vacated: false,
             crowded: 0,
+            alone: false,
         }
     }
 
@@ -291,8 +306,11 @@ impl Aggregate {
         free
     }
 
-    /// Begins another lane, unless the broker is slower to let go of those before.
+    /// Begins another lane, unless the broker does not want it or is slower to let go of those before.
     fn add_lane(&mut self, pool: &mut Pool, now: Instant) -> bool {
+        if self.alone {
+            return false;
+        }
         self.leaving.retain(|(link, _)| pool.connection(*link).is_some());
         let taken = |number: &usize| {
             let leaving = self.leaving.iter().map(|(_, number)| number);
@@ -302,7 +320,7 @@ impl Aggregate {
         let mut options = self.options.clone();
         options.client_id = lane_id(&options.client_id, number);
         let link = pool.add(options, None, now);
-        self.lanes.push(Lane { link, number, purposes: HashMap::new(), unsubscribing: 0 });
+        self.lanes.push(Lane::new(link, number));
         true
     }
 
@@ -411,7 +429,76 @@ impl Aggregate {
         }
     }
 
+    /// The connection of a lane is lost, or did not come about.
+    pub(super) fn handle_lost(&mut self, lane: usize, lost: Lost, pool: &mut Pool, cx: &mut LinkCx<'_>) {
+        if lane == 0 || !self.is_up(pool) {
+            return;
+        }
+        self.lanes[lane].in_vain += 1;
+        if self.lanes[lane].in_vain >= LANE_TRIES
+            || matches!(lost, Lost::Refused(refusal) if code_of_refusal(refusal) != ReturnCode::Congestion)
+        {
+            warn!(
+                "the broker does not want a further connection: where filters overlap, copies may come twice"
+            );
+            self.alone = true;
+            self.remove_lane(lane, pool, cx);
+        }
+    }
+
+    /// What is on a lane that is not to be had, and what the broker was asked for there, goes to the first one.
+    fn remove_lane(&mut self, lane: usize, pool: &mut Pool, cx: &mut LinkCx<'_>) {
+        let Lane { link, number, purposes, .. } = self.lanes.remove(lane);
+        pool.remove(link, false, cx);
+        self.leaving.push((link, number));
+        self.left_behind.retain(|(left, _)| *left != lane);
+        for (left, _) in &mut self.left_behind {
+            *left -= usize::from(*left > lane);
+        }
+        let moved = self.filters.iter().filter(|(_, subscribers)| subscribers.lane == lane);
+        let moved: Vec<_> = moved.map(|(filter, _)| filter.clone()).collect();
+        self.filters.for_each_mut(|subscribers| {
+            if subscribers.lane == lane {
+                let clients = std::mem::take(&mut subscribers.clients);
+                *subscribers = Subscribers { clients, id: subscribers.id, ..Subscribers::default() };
+            }
+            subscribers.lane -= usize::from(subscribers.lane > lane);
+        });
+        for filter in moved {
+            if self.filters.get(&filter).is_some_and(|subscribers| subscribers.clients.is_empty()) {
+                self.filters.remove(&filter);
+            }
+            self.unsettled.insert(filter);
+        }
+        #[expect(clippy::disallowed_methods, reason = "sorted before anybody sees the order")]
+        let mut purposes: Vec<_> = purposes.into_iter().collect();
+        purposes.sort_unstable_by_key(|(token, _)| *token);
+        for (_, purpose) in purposes {
+            if let Purpose::Subscribe(asking) = purpose {
+                self.ask_again(asking, pool, cx.now);
+            }
+        }
+    }
+
+    /// Asks for what a client still waits for on the lane where there is room. If it cannot be asked, the client hears nothing
+    /// and tries again.
+    fn ask_again(&mut self, mut asking: Asking, pool: &mut Pool, now: Instant) {
+        let filter = asking.filter.clone();
+        let Some(qos) = self.filters.get(&filter).and_then(Subscribers::qos) else { return };
+        let subscription = self.subscription(&filter);
+        let lane = self.place(&filter, pool, now);
+        let Ok((token, rises)) = self.ask(lane, &[(filter.clone(), qos)], subscription, pool) else { return };
+        asking.rises |= rises;
+        self.lanes[lane].purposes.insert(token, Purpose::Subscribe(asking));
+        self.unsettled.remove(&filter);
+        let subscribers = self.filters.get_or_default(&filter);
+        (subscribers.at_broker, subscribers.lane, subscribers.told) = (true, lane, Some(qos));
+        subscribers.asked += 1;
+    }
+
     fn handle_connected(&mut self, lane: usize, session_present: bool, pool: &Pool) {
+        self.lanes[lane].in_vain = 0;
+        self.alone &= lane > 0;
         if !session_present {
             // One that may be a younger one is likelier ours, and then brings what has waited.
             let resumed = pool.connection(self.lanes[lane].link).is_some_and(Connection::has_resumed);
@@ -446,7 +533,8 @@ impl Aggregate {
 
     /// Brings the broker's filters in line with ours, as far as it can be asked; the rest waits for its answers.
     pub(super) fn settle_filters(&mut self, pool: &mut Pool, cx: &mut LinkCx<'_>) {
-        if (self.unsettled.is_empty() && !self.vacated) || !self.is_up(pool) {
+        let nothing = self.unsettled.is_empty() && !self.vacated && self.crowded == 0;
+        if nothing || !self.is_up(pool) {
             return;
         }
         let (mut wanted, mut unwanted) = (BTreeMap::new(), BTreeMap::new());

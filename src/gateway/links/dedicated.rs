@@ -455,7 +455,7 @@ fn options(opening: Opening, settings: &BrokerSettings) -> Options {
 }
 
 /// What a client is told of the broker's refusal of its connection (Interpretation: R-170).
-fn code_of_refusal(refusal: ConnectRefusal) -> ReturnCode {
+pub(super) fn code_of_refusal(refusal: ConnectRefusal) -> ReturnCode {
     match refusal.0 {
         3 | 0x88 | 0x89 | 0x97 | 0x9F => ReturnCode::Congestion,
         _ => ReturnCode::NotSupported,
