@@ -407,7 +407,7 @@ impl Session {
         match result {
             Ok(qos) => self.accept_subscribe(request.msg_id, &request.filter, request.topic, qos, cx),
             Err(refused) => {
-                debug!(filter = %request.filter, %refused, "subscription refused");
+                debug!(client = %self.id, filter = %request.filter, %refused, "subscription refused");
                 cx.counters.subscriptions_refused += 1;
                 self.undo_subscribe(request, code_of(refused), cx);
             }

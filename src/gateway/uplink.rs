@@ -249,7 +249,7 @@ impl Session {
         let code = match result {
             Ok(()) => ReturnCode::Accepted,
             Err(refused) => {
-                debug!(%refused, "message refused");
+                debug!(client = %self.id, %refused, "message refused");
                 cx.counters.uplink_refused += 1;
                 code_of(refused)
             }

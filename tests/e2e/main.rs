@@ -6,6 +6,7 @@
 mod app;
 mod brokers;
 mod commands;
+mod log;
 mod messages;
 mod outage;
 mod pki;
