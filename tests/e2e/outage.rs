@@ -1,14 +1,15 @@
 //! A broker that is absent, goes, and returns.
 
 use std::net::UdpSocket;
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use mqtt_sn_gateway::mqtt::QoS;
-use mqtt_sn_gateway::node::Outcome;
+use mqtt_sn_gateway::node::{Event, Loss, Outcome};
 use mqtt_sn_gateway::wire::{Qos, ReturnCode};
 
 use crate::app::App;
-use crate::process::{Beside, Gateway, Mosquitto, free_tcp, wait_until};
+use crate::process::{Beside, Gateway, Mosquitto, Process, free_tcp, wait_until};
 use crate::sensor::{Sensor, name, options};
 
 #[test]
@@ -71,4 +72,37 @@ fn a_broker_that_refuses_is_told_in_words_and_tried_again() {
     let mut buffer = [0; 16];
     socket.set_read_timeout(Some(crate::process::PATIENCE)).unwrap();
     assert_eq!(socket.recv(&mut buffer).map(|len| buffer[..len].to_vec()).unwrap(), [3, 2, 42]);
+}
+
+/// Mosquitto closes the older connection without a word, in MQTT 5 too; mosquitto_sub comes back each time, as our link does.
+#[test]
+fn another_connection_with_a_clients_id_is_given_way_to_and_the_client_may_come_again() {
+    let mosquitto = Mosquitto::start();
+    let (url, port) = (format!("mqtt://127.0.0.1:{}", mosquitto.port), mosquitto.port.to_string());
+    let gateway = Gateway::start(&url, mosquitto.port, "  mode: transparent\n", None);
+    gateway.process.wait_for_line("connected to the broker");
+    let mut sensor = Sensor::connected(gateway.port, options("n1"));
+    let mut other = Sensor::connected(gateway.port, options("n2"));
+    let mut stranger = Command::new("mosquitto_sub");
+    let stranger = Process::start(stranger.args(["-p", &port, "-i", "n1", "-t", "x"]));
+    let end = sensor.wait_for(|event| match event {
+        Event::ConnectionLost(loss) => Some(*loss),
+        _ => None,
+    });
+    assert_eq!(end, Loss::Disconnected);
+    gateway.process.wait_for_line("client dismissed: its link to the broker is lost");
+    // Not at the first sight of the other.
+    let taken = mosquitto.printed().matches("already connected, closing old connection").count();
+    assert!(taken >= 7, "{}", mosquitto.printed());
+    // Nobody else notices, and the id is the other's for as long as the client is away.
+    assert_eq!(other.publish(name("a/b"), "up", Qos::AtLeastOnce, false), Outcome::Acknowledged);
+    assert!(
+        !gateway.process.printed().contains("no connection to the broker"),
+        "{}",
+        gateway.process.printed()
+    );
+    drop(stranger);
+    sensor.node.connect(Instant::now());
+    sensor.wait_for(|event| matches!(event, Event::Connected).then_some(()));
+    assert_eq!(sensor.publish(name("a/b"), "up", Qos::AtLeastOnce, false), Outcome::Acknowledged);
 }

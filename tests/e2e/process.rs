@@ -217,6 +217,10 @@ impl Mosquitto {
     pub fn wait_for_line(&self, part: &str) {
         self.process.as_ref().unwrap().wait_for_line(part);
     }
+
+    pub fn printed(&self) -> String {
+        self.process.as_ref().unwrap().printed()
+    }
 }
 
 /// Which broker a gateway is tested with.

@@ -28,11 +28,16 @@ pub fn name(text: &str) -> Topic {
 }
 
 impl Sensor {
-    /// A sensor that is connected to the gateway at this port.
-    pub fn connected(port: u16, options: Options) -> Self {
+    /// A sensor beside the gateway at this port that has said nothing yet.
+    pub fn new(port: u16, options: Options) -> Self {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-        let mut sensor = Self { node: Node::new(options), socket, events: VecDeque::new() };
+        Self { node: Node::new(options), socket, events: VecDeque::new() }
+    }
+
+    /// A sensor that is connected to the gateway at this port.
+    pub fn connected(port: u16, options: Options) -> Self {
+        let mut sensor = Self::new(port, options);
         sensor.node.connect(Instant::now());
         sensor.wait_for(|event| matches!(event, Event::Connected).then_some(()));
         sensor

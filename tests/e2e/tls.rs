@@ -12,13 +12,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mqtt_sn_gateway::mqtt::QoS;
-use mqtt_sn_gateway::node::Outcome;
+use mqtt_sn_gateway::node::{Event, Outcome};
 use mqtt_sn_gateway::wire::{Qos, ReturnCode};
+use rcgen::DnType;
 use tempfile::TempDir;
 
 use crate::app::App;
 use crate::pki::{self, Ca, Leaf};
-use crate::process::{Gateway, Mosquitto, PATIENCE, Process, configuration, free_tcp, gateway_program};
+use crate::process::{
+    Gateway, Mosquitto, PATIENCE, Process, configuration, free_tcp, gateway_program, wait_until,
+};
 use crate::sensor::{Sensor, name, options};
 
 #[test]
@@ -146,6 +149,46 @@ fn a_broker_that_wants_our_certificate_is_told_until_it_is_the_right_one() {
     world.write("cert.pem", &right.cert);
     gateway.process.wait_for_line("connected to the broker");
     passes_both_ways(&gateway);
+}
+
+/// Who its user is Mosquitto takes from the certificate.
+#[test]
+fn a_client_in_transparent_mode_is_who_its_own_certificate_says() {
+    let (world, clients) = (World::new(), Ca::new("of clients"));
+    let more = "require_certificate true\nuse_identity_as_username true\n";
+    let broker = Mosquitto::with_tls(&world.ca.sign(&["localhost"]), &clients.pem, more);
+    for (user, ca) in [("gw", &clients), ("pump", &clients), ("stranger", &world.ca)] {
+        let leaf = ca.sign_with(&[user], |params| params.distinguished_name.push(DnType::CommonName, user));
+        world.write(&format!("{user}.cert"), &leaf.cert);
+        world.write(&format!("{user}.key"), &leaf.key);
+    }
+    let more = world.tls_with(
+        "    cert: FOLDER/gw.cert\n    key: FOLDER/gw.key\n  mode: transparent\n  client_id: gateway\n  \
+         clients:\n    n1: { cert: FOLDER/pump.cert, key: FOLDER/pump.key }\n    \
+         n3: { cert: FOLDER/stranger.cert, key: FOLDER/stranger.key }\n",
+    );
+    let gateway = Gateway::start(&url(&broker), broker.port, &more, None);
+    gateway.process.wait_for_line("connected to the broker");
+    passes_both_ways(&gateway);
+    // Who has none of its own shows the gateway's.
+    let mut other = Sensor::connected(gateway.port, options("n2"));
+    assert_eq!(other.publish(name("a/b"), "up", Qos::AtLeastOnce, false), Outcome::Acknowledged);
+    for (client, user) in [("gateway", "gw"), ("n1", "pump"), ("n2", "gw")] {
+        wait_until("a word of the broker", || {
+            let (id, user) = (format!(" as {client} ("), format!("u'{user}')"));
+            broker.printed().lines().any(|line| line.contains(&id) && line.contains(&user))
+        });
+    }
+    // A certificate that the broker does not trust keeps out its client alone.
+    let mut stranger = Sensor::new(gateway.port, options("n3"));
+    stranger.node.connect(Instant::now());
+    let code = stranger.wait_for(|event| match event {
+        Event::ConnectRefused(code) => Some(*code),
+        _ => None,
+    });
+    assert_eq!(code, ReturnCode::Congestion);
+    assert!(!broker.printed().contains(" as n3 ("), "{}", broker.printed());
+    assert_eq!(other.publish(name("a/b"), "up", Qos::AtLeastOnce, false), Outcome::Acknowledged);
 }
 
 #[test]
