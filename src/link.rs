@@ -15,11 +15,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, error, warn};
 
+pub use self::password::Passwords;
 use self::stream::{Heard, LINGER_MAX, Stream};
 pub use self::tls::{Certificates, File, FileError, Files, Pair};
 use crate::gateway::io::{Endpoint, LinkCommand, LinkEvent, LinkFailure, LinkId};
 use crate::topic::ClientId;
 
+mod password;
 mod stream;
 mod tls;
 mod words;
@@ -49,6 +51,7 @@ pub struct Links {
     events: mpsc::Sender<Report>,
     connect_timeout: Duration,
     certificates: Certificates,
+    passwords: Passwords,
     tasks: JoinSet<()>,
     stale: u64,
 }
@@ -58,7 +61,14 @@ impl Links {
     pub fn new(connect_timeout: Duration, certificates: Certificates) -> (Self, mpsc::Receiver<Report>) {
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let (open, tasks) = (BTreeMap::new(), JoinSet::new());
-        (Self { open, events, connect_timeout, certificates, tasks, stale: 0 }, inbox)
+        let passwords = Passwords::default();
+        (Self { open, events, connect_timeout, certificates, passwords, tasks, stale: 0 }, inbox)
+    }
+
+    /// The same, with passwords that may change.
+    #[must_use]
+    pub fn with_passwords(self, passwords: Passwords) -> Self {
+        Self { passwords, ..self }
     }
 
     /// Carries out a command; never waits. Needs a tokio runtime. A command for a connection that is gone is ignored and
@@ -119,7 +129,8 @@ impl Links {
         let before = self.open.insert(id, sender);
         debug_assert!(before.is_none(), "a handle is never used again");
         let outlet = Outlet { id, commands, events: self.events.clone() };
-        let dial = Dial { endpoint, client, certificates: self.certificates.clone() };
+        let (certificates, passwords) = (self.certificates.clone(), self.passwords.clone());
+        let dial = Dial { endpoint, client, certificates, passwords };
         self.tasks.spawn(run(outlet, dial, self.connect_timeout));
     }
 }
@@ -131,14 +142,14 @@ async fn run(mut outlet: Outlet, dial: Dial, within: Duration) {
         () = outlet.closed() => return,
         connected = dial.connect(within) => connected,
     };
-    let stream = match connected {
-        Ok(stream) => stream,
+    let (stream, password) = match connected {
+        Ok(connected) => connected,
         Err(failure) => return outlet.report_end(failure).await,
     };
     drop(dial);
     let unsent = Bytes::new();
     let mut connection =
-        Connection { stream, outlet, unsent, writing: false, drained: false, connected: false };
+        Connection { stream, outlet, password, unsent, writing: false, drained: false, connected: false };
     match connection.serve().await {
         Ok(()) => connection.stream.leave(&connection.unsent, FLUSH_MAX).await,
         Err(failure) => {
@@ -184,6 +195,8 @@ impl Outlet {
 struct Connection {
     stream: Stream,
     outlet: Outlet,
+    /// To be reported before `Connected`.
+    password: Option<Bytes>,
     /// What is left of the write under way.
     unsent: Bytes,
     /// Whether a write is under way.
@@ -216,6 +229,10 @@ impl Connection {
                 }
                 permit = events.reserve(), if !self.connected || self.drained => {
                     let Ok(permit) = permit else { return Ok(()) };
+                    if let Some(password) = self.password.take() {
+                        permit.send((self.outlet.id, LinkEvent::Password(password)));
+                        continue;
+                    }
                     let event = if self.connected { LinkEvent::Drained } else { LinkEvent::Connected };
                     (self.connected, self.drained) = (true, false);
                     permit.send((self.outlet.id, event));
@@ -283,19 +300,21 @@ struct Dial {
     endpoint: Endpoint,
     client: Option<ClientId>,
     certificates: Certificates,
+    passwords: Passwords,
 }
 
 impl Dial {
-    /// Finds the broker and connects to the first of its addresses that answers. Each may take its share of the time.
-    async fn connect(&self, within: Duration) -> Result<Stream, LinkFailure> {
-        let Self { endpoint, client, certificates } = self;
+    /// Finds the broker and connects to the first of its addresses that answers. Each may take its share of the time. With it
+    /// comes the password to be shown there, if it is in a file.
+    async fn connect(&self, within: Duration) -> Result<(Stream, Option<Bytes>), LinkFailure> {
+        let Self { endpoint, client, certificates, passwords } = self;
         let deadline = Instant::now() + within;
         let addrs = resolve(endpoint, deadline).await?;
         let mut failures: Vec<LinkFailure> = Vec::new();
         for (tried, &addr) in addrs.iter().enumerate() {
             let share = deadline.saturating_duration_since(Instant::now()) / (addrs.len() - tried) as u32;
             match Stream::open(addr, endpoint, client.as_ref(), certificates, share).await {
-                Ok(stream) => return Ok(stream),
+                Ok(stream) => return Ok((stream, passwords.current(client.as_ref()).await)),
                 Err(failure) => {
                     debug!(%addr, %failure, "cannot connect");
                     if !failures.contains(&failure) {

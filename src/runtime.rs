@@ -21,7 +21,7 @@ use crate::broker;
 use crate::gateway::io::{Control, Input, Mode, Output, PortId, Settings, Target};
 use crate::gateway::record::Outcome;
 use crate::gateway::{Counters, Gateway};
-use crate::link::{Certificates, Links, Report};
+use crate::link::{Certificates, Links, Passwords, Report};
 use crate::transport::{self, Inbox, Intake, OpenError, Transport};
 
 /// Frames handed to the core before its outputs are taken: what they have for the broker leaves in one write.
@@ -63,6 +63,8 @@ pub struct Setup {
     pub embedded_broker: Option<SocketAddr>,
     /// For brokers that speak TLS.
     pub certificates: Certificates,
+    /// For brokers that ask who we are.
+    pub passwords: Passwords,
 }
 
 /// Runs a gateway until SIGTERM or SIGINT; a second one cuts the leave-taking short. SIGHUP is told and ignored.
@@ -169,6 +171,7 @@ impl Runtime {
             ports.push(port.map_err(|source| RuntimeError::Port { name, source })?);
         }
         let (links, events) = Links::new(setup.settings.broker.connect_timeout, setup.certificates);
+        let links = links.with_passwords(setup.passwords);
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         Ok(Self {
             tally: Tally::new(setup.settings.ports.iter().map(|port| port.name.clone()).collect()),

@@ -1,8 +1,6 @@
 //! A configuration as the parts of the program take it: [`Config`] in the user's terms becomes [`Setup`] in theirs.
 
-use std::collections::BTreeMap;
 use std::error::Error;
-use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -16,7 +14,7 @@ use crate::gateway::io::{
     BrokerSettings, Endpoint, Mode, PortSettings, Protocol, QueueFull as Full, QueueSettings, Rebind,
     SessionSettings, Settings, Wills,
 };
-use crate::link::{Certificates, File, FileError, Files, Pair};
+use crate::link::{Certificates, File, FileError, Files, Pair, Passwords};
 use crate::runtime::Setup;
 use crate::topic::ClientId;
 use crate::transport;
@@ -25,29 +23,12 @@ use crate::transport::udp;
 /// How long TCP may take to connect: two lost packets on a slow uplink, and not the two minutes of the system.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Octets of the longest password (MQTT 3.1.1 §3.1.3.5: a two-octet length prefix).
-const PASSWORD_LEN_MAX: usize = 65_535;
-
 /// Why a right configuration cannot be used here.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// A password file cannot be read.
-    #[error("{}: cannot read the password in {file}", file.key)]
-    Password {
-        /// Which.
-        file: File,
-        /// Why.
-        source: io::Error,
-    },
-    /// The password does not fit into a CONNECT.
-    #[error("{}: the password in {file} has more than {PASSWORD_LEN_MAX} octets", file.key)]
-    LongPassword {
-        /// Which.
-        file: File,
-    },
-    /// A certificate or key is of no use.
+    /// A certificate, key or password is of no use.
     #[error(transparent)]
-    Certificate(FileError),
+    File(FileError),
     /// Something that [`Config`] refuses already when it is read.
     #[error("{0} is not in this version")]
     NotBuilt(&'static str),
@@ -57,9 +38,7 @@ impl SetupError {
     /// Whether somebody who may read more would not meet with it.
     pub fn is_denied(&self) -> bool {
         match self {
-            Self::Password { source, .. } | Self::Certificate(FileError::Read { source, .. }) => {
-                source.kind() == io::ErrorKind::PermissionDenied
-            }
+            Self::File(FileError::Read { source, .. }) => source.kind() == io::ErrorKind::PermissionDenied,
             _ => false,
         }
     }
@@ -95,6 +74,7 @@ impl Setup {
     pub fn new(config: Config) -> Result<Self, SetupErrors> {
         let mut errors = Vec::new();
         let certificates = certificates(&config.broker, &mut errors);
+        let passwords = passwords(&config.broker, &mut errors);
         let mode = config.broker.mode;
         let ports =
             config.transports.iter().map(|transport| port(transport, mode, &config.sessions)).collect();
@@ -106,7 +86,7 @@ impl Setup {
             gw_id: config.gateway.id,
             advertise_interval: config.gateway.advertise_interval,
             ports,
-            broker: broker(config.broker, &mut errors),
+            broker: broker(config.broker),
             predefined: config.topics.predefined,
             client_predefined: config.topics.clients,
             sessions: sessions(config.sessions),
@@ -114,7 +94,7 @@ impl Setup {
             seed: random(),
         };
         if errors.is_empty() {
-            Ok(Self { settings, ports: options, embedded_broker, certificates })
+            Ok(Self { settings, ports: options, embedded_broker, certificates, passwords })
         } else {
             Err(SetupErrors(errors))
         }
@@ -155,7 +135,7 @@ fn options(transport: Transport) -> Result<transport::Options, SetupError> {
     }
 }
 
-fn broker(broker: Broker, errors: &mut Vec<SetupError>) -> BrokerSettings {
+fn broker(broker: Broker) -> BrokerSettings {
     let endpoint = |url| match url {
         BrokerUrl::Embedded => reachable(broker.listen),
         BrokerUrl::Mqtt { host, port } => Endpoint { host, port, tls: false },
@@ -172,8 +152,12 @@ fn broker(broker: Broker, errors: &mut Vec<SetupError>) -> BrokerSettings {
         },
         client_id,
         client_id_is_random,
-        credentials: credentials("broker", broker.username, broker.password_file, errors),
-        client_credentials: client_credentials(broker.clients, errors),
+        credentials: credentials(broker.username),
+        client_credentials: broker
+            .clients
+            .into_iter()
+            .filter_map(|(id, client)| Some((id, credentials(client.username)?)))
+            .collect(),
         client_id_template: broker.client_id_template,
         wills: match broker.wills {
             config::Wills::Gateway => Wills::Gateway,
@@ -186,30 +170,25 @@ fn broker(broker: Broker, errors: &mut Vec<SetupError>) -> BrokerSettings {
     }
 }
 
-/// The user name and password below `key` of the configuration.
-fn credentials(
-    key: &str,
-    username: Option<String>,
-    password_file: Option<PathBuf>,
-    errors: &mut Vec<SetupError>,
-) -> Option<(String, Bytes)> {
-    let file = password_file.map(|path| File { key: format!("{key}.password_file"), path });
-    let password = file.and_then(|file| noted(password(file), errors)).unwrap_or_default();
-    username.map(|username| (username, password))
+/// The files of passwords, read.
+fn passwords(broker: &Broker, errors: &mut Vec<SetupError>) -> Passwords {
+    let file = |key: &str, path: &Option<PathBuf>| {
+        path.clone().map(|path| File { key: format!("{key}.password_file"), path })
+    };
+    let client = |(id, client): (&ClientId, &config::Credentials)| {
+        client.username.as_ref()?;
+        Some((id.clone(), file(&format!("broker.clients.{id}"), &client.password_file)))
+    };
+    let clients = broker.clients.iter().filter_map(client).collect();
+    Passwords::load(file("broker", &broker.password_file), clients).unwrap_or_else(|wrong| {
+        errors.extend(wrong.into_iter().map(SetupError::File));
+        Passwords::default()
+    })
 }
 
-/// User names and passwords of single clients.
-fn client_credentials(
-    clients: BTreeMap<ClientId, config::Credentials>,
-    errors: &mut Vec<SetupError>,
-) -> BTreeMap<ClientId, (String, Bytes)> {
-    let mut all = BTreeMap::new();
-    for (id, client) in clients {
-        let key = format!("broker.clients.{id}");
-        let shown = credentials(&key, client.username, client.password_file, errors);
-        all.extend(shown.map(|shown| (id, shown)));
-    }
-    all
+/// A user name; its password comes with each connection.
+fn credentials(username: Option<String>) -> Option<(String, Bytes)> {
+    username.map(|username| (username, Bytes::new()))
 }
 
 /// What TLS trusts and shows. Without a broker that speaks it nothing is read.
@@ -232,7 +211,7 @@ fn certificates(broker: &Broker, errors: &mut Vec<SetupError>) -> Certificates {
         clients: broker.clients.iter().filter_map(client).collect(),
     };
     Certificates::load(files).unwrap_or_else(|wrong| {
-        errors.extend(wrong.into_iter().map(SetupError::Certificate));
+        errors.extend(wrong.into_iter().map(SetupError::File));
         Certificates::default()
     })
 }
@@ -245,21 +224,6 @@ fn reachable(addr: SocketAddr) -> Endpoint {
         ip => ip,
     };
     Endpoint { host: ip.to_string(), port: addr.port(), tls: false }
-}
-
-/// The password in a file, without the end of its line.
-fn password(file: File) -> Result<Bytes, SetupError> {
-    let mut password = match fs::read(&file.path) {
-        Ok(password) => password,
-        Err(source) => return Err(SetupError::Password { file, source }),
-    };
-    let end = password.strip_suffix(b"\n").map(|line| line.strip_suffix(b"\r").unwrap_or(line).len());
-    password.truncate(end.unwrap_or(password.len()));
-    if password.len() > PASSWORD_LEN_MAX {
-        Err(SetupError::LongPassword { file })
-    } else {
-        Ok(password.into())
-    }
 }
 
 /// `mqtt-sn-gateway-<random>`, with the 23 octets that every broker takes (MQTT 3.1.1 §3.1.3.1).
@@ -304,8 +268,6 @@ fn sessions(sessions: Sessions) -> SessionSettings {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     fn made_of(yaml: &str) -> Result<Setup, SetupErrors> {
@@ -373,23 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn the_password_is_the_line_in_its_file() {
-        for (octets, password) in [
-            (&b"secret"[..], &b"secret"[..]),
-            (b"secret\n", b"secret"),
-            (b"a\r\n", b"a"),
-            (b"a\n\n", b"a\n"),
-            (b"", b""),
-        ] {
-            let mut file = tempfile::NamedTempFile::new().unwrap();
-            file.write_all(octets).unwrap();
-            let path = file.path().display();
-            let setup = made_of(&format!("broker: {{ username: u, password_file: {path} }}")).unwrap();
-            assert_eq!(
-                setup.settings.broker.credentials,
-                Some(("u".into(), Bytes::copy_from_slice(password)))
-            );
-        }
+    fn every_password_file_that_cannot_be_read_is_named() {
         let alone = made_of("broker: { username: u }").unwrap().settings.broker.credentials;
         assert_eq!(alone, Some(("u".into(), Bytes::new())));
         let error = made_of(
@@ -397,8 +343,8 @@ mod tests {
         );
         assert_eq!(
             error.unwrap_err().to_string(),
-            "broker.password_file: cannot read the password in /nowhere/p: No such file or directory (os error 2)\n\
-             broker.clients.a.password_file: cannot read the password in /nowhere/q: No such file or directory (os error 2)"
+            "broker.password_file: cannot read /nowhere/p: No such file or directory (os error 2)\n\
+             broker.clients.a.password_file: cannot read /nowhere/q: No such file or directory (os error 2)"
         );
     }
 
@@ -415,7 +361,7 @@ mod tests {
             BrokerUrl::Mqtts { host: "a".into(), port: 8883 },
             BrokerUrl::Mqtt { host: "b".into(), port: 1883 },
         ];
-        let settings = broker(config.broker, &mut Vec::new());
+        let settings = broker(config.broker);
         assert_eq!(settings.endpoints, [endpoint("a", 8883, true), endpoint("b", 1883, false)]);
     }
 

@@ -85,6 +85,8 @@ pub enum PortEvent {
 pub enum LinkEvent {
     /// The connection that [`LinkCommand::Connect`] asked for is open.
     Connected,
+    /// The password to be shown on the connection, which comes next: files change while the gateway runs.
+    Password(Bytes),
     /// Octets from the broker.
     Bytes(Bytes),
     /// Everything of the last [`LinkCommand::Write`] is with the operating system; the next one may come.
@@ -254,7 +256,7 @@ pub struct BrokerSettings {
     pub client_id: String,
     /// Whether that id was made up for this process, so that its session at the broker is of no use to the next one.
     pub client_id_is_random: bool,
-    /// User name and password.
+    /// User name and password of the gateway; a password in a file comes with [`LinkEvent::Password`] instead.
     pub credentials: Option<(String, Bytes)>,
     /// User names and passwords of single clients on their own links; the others show those of the gateway.
     pub client_credentials: BTreeMap<ClientId, (String, Bytes)>,

@@ -32,7 +32,7 @@ const FILE_LEN_MAX: u64 = 4 << 20;
 /// changes with the system's updates, or because somebody mends what keeps us from connecting.
 const SYSTEM_AGE_MAX: Duration = Duration::from_secs(60);
 
-/// A PEM file and the key of the configuration that names it.
+/// A file and the key of the configuration that names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File {
     /// As in `broker.tls.ca`.
@@ -198,7 +198,7 @@ impl fmt::Debug for Certificates {
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(ring::default_provider()));
 
 /// Files, and what they are to the handshake.
-trait Source: Clone + Send + 'static {
+pub(super) trait Source: Clone + Send + 'static {
     type Made: Clone + Send;
 
     /// None: the system's.
@@ -208,7 +208,7 @@ trait Source: Clone + Send + 'static {
 }
 
 /// What was made of files, and is made again when they change.
-struct Renewed<S: Source> {
+pub(super) struct Renewed<S: Source> {
     source: S,
     /// The files as they were when they were last read.
     seen: Option<Seen>,
@@ -219,18 +219,18 @@ struct Renewed<S: Source> {
 }
 
 impl<S: Source> Renewed<S> {
-    fn new(source: S) -> Self {
+    pub(super) fn new(source: S) -> Self {
         Self { source, seen: None, good: None, wrong: None }
     }
 
-    fn load(&mut self) -> Result<(), FileError> {
+    pub(super) fn load(&mut self) -> Result<(), FileError> {
         self.seen = Some(Seen::of(&self.source.files()));
         self.good = Some(self.source.make()?);
         Ok(())
     }
 
     /// What is to be used; what is wrong with the files, if they never were right. Cancel-safe.
-    async fn current(&mut self) -> Result<S::Made, String> {
+    pub(super) async fn current(&mut self) -> Result<S::Made, String> {
         // Before they are read: what changes meanwhile is read the next time.
         let seen = Seen::of(&self.source.files());
         if !self.seen.as_ref().is_some_and(|before| before.holds(&seen)) {

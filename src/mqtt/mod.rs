@@ -386,6 +386,13 @@ impl Connection {
         self.options.will = will;
     }
 
+    /// Shows this password from the next [`handle_connected`](Self::handle_connected) on, if there is a user name to go with it.
+    pub fn set_password(&mut self, password: Bytes) {
+        if let Some(credentials) = &mut self.options.credentials {
+            credentials.password = password;
+        }
+    }
+
     /// Speaks this version from the next [`handle_connected`](Self::handle_connected) on: for a broker that does not know
     /// the other. What is unfinished goes over.
     pub fn set_protocol(&mut self, protocol: Protocol) {

@@ -112,7 +112,7 @@ fn a_password_that_cannot_be_read_is_78_and_named() {
         "{ url: mqtt://127.0.0.1:1 }",
         "{ url: mqtt://127.0.0.1:1, username: u, password_file: /nowhere/password }",
     ));
-    let last = "mqtt-sn-gateway: broker.password_file: cannot read the password in /nowhere/password: \
+    let last = "mqtt-sn-gateway: broker.password_file: cannot read /nowhere/password: \
                 No such file or directory (os error 2)";
     for command in ["check", "run"] {
         let ended = folder.run(&[command]);

@@ -216,6 +216,26 @@ fn a_wrong_password_is_told_until_the_broker_takes_it() {
     broker.up();
     gateway.process.wait_for_line("connected to the broker");
     passes_both_ways(&gateway);
+    // A new one is used from the next connection on, and one that is gone stays in use.
+    let mut connections = gateway.process.printed().matches("connected to the broker").count();
+    for change in [Some("new"), None, None] {
+        broker.down();
+        match change {
+            Some(password) => {
+                allow(password);
+                fs::write(&secret, password).unwrap();
+            }
+            None => drop(fs::remove_file(&secret)),
+        }
+        broker.up();
+        connections += 1;
+        wait_until("a reconnect", || {
+            gateway.process.printed().matches("connected to the broker").count() >= connections
+        });
+    }
+    let printed = gateway.process.printed();
+    assert_eq!(printed.matches("broker.password_file read again").count(), 1, "{printed}");
+    assert_eq!(printed.matches("what was there before stays in use").count(), 1, "{printed}");
 }
 
 #[test]
@@ -457,7 +477,7 @@ fn every_file_that_is_of_no_use_is_named_by_check_and_by_run() {
             is_key,
             "the key in FOLDER/key.pem does not belong to the certificate in FOLDER/cert.pem",
         ),
-        ("secret", None, "broker.password_file", "cannot read the password in FOLDER/secret"),
+        ("secret", None, "broker.password_file", "cannot read FOLDER/secret"),
         (
             "pump.key",
             Some(&other.key),

@@ -344,6 +344,7 @@ fn setup(broker: SocketAddr) -> Setup {
         ports: vec![transport::Options::Udp(options)],
         embedded_broker: None,
         certificates: Default::default(),
+        passwords: Default::default(),
     }
 }
 

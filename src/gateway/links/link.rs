@@ -137,6 +137,10 @@ impl Link {
                 self.socket = Socket::Open;
                 self.connection.handle_connected(cx.now)
             }
+            LinkEvent::Password(password) => {
+                self.connection.set_password(password);
+                Ok(())
+            }
             LinkEvent::Bytes(octets) => self.connection.handle_bytes(cx.now, &octets),
             LinkEvent::Drained => {
                 self.writing = false;
