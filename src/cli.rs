@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{
-    BrokerUrl, Config, LoadError, Log, LogFormat, LogLevel, SHIPPED, Tls, TransportKind, UrlError,
+    BrokerUrl, Config, LoadError, Log, LogFormat, LogLevel, Mode, SHIPPED, Tls, TransportKind, UrlError,
     parse_duration,
 };
 use crate::demo::{self, DemoError};
@@ -282,8 +282,10 @@ fn summary(config: &Config) -> String {
     let list = |items: Vec<String>| items.join(", ");
     let urls = list(config.broker.urls.iter().map(BrokerUrl::to_string).collect());
     let mut lines = vec![match config.broker.urls.contains(&BrokerUrl::Embedded) {
-        true => format!("broker: embedded, listens on {}", config.broker.listen),
-        false => format!("broker: {urls}"),
+        true => {
+            format!("broker: embedded, listens on {}, {}", config.broker.listen, mode(config.broker.mode))
+        }
+        false => format!("broker: {urls}, {}", mode(config.broker.mode)),
     }];
     if config.broker.urls.iter().any(|url| matches!(url, BrokerUrl::Mqtts { .. })) {
         let Tls { ca, cert, .. } = &config.broker.tls;
@@ -305,13 +307,22 @@ fn summary(config: &Config) -> String {
                 format!("dtls {}", list(dtls.listen.iter().map(ToString::to_string).collect()))
             }
         };
-        lines.push(format!("transport {}: {what}", transport.name));
+        let mode = mode(transport.mode.unwrap_or(config.broker.mode));
+        lines.push(format!("transport {}: {what}, {mode}", transport.name));
     }
     let common = config.topics.predefined.len();
     let single: usize = config.topics.clients.values().map(BTreeMap::len).sum();
     lines.push(format!("predefined topics: {common} for all clients, {single} for single ones"));
     lines.extend(config.notes().into_iter().map(|note| format!("note: {note}")));
     lines.join("\n")
+}
+
+/// As it is written in the configuration.
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Aggregating => "aggregating",
+        Mode::Transparent => "transparent",
+    }
 }
 
 fn init(broker: Option<&BrokerUrl>, serial: Option<&str>) -> Result<Exit, Failure> {

@@ -43,6 +43,10 @@ const ORDERS_MAX: usize = 8;
 /// Open files beside the links of clients: ports, the gateway's own link, the log, the reactor.
 const FILES_BESIDE_LINKS: u64 = 64;
 
+/// Clients for whom there should be open files, whatever `sessions.max` allows: as many as a shell on Linux gives by default. A
+/// system that gives fewer was meant for smaller programs.
+const LINKS_LEAST: u64 = 1024 - FILES_BESIDE_LINKS;
+
 /// How long the core may take its leave when asked to stop.
 const STOP_MAX: Duration = Duration::from_secs(5);
 
@@ -89,11 +93,17 @@ fn raise_open_files(settings: &Settings) {
         debug!(%error, "the limit of open files stays");
     }
     let dedicated = settings.ports.iter().any(|port| port.mode == Mode::Transparent);
-    let clients = u64::try_from(settings.sessions.max).unwrap_or(u64::MAX).saturating_add(FILES_BESIDE_LINKS);
-    if dedicated && most < clients {
+    let (clients, max) = (most.saturating_sub(FILES_BESIDE_LINKS), settings.sessions.max);
+    let wanted = u64::try_from(max).unwrap_or(u64::MAX);
+    if dedicated && clients < wanted.min(LINKS_LEAST) {
         warn!(
             limit = most,
-            "fewer open files than sessions.max: clients beyond them are refused (LimitNOFILE)"
+            "open files for {clients} clients with links of their own, the others are refused (LimitNOFILE)"
+        );
+    } else if dedicated && clients < wanted {
+        info!(
+            limit = most,
+            "open files for {clients} clients with links of their own; sessions.max is {max}"
         );
     }
 }

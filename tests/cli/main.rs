@@ -90,7 +90,7 @@ fn check_sums_up_what_is_right() {
     let folder = Folder::with(
         "broker: { url: embedded, listen: 127.0.0.1:1999, outage: reject }\n\
          transports:\n  - { name: lan, type: udp, listen: 0.0.0.0:1884, multicast: 225.1.1.1:1884 }\n  \
-         - { name: wan, type: udp, listen: ['10.0.0.1:1', '[::1]:2'] }\n\
+         - { name: wan, type: udp, listen: ['10.0.0.1:1', '[::1]:2'], mode: transparent }\n\
          topics: { predefined: { 1: a, 2: b }, clients: { pump-7: { 1: c } } }\n\
          store: { path: none }\nhttp: { listen: 127.0.0.1:8090 }\n",
     );
@@ -99,9 +99,9 @@ fn check_sums_up_what_is_right() {
     assert_eq!(
         ended.stdout,
         "./gateway.yaml: no errors\n\
-         broker: embedded, listens on 127.0.0.1:1999\n\
-         transport lan: udp 0.0.0.0:1884, group 225.1.1.1:1884\n\
-         transport wan: udp 10.0.0.1:1, [::1]:2, no multicast group\n\
+         broker: embedded, listens on 127.0.0.1:1999, aggregating\n\
+         transport lan: udp 0.0.0.0:1884, group 225.1.1.1:1884, aggregating\n\
+         transport wan: udp 10.0.0.1:1, [::1]:2, no multicast group, transparent\n\
          predefined topics: 2 for all clients, 1 for single ones\n\
          note: http.listen: not in this version, nothing listens on 127.0.0.1:8090\n"
     );
@@ -121,7 +121,7 @@ fn check_reads_standard_input() {
     let folder = Folder::new();
     let ended = folder.run_with(&["check", "-"], b"broker:\n  url: mqtt://${HOST}\n");
     assert!(
-        ended.stdout.contains("<stdin>: no errors\nbroker: mqtt://broker.example:1883\n"),
+        ended.stdout.contains("<stdin>: no errors\nbroker: mqtt://broker.example:1883, aggregating\n"),
         "{}",
         ended.stdout
     );

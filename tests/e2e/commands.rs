@@ -107,3 +107,23 @@ fn what_init_writes_is_what_check_accepts_and_run_runs() {
     run.wait_for_line("listening on udp");
     run.wait_for_line("127.0.0.1:9");
 }
+
+#[test]
+fn a_low_limit_of_open_files_is_warned_of_where_clients_have_links_of_their_own() {
+    for (limit, mode, expected) in
+        [(256, "transparent", Some("WARN")), (4096, "transparent", Some("INFO")), (256, "aggregating", None)]
+    {
+        let folder = TempDir::new().unwrap();
+        let more = format!("  mode: {mode}\n");
+        let config = configuration(folder.path(), "mqtt://127.0.0.1:1", free_udp(), &more);
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit -n {limit} && exec \"$0\" run -c \"$1\"");
+        let process = Process::start(shell.args(["-c", &script]).arg(gateway_program()).arg(config));
+        process.wait_for_line("no connection to the broker");
+        let printed = process.printed();
+        let words = format!("open files for {} clients with links of their own", limit - 64);
+        let line = printed.lines().find(|line| line.contains("open files"));
+        assert_eq!(line.map(|line| line.contains(&words)), expected.map(|_| true), "{printed}");
+        assert!(expected.is_none_or(|level| line.unwrap().contains(level)), "{printed}");
+    }
+}
