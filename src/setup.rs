@@ -144,6 +144,7 @@ fn broker(broker: Broker) -> BrokerSettings {
     let client_id_is_random = broker.client_id.is_none();
     let client_id = broker.client_id.map_or_else(made_up_id, |id| id.as_str().into());
     BrokerSettings {
+        outage_queue: None,
         endpoints: broker.urls.into_iter().map(endpoint).collect(),
         protocol: match broker.protocol {
             config::Protocol::Auto => Protocol::Auto,

@@ -78,6 +78,10 @@ counters! {
     uplink_congestion,
     /// Messages answered with congestion because the broker took too long; its answer still counts (§6.6).
     uplink_late,
+    /// Messages kept for the broker, which is away or slow, with the client being told that all is well.
+    uplink_kept,
+    /// Messages given up: the broker was away for longer than they may be kept.
+    uplink_expired,
     /// Messages refused by the broker.
     uplink_refused,
     /// Messages given up because the broker closes the connection for them each time.
@@ -132,7 +136,7 @@ counters! {
 }
 
 /// Facts that are no loss. A counter that is not named here is told when it moves.
-const ROUTINE: [&str; 16] = [
+const ROUTINE: [&str; 17] = [
     "frames_received",
     "frames_sent",
     "connects_accepted",
@@ -141,6 +145,7 @@ const ROUTINE: [&str; 16] = [
     "sessions_expired",
     "wills_published",
     "uplink_messages",
+    "uplink_kept",
     "uplink_duplicates",
     "downlink_messages",
     "downlink_recipients",

@@ -268,10 +268,23 @@ pub struct BrokerSettings {
     pub keep_alive: Duration,
     /// How long the broker may take to acknowledge before a client is told `congestion` (Interpretation: A-34).
     pub ack_timeout: Duration,
+    /// How much is kept for the broker while it is away or slow; `None`: clients are told `congestion`.
+    pub outage_queue: Option<OutageQueue>,
     /// How long a client whose own link is lost is kept before it is told (§6.12).
     pub grace: Duration,
     /// How long TCP, and TLS on it, may take to connect.
     pub connect_timeout: Duration,
+}
+
+/// Bounds of what is kept for the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutageQueue {
+    /// Messages.
+    pub messages: usize,
+    /// Octets of topics and payloads.
+    pub bytes: usize,
+    /// How long a message waits for the broker at most; a restart begins it anew.
+    pub age: Duration,
 }
 
 /// How clients are served at the broker (§4).

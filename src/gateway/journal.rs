@@ -123,6 +123,16 @@ impl Journal {
         }
     }
 
+    /// Adds what nothing leaves for: who needs it waits by [`Journal::settle_when_durable`].
+    pub(super) fn insert_in_time(&mut self, row: Row) {
+        self.records.push(Record::Insert(row));
+    }
+
+    /// As [`Journal::insert_in_time`], of a row that there is.
+    pub(super) fn update_in_time(&mut self, row: Row) {
+        self.records.push(Record::Update(row));
+    }
+
     /// Removes what need not be gone before anything leaves: if it is there again after a crash, it does no harm.
     pub(super) fn delete_in_time(&mut self, key: Key) {
         self.records.push(Record::Delete(key));

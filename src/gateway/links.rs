@@ -5,12 +5,13 @@
 //! whichever link serves it.
 
 mod aggregate;
+mod backlog;
 mod dedicated;
 mod link;
 mod pool;
 mod retained;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,14 +19,20 @@ use tracing::warn;
 
 use self::aggregate::Aggregate;
 pub(super) use self::aggregate::is_own_id;
+pub(super) use self::backlog::Sender;
+use self::backlog::{Backlog, Via};
 use self::dedicated::Dedicated;
 pub(super) use self::dedicated::{Opened, Opening, id_at_broker};
 pub(super) use self::link::LinkCx;
 use self::link::News;
 use self::pool::{LinkKey, Pool};
 use super::ClientKey;
-use super::io::{BrokerSettings, LinkEvent, LinkId, Mode};
-use crate::mqtt::{Credentials, DeliveryId, Full, Message, Options, QoS, Refused};
+use super::io::{BrokerSettings, LinkEvent, LinkId, Mode, OutageQueue};
+use super::journal::{Journal, Whose};
+use super::record::{self, Key, Row};
+use crate::mqtt::{
+    Credentials, DeliveryId, Full, Message, Options, QoS, Refused, Restored, RestoredPublish, Trace,
+};
 use crate::topic::TopicFilter;
 use crate::wire::ReturnCode;
 
@@ -47,9 +54,10 @@ pub(super) struct Delivery {
     id: DeliveryId,
 }
 
-/// Names one message of a client on its way to the broker; never used again.
+/// Names one message of a client on its way to the broker, by the order in which they came; never used again, not after a
+/// restart either while there is a row of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct UplinkId(u64);
+pub(super) struct UplinkId(pub(super) u64);
 
 /// Names one SUBSCRIBE of a client on its way to the broker; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,6 +108,17 @@ pub(super) enum Subscribing {
     Granted(QoS),
 }
 
+/// What came of a PUBLISH.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Publishing {
+    /// It left at QoS 0: nothing more will be heard of it.
+    Forgotten,
+    /// [`Update::Completed`] will tell.
+    Awaited(UplinkId),
+    /// It is kept for the broker, and the client may be told so.
+    Kept,
+}
+
 /// How a client leaves its own link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Parting {
@@ -117,21 +136,32 @@ pub(super) struct Links {
     aggregate: Aggregate,
     dedicated: Dedicated,
     wills: VecDeque<Message>,
+    backlog: Backlog,
+    /// How much of that there may be, if messages are kept for the broker at all.
+    outage_queue: Option<OutageQueue>,
+    /// What is stored outlives the process.
+    lasting: bool,
+    /// QoS 2 messages of the broker that are taken care of and not forgotten by it, by packet id.
+    received: BTreeSet<(LinkKey, u16)>,
     updates: VecDeque<Update>,
     last_id: u64,
 }
 
 impl Links {
-    pub(super) fn new(settings: &BrokerSettings, now: Instant) -> Self {
+    pub(super) fn new(settings: &BrokerSettings, lasting: bool, now: Instant) -> Self {
         let mut pool = Pool::default();
-        let options = own_options(settings);
+        let options = own_options(settings, lasting);
         let own = pool.add(options.clone(), None, now);
         Self {
             pool,
             own,
             aggregate: Aggregate::new(own, options),
-            dedicated: Dedicated::default(),
+            dedicated: Dedicated::new(lasting),
             wills: VecDeque::new(),
+            backlog: Backlog::default(),
+            outage_queue: settings.outage_queue.filter(|_| lasting),
+            lasting,
+            received: BTreeSet::new(),
             updates: VecDeque::new(),
             last_id: 0,
         }
@@ -167,8 +197,13 @@ impl Links {
         self.dedicated.part(client, parting, &mut self.pool, cx);
     }
 
-    /// The client and its session are gone, at the broker too if `purge`.
+    /// The client and its session are gone, at the broker too if `purge`. What it was promised goes by the gateway's own link.
     pub(super) fn forget(&mut self, client: ClientKey, purge: bool, cx: &mut LinkCx<'_>) {
+        if let Some(own) = self.dedicated.get_mut(client) {
+            let link = own.link();
+            self.forget_received(link, None, cx.journal);
+            self.backlog.hand_over(client, cx.journal);
+        }
         self.dedicated.forget(client, purge, &mut self.pool, cx);
     }
 
@@ -177,14 +212,161 @@ impl Links {
         self.dedicated.change_will(client, will, &mut self.pool);
     }
 
-    /// Sends a message of a client, or says why that cannot be. `None` for QoS 0: nothing more will be heard of it.
-    pub(super) fn publish(&mut self, client: ClientKey, message: Message) -> Result<Option<UplinkId>, Full> {
-        let id = UplinkId(self.next_id());
-        let answered = match self.dedicated.get_mut(client) {
-            Some(own) => own.publish(id, message, &mut self.pool)?,
-            None => self.aggregate.publish(client, id, message, &mut self.pool)?,
+    /// Sends a message of a client, keeps it for the broker, or says why neither can be.
+    pub(super) fn publish(
+        &mut self,
+        sender: Sender,
+        message: Message,
+        now: Instant,
+        journal: &mut Journal,
+    ) -> Result<Publishing, Full> {
+        let id = UplinkId(journal.number());
+        let via = self.via(sender.key);
+        let matters = message.qos != QoS::AtMostOnce;
+        let full = if matters && self.backlog.has_waiting(sender.key) {
+            Full::Queue
+        } else {
+            match self.publish_now(via, sender.key, id, message.clone()) {
+                Ok(false) => return Ok(Publishing::Forgotten),
+                Ok(true) => {
+                    if self.lasting && message.qos == QoS::ExactlyOnce {
+                        self.backlog.follow(id, sender, via, message, now);
+                    }
+                    return Ok(Publishing::Awaited(id));
+                }
+                Err(full) => full,
+            }
         };
-        Ok(answered.then_some(id))
+        let limits = self.outage_queue.filter(|_| !full.is_final() && journal.is_available());
+        let limits = limits.ok_or(full)?;
+        self.backlog.take(id, sender, via, message, matters, &limits, now, journal)?;
+        Ok(Publishing::Kept)
+    }
+
+    /// Keeps a message that the broker has not acknowledged in time, for the client to be told that it is taken care of.
+    pub(super) fn promise(
+        &mut self,
+        sender: Sender,
+        id: UplinkId,
+        now: Instant,
+        journal: &mut Journal,
+    ) -> bool {
+        let Some(limits) = self.outage_queue.filter(|_| journal.is_available()) else { return false };
+        let via = self.via(sender.key);
+        let found = match via {
+            Via::Gateway => self.aggregate.find(id, &self.pool),
+            Via::Client(client) => self.dedicated.find(client, id, &self.pool),
+        };
+        self.backlog.promise(id, sender, via, found.cloned(), &limits, now, journal).is_ok()
+    }
+
+    /// The broker is done with a message. Whether the client was told before that all is well.
+    pub(super) fn finish(&mut self, id: UplinkId, journal: &mut Journal) -> bool {
+        self.backlog.finish(id, journal)
+    }
+
+    /// A QoS 2 message of the broker is taken care of from the batch on that is being made.
+    pub(super) fn take_over(&mut self, delivery: Delivery, journal: &mut Journal) {
+        let Delivery { link, id } = delivery;
+        let packet = self.pool.connection(link).and_then(|connection| connection.packet_of(id));
+        let Some(packet) = packet else { return };
+        let row = match (self.aggregate.number(link), self.dedicated.id(link)) {
+            (Some(number), _) => Row::Received(number, packet),
+            (None, Some(client)) => Row::ClientReceived(client.clone(), packet),
+            (None, None) => return,
+        };
+        if self.received.insert((link, packet)) {
+            journal.insert_in_time(row);
+        }
+    }
+
+    /// The broker knows nothing more of a QoS 2 message of its own that was taken over, or of all on a link.
+    fn forget_received(&mut self, link: LinkKey, packet: Option<u16>, journal: &mut Journal) {
+        let (first, last) = packet.map_or((0, u16::MAX), |packet| (packet, packet));
+        let packets: Vec<_> = self.received.range((link, first)..=(link, last)).copied().collect();
+        for (link, packet) in packets {
+            self.received.remove(&(link, packet));
+            let key = match (self.aggregate.number(link), self.dedicated.id(link)) {
+                (Some(number), _) => Key::Received(number, packet),
+                (None, Some(client)) => Key::Client(client.clone(), record::ClientKey::Received(packet)),
+                (None, None) => continue,
+            };
+            match self.pool.socket(link) {
+                Some(socket) => journal.delete(Whose::Link(socket), key),
+                None => journal.delete_in_time(key),
+            }
+        }
+    }
+
+    /// What has to be stored before a link may go on.
+    fn handle_trace(&mut self, link: LinkKey, trace: Trace, journal: &mut Journal) {
+        let Some(socket) = self.pool.socket_or_last(link) else { return };
+        let id = |token| self.aggregate.uplink(link, token).or_else(|| self.dedicated.uplink(link, token));
+        match trace {
+            Trace::Sent(token, packet) => {
+                if let Some(id) = id(token) {
+                    self.backlog.sent(id, packet, socket, journal);
+                }
+            }
+            Trace::Released(token, _) => {
+                if let Some(id) = id(token) {
+                    self.backlog.released(id, socket, journal);
+                }
+            }
+            Trace::Ended { token, waits: true, .. } => {
+                let message = self.pool.connection(link).and_then(|connection| connection.message_of(token));
+                if let Some(id) = id(token) {
+                    self.backlog.unsent(id, message.cloned(), socket, journal);
+                }
+            }
+            // Its end is stored together with what the client is told of it.
+            Trace::Ended { waits: false, .. } => {}
+            Trace::Forgot(packet) => self.forget_received(link, Some(packet), journal),
+            Trace::ForgotAll => self.forget_received(link, None, journal),
+        }
+    }
+
+    fn via(&self, client: ClientKey) -> Via {
+        if self.is_dedicated(client) { Via::Client(client) } else { Via::Gateway }
+    }
+
+    /// Whether the broker will answer.
+    fn publish_now(
+        &mut self,
+        via: Via,
+        client: ClientKey,
+        id: UplinkId,
+        message: Message,
+    ) -> Result<bool, Full> {
+        match via {
+            Via::Gateway => self.aggregate.publish(client, id, message, &mut self.pool),
+            Via::Client(owner) => match self.dedicated.get_mut(owner) {
+                Some(own) => own.publish(id, message, &mut self.pool),
+                None => Err(Full::Offline),
+            },
+        }
+    }
+
+    /// Lets what is kept for the broker leave, as far as links have room.
+    fn pass_backlog(&mut self, cx: &mut LinkCx<'_>) {
+        for via in self.backlog.waiting_links() {
+            while let Some((id, client, message)) = self.backlog.front(via) {
+                match self.publish_now(via, client, id, message) {
+                    Ok(true) => self.backlog.pass(via),
+                    Ok(false) => {
+                        self.backlog.pass(via);
+                        self.backlog.finish(id, cx.journal);
+                    }
+                    Err(full) if full.is_final() => {
+                        warn!(reason = %full, "a message that was kept for the broker is lost");
+                        cx.counters.uplink_refused += 1;
+                        self.backlog.pass(via);
+                        self.backlog.finish(id, cx.journal);
+                    }
+                    Err(_) => break,
+                }
+            }
+        }
     }
 
     /// Sends a message of QoS −1 (§6.8).
@@ -192,8 +374,18 @@ impl Links {
         self.aggregate.publish_for_nobody(message, &mut self.pool)
     }
 
-    /// Publishes a Will, now or when the broker is back. Returns whether it was taken.
-    pub(super) fn publish_will(&mut self, will: Message) -> bool {
+    /// Publishes a Will, now or when the broker is back; where messages are kept for that, it is. Returns whether it was taken.
+    pub(super) fn publish_will(
+        &mut self,
+        sender: Sender,
+        will: Message,
+        now: Instant,
+        journal: &mut Journal,
+    ) -> bool {
+        if let Some(limits) = &self.outage_queue {
+            let id = UplinkId(journal.number());
+            return self.backlog.take(id, sender, Via::Gateway, will, true, limits, now, journal).is_ok();
+        }
         if self.wills.len() >= WILLS_MAX {
             return false;
         }
@@ -214,6 +406,111 @@ impl Links {
             Some(own) => own.subscribe(id, filter, qos, &mut self.pool),
             None => self.aggregate.subscribe(client, id, filter, qos, &mut self.pool, now),
         }
+    }
+
+    /// The broker had this filter before a restart, on the link of this number. Numbers come in ascending order, and before
+    /// [`Links::restore_claim`].
+    pub(super) fn restore_filter(
+        &mut self,
+        number: u16,
+        filter: TopicFilter,
+        row: record::FilterRow,
+        now: Instant,
+    ) {
+        self.aggregate.restore_filter(number, filter, row, &mut self.pool, now);
+    }
+
+    /// A client had a link of its own before a restart, see [`Dedicated::restore`].
+    pub(super) fn restore_own(
+        &mut self,
+        client: ClientKey,
+        opening: Opening,
+        filters: BTreeMap<TopicFilter, QoS>,
+        at: Option<Instant>,
+        cx: &mut LinkCx<'_>,
+    ) {
+        self.dedicated.restore(client, opening, filters, at, &mut self.pool, cx);
+    }
+
+    /// Messages that were on their way before a restart, in their order, and QoS 2 messages of the broker that were taken over,
+    /// each with whose link it came on: the number of one of the gateway's, or a client. `same` says that the broker knows
+    /// the gateway by the same client id as then.
+    pub(super) fn restore_exchanges(
+        &mut self,
+        uplinks: Vec<(UplinkId, Sender, record::UplinkRow)>,
+        received: Vec<(Result<u16, ClientKey>, u16)>,
+        same: bool,
+        now: Instant,
+        journal: &mut Journal,
+    ) {
+        let mut restored: BTreeMap<LinkKey, (Restored, Vec<(UplinkId, ClientKey)>)> = BTreeMap::new();
+        for (id, sender, mut row) in uplinks {
+            journal.restore_number(id.0);
+            let via = if row.dedicated { self.via(sender.key) } else { Via::Gateway };
+            let goes_on = row.dedicated == (via != Via::Gateway) && (same || via != Via::Gateway);
+            if !goes_on {
+                row.packet = None;
+            }
+            let client = sender.key;
+            let publish = match (row.packet, row.message.clone()) {
+                (Some(packet), Some(message)) => Some(RestoredPublish::Sent(packet, message)),
+                (Some(packet), None) => Some(RestoredPublish::Released(packet)),
+                (None, Some(_)) => None,
+                // Who was to hear PUBREL is not there any more.
+                (None, None) => {
+                    let key = record::ClientKey::Uplink(id.0);
+                    journal.delete_in_time(Key::Client(sender.id, key));
+                    continue;
+                }
+            };
+            let link = self.link_of(via);
+            self.backlog.restore(id, sender, via, row, now);
+            if let Some((publish, link)) = publish.zip(link) {
+                let (restored, ids) = restored.entry(link).or_default();
+                restored.publishes.push(publish);
+                ids.push((id, client));
+            }
+        }
+        for (whose, packet) in received {
+            let link = match whose {
+                Ok(number) => self.aggregate.link_of(number).filter(|_| same),
+                Err(client) => self.link_of(Via::Client(client)),
+            };
+            if let Some(link) = link {
+                self.received.insert((link, packet));
+                restored.entry(link).or_default().0.received.push(packet);
+            } else if let Ok(number) = whose {
+                journal.delete_in_time(Key::Received(number, packet));
+            }
+        }
+        for link in self.links_to_restore(same) {
+            let (restored, ids) = restored.remove(&link).unwrap_or_default();
+            let tokens = self.pool.restore(link, restored);
+            for ((id, client), token) in ids.into_iter().zip(tokens) {
+                match self.dedicated.client(link).and_then(|owner| self.dedicated.get_mut(owner)) {
+                    Some(own) => own.restore_publish(id, token),
+                    None => self.aggregate.restore_publish(client, id, token),
+                }
+            }
+        }
+    }
+
+    /// Links that the broker knew before a restart.
+    fn links_to_restore(&self, same: bool) -> Vec<LinkKey> {
+        let shared = self.aggregate.links().filter(|_| same);
+        shared.chain(self.dedicated.kept_links()).collect()
+    }
+
+    fn link_of(&self, via: Via) -> Option<LinkKey> {
+        match via {
+            Via::Gateway => Some(self.own),
+            Via::Client(client) => self.dedicated.link(client),
+        }
+    }
+
+    /// Whether a message is on its way or waits, and whether the broker has taken it over.
+    pub(super) fn is_released(&self, id: UplinkId) -> Option<bool> {
+        self.backlog.is_released(id)
     }
 
     /// A client had this subscription before a restart.
@@ -252,10 +549,15 @@ impl Links {
     pub(super) fn handle_timeout(&mut self, cx: &mut LinkCx<'_>) {
         self.pool.handle_timeout(cx);
         self.aggregate.handle_timeout(cx.now);
+        if let Some(limits) = &self.outage_queue {
+            cx.counters.uplink_expired += self.backlog.expire(limits, cx.now, cx.journal);
+        }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.pool.poll_timeout().into_iter().chain(self.aggregate.poll_timeout()).min()
+        let expiry = self.outage_queue.and_then(|limits| self.backlog.poll_timeout(&limits));
+        let own = [self.pool.poll_timeout(), self.aggregate.poll_timeout(), expiry];
+        own.into_iter().flatten().min()
     }
 
     /// Lets everything that is ready for the broker leave in one write for each link.
@@ -264,14 +566,30 @@ impl Links {
             self.aggregate.settle_filters(&mut self.pool, cx);
             cx.counters.wills_shed += self.publish_wills();
         }
+        self.pass_backlog(cx);
+        if self.lasting {
+            for (link, trace) in self.pool.prepare() {
+                self.handle_trace(link, trace, cx.journal);
+            }
+            self.aggregate.put_down(&self.pool, cx.journal);
+            for link in self.aggregate.take_closed() {
+                self.forget_received(link, None, cx.journal);
+            }
+        }
         self.pool.flush(cx);
+    }
+
+    /// Messages that are kept for the broker.
+    pub(super) fn backlog(&self) -> usize {
+        self.backlog.len()
     }
 
     /// Takes leave of the broker on every link.
     pub(super) fn shut_down(&mut self, cx: &mut LinkCx<'_>) {
         let (is_random, aggregate) = (cx.settings.client_id_is_random, &self.aggregate);
-        // Who comes after us may need no further link, and the broker would go on keeping for it.
-        let purge = |link| aggregate.lane(link).is_some_and(|lane| lane > 0 || is_random);
+        let lasting = self.lasting;
+        // Who comes after us goes on with all of them, or may need no further link, and the broker would go on keeping for it.
+        let purge = |link| !lasting && aggregate.lane(link).is_some_and(|lane| lane > 0 || is_random);
         self.pool.remove_all(purge, cx);
     }
 
@@ -291,6 +609,7 @@ impl Links {
         while self.updates.is_empty() {
             let (link, news) = self.pool.poll_news(cx)?;
             match (self.aggregate.lane(link), news) {
+                (_, News::Trace(trace)) => self.handle_trace(link, trace, cx.journal),
                 (Some(lane), News::Mqtt(event)) => {
                     self.aggregate.handle_event(lane, event, &mut self.pool, &mut self.updates, cx);
                 }
@@ -328,8 +647,9 @@ impl Links {
 }
 
 /// How the gateway itself connects.
-fn own_options(settings: &BrokerSettings) -> Options {
+fn own_options(settings: &BrokerSettings, lasting: bool) -> Options {
     let mut options = Options::new(settings.client_id.clone());
+    options.traced = lasting;
     options.keep_alive = settings.keep_alive;
     if settings.client_id_is_random {
         options.session_expiry = SESSION_OF_RANDOM_ID;

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tracing::{debug, info, trace};
+use tracing::{debug, info, trace, warn};
 
 use self::air::Air;
 use self::clients::Clients;
@@ -36,13 +36,13 @@ use self::downlink::Reach;
 use self::handshake::{Asking, Handshakes};
 use self::io::{Control, Input, Output, Peer, PortEvent, PortId, Route, Settings, Wills, WirelessNodeId};
 use self::journal::{Journal, Leaving};
-use self::links::{Delivery, LinkCx, Links, Parting, Update};
+use self::links::{Delivery, LinkCx, Links, Parting, Update, UplinkId};
 use self::outbox::Item;
 use self::record::{Lsn, MessageId, Outcome};
 use self::registry::Predefined;
 use self::session::{Cx, Session, State};
 use self::timer::{ClientTimer, Timer, Timers};
-use crate::mqtt::{Message, QoS};
+use crate::mqtt::{Message, QoS, Refused};
 use crate::topic::{ClientId, TopicName};
 use crate::wire::{Disconnect, Packet, PingReq, Publish, Qos, TopicRef, decode};
 
@@ -139,7 +139,7 @@ impl Gateway {
             clients: Clients::default(),
             handshakes: Handshakes::default(),
             asking: Asking::default(),
-            links: Links::new(&settings.broker, now),
+            links: Links::new(&settings.broker, settings.lasting, now),
             journal: Journal::default(),
             timers,
             air: Air::default(),
@@ -253,6 +253,11 @@ impl Gateway {
     /// Messages that clients have yet to take, one for each client: those in outboxes and those under way.
     pub fn waiting_messages(&self) -> usize {
         self.clients.sum(|session| session.downlink.waiting())
+    }
+
+    /// Messages of clients that are kept for the broker, which is away or slow.
+    pub fn kept_messages(&self) -> usize {
+        self.links.backlog()
     }
 
     /// Things to be done that are known already; [`Gateway::poll_output`] may find more.
@@ -624,11 +629,7 @@ impl Gateway {
                         session.handle_broker_received(id, &mut cx);
                     }
                 }
-                Update::Completed(key, id, result) => {
-                    if let Some((session, mut cx)) = self.session_cx(key) {
-                        session.handle_broker_completed(id, result, &mut cx);
-                    }
-                }
+                Update::Completed(key, id, result) => self.handle_completed(key, id, result),
                 Update::Subscribed(key, id, result) => {
                     if let Some((session, mut cx)) = self.session_cx(key) {
                         session.handle_subscribed(id, result, &mut cx);
@@ -638,6 +639,19 @@ impl Gateway {
                     self.hand_out(&message, delivery, expires, recipients);
                 }
             }
+        }
+    }
+
+    /// The end of a message of a client is stored together with what it has of it.
+    fn handle_completed(&mut self, key: ClientKey, id: UplinkId, result: Result<(), Refused>) {
+        let promised = self.links.finish(id, &mut self.journal);
+        if promised {
+            if let Err(refused) = result {
+                warn!(%refused, "a message that was kept for the broker is lost");
+                self.counters.uplink_refused += 1;
+            }
+        } else if let Some((session, mut cx)) = self.session_cx(key) {
+            session.handle_broker_completed(id, result, &mut cx);
         }
     }
 
@@ -651,6 +665,9 @@ impl Gateway {
         let id = MessageId(self.journal.number());
         // What came as QoS 2 is taken over from the broker as a whole, or it would bring it again to some.
         let exactly = self.settings.lasting && recipients.iter().any(|(_, qos)| *qos == QoS::ExactlyOnce);
+        if let Some(delivery) = delivery.filter(|_| exactly) {
+            self.links.take_over(delivery, &mut self.journal);
+        }
         for (key, qos) in recipients {
             self.counters.downlink_recipients += 1;
             let message = message.clone();
@@ -685,13 +702,14 @@ impl Gateway {
         }
     }
 
-    /// Tells active clients that the gateway goes (§6.12), since nothing is kept for them, then the broker.
+    /// Takes leave of the broker; of active clients too if nothing is kept for them (§6.12).
     fn shut_down(&mut self) {
         if self.stopping.is_some() {
             return;
         }
         self.stopping = Some(Stopping::Asked);
-        for key in self.clients.keys() {
+        let told = if self.settings.lasting { Vec::new() } else { self.clients.keys() };
+        for key in told {
             if let Some((session, mut cx)) = self.session_cx(key)
                 && session.state == State::Active
             {

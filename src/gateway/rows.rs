@@ -9,15 +9,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Gateway;
-use super::io::{Mode, Peer, PortId, Settings};
+use super::io::{Mode, Peer, PortId, Settings, Wills};
 use super::journal::{Journal, Whose};
+use super::links::{Opening, Sender, UplinkId};
 use super::record::{
-    ClientKey, Key, MessageId, PeerRow, Row, SessionRow, Standing, SubscriptionRow, WaitingRow, WillRow,
+    ClientKey, ExchangeRow, ExchangeState, FilterRow, GatewayRow, Key, MessageId, PeerRow, Row, SessionRow,
+    Standing, SubscriptionRow, UplinkRow, WaitingRow, WillRow,
 };
 use super::session::{Session, State, Subscription, Will, WillTopic};
-use super::timer::ClientTimer;
+use super::timer::{ClientTimer, Timer};
 use crate::mqtt::Message;
 use crate::topic::{ClientId, TopicFilter};
+
+/// The key of no session: of a client that has left messages for the broker behind.
+const NOBODY: super::ClientKey = super::ClientKey(0);
 
 /// Within this time after a restart clients that are not asleep get what waits for them: not all at once.
 const RESUMED_WITHIN: Duration = Duration::from_secs(5);
@@ -205,33 +210,106 @@ impl Gateway {
     /// begin anew: who was awaited is awaited in full.
     pub fn restore(settings: Settings, rows: impl IntoIterator<Item = Row>, now: Instant) -> Self {
         let mut gateway = Self::new(settings, now);
-        let mut messages = HashMap::new();
-        let mut parts = Vec::new();
+        let mut rest = Rest::default();
         for row in rows {
             match row {
                 Row::Session(id, row) => gateway.restore_session(&id, row),
-                Row::Message(id, message) => {
-                    messages.insert(id, (Arc::new(message), 0));
-                }
-                part => parts.push(part),
+                row => rest.take(row),
             }
         }
-        let mut waiting = Vec::new();
-        for part in parts {
-            match part {
-                Row::Waiting(id, number, row) => waiting.push((number, id, row)),
-                part => gateway.restore_part(part),
-            }
-        }
-        waiting.sort_unstable_by_key(|(number, ..)| *number);
-        for (number, id, row) in waiting {
-            gateway.restore_waiting(number, &id, row, &mut messages);
-        }
-        for (id, (_, clients)) in messages {
-            gateway.journal.restore_message(id, clients);
-        }
+        gateway.restore_rest(rest);
         gateway.resume_sessions();
         gateway
+    }
+
+    fn restore_rest(&mut self, mut rest: Rest) {
+        let same = self.restore_own_id(rest.client_id.take());
+        rest.filters.sort_unstable_by(|(a, ..), (b, ..)| a.cmp(b));
+        for (number, filter, row) in rest.filters {
+            if same {
+                self.links.restore_filter(number, filter, row, self.now);
+            } else {
+                self.journal.delete_in_time(Key::Filter(number, filter));
+            }
+        }
+        rest.parts.into_iter().for_each(|part| self.restore_part(part));
+        self.restore_own_links();
+        let mut received: Vec<_> =
+            rest.received.into_iter().map(|(link, packet)| (Ok(link), packet)).collect();
+        for (id, packet) in rest.client_received {
+            match self.clients.key(&id) {
+                Some(key) => received.push((Err(key), packet)),
+                None => self.counters.rows_orphaned += 1,
+            }
+        }
+        rest.uplinks.sort_unstable_by_key(|(number, ..)| *number);
+        let uplinks = rest.uplinks.into_iter().map(|(number, id, row)| {
+            let key = self.clients.key(&id).unwrap_or(NOBODY);
+            (UplinkId(number), Sender { key, id }, row)
+        });
+        let uplinks = uplinks.collect();
+        self.links.restore_exchanges(uplinks, received, same, self.now, &mut self.journal);
+        rest.exchanges.into_iter().for_each(|(id, msg_id, row)| self.restore_exchange(&id, msg_id, row));
+        rest.waiting.sort_unstable_by_key(|(number, ..)| *number);
+        for (number, id, row) in rest.waiting {
+            self.restore_waiting(number, &id, row, &mut rest.messages);
+        }
+        for (id, (_, clients)) in rest.messages {
+            self.journal.restore_message(id, clients);
+        }
+    }
+
+    /// Whether the broker knows the gateway by the client id that it had then.
+    fn restore_own_id(&mut self, stored: Option<String>) -> bool {
+        let client_id = self.settings.broker.client_id.clone();
+        let same = stored.as_ref() == Some(&client_id);
+        let row = Row::Gateway(GatewayRow { client_id });
+        match stored {
+            _ if !self.settings.lasting || same => {}
+            Some(_) => self.journal.update_in_time(row),
+            None => self.journal.insert_in_time(row),
+        }
+        same
+    }
+
+    /// Clients with links of their own go on with them; not all at once.
+    fn restore_own_links(&mut self) {
+        for key in self.clients.keys() {
+            let Some(session) = self.clients.get_mut(key).filter(|session| session.mode == Mode::Transparent)
+            else {
+                continue;
+            };
+            let is_there = matches!(session.state, State::Active | State::Asleep);
+            let filters = session.subscriptions.iter();
+            let filters = filters.map(|(filter, subscription)| (filter.clone(), subscription.qos)).collect();
+            let opening = Opening {
+                id: session.id.clone(),
+                clean: session.clean,
+                keep_alive: session.keep_alive,
+                expiry: self.settings.sessions.expiry,
+                window: self.settings.sessions.queue.messages,
+                will: session.will.message().filter(|_| self.settings.broker.wills == Wills::Broker),
+            };
+            let at = is_there.then(|| self.now + RESUMED_WITHIN.mul_f64(self.rng.f64()));
+            if is_there {
+                let grace = self.now + self.settings.broker.grace.max(RESUMED_WITHIN);
+                self.timers.set(Timer::Client(key, ClientTimer::Grace), grace);
+            }
+            let (links, mut cx) = self.links_cx();
+            links.restore_own(key, opening, filters, at, &mut cx);
+        }
+    }
+
+    fn restore_exchange(&mut self, id: &ClientId, msg_id: u16, row: ExchangeRow) {
+        let released = match row.state {
+            ExchangeState::Open(number) => self.links.is_released(UplinkId(number)),
+            ExchangeState::Received | ExchangeState::Finished => None,
+        };
+        let answer_by = self.now + self.settings.broker.ack_timeout;
+        match self.clients.key(id).and_then(|key| self.clients.get_mut(key)) {
+            Some(session) => session.restore_exchange(msg_id, row, released, answer_by, self.now),
+            None => self.counters.rows_orphaned += 1,
+        }
     }
 
     fn restore_session(&mut self, id: &ClientId, mut row: SessionRow) {
@@ -257,11 +335,22 @@ impl Gateway {
             Row::Will(_, row) => session.restore_will(row),
             Row::Topic(_, topic, row) => session.registry.restore(topic, row),
             Row::Subscription(_, filter, row) => {
-                self.links.restore_claim(key, &filter, row.qos);
+                if session.mode == Mode::Aggregating {
+                    self.links.restore_claim(key, &filter, row.qos);
+                }
                 session.restore_subscription(filter, row);
             }
             Row::Releasing(_, msg_id) => session.restore_releasing(msg_id, self.now),
-            _ => {}
+            // They have been sorted out before.
+            Row::Gateway(_)
+            | Row::Message(..)
+            | Row::Received(..)
+            | Row::Filter(..)
+            | Row::Session(..)
+            | Row::Waiting(..)
+            | Row::Exchange(..)
+            | Row::Uplink(..)
+            | Row::ClientReceived(..) => {}
         }
     }
 
@@ -294,6 +383,39 @@ impl Gateway {
                 State::Active | State::Asleep | State::Awake => session.supervise(&mut cx),
             }
             session.resume_restored(msg_id, at, &mut cx);
+            session.await_broker(&mut cx);
+        }
+    }
+}
+
+/// Rows that are looked at when all sessions are there.
+#[derive(Debug, Default)]
+struct Rest {
+    client_id: Option<String>,
+    messages: HashMap<MessageId, (Arc<Message>, usize)>,
+    filters: Vec<(u16, TopicFilter, FilterRow)>,
+    received: Vec<(u16, u16)>,
+    client_received: Vec<(ClientId, u16)>,
+    uplinks: Vec<(u64, ClientId, UplinkRow)>,
+    exchanges: Vec<(ClientId, u16, ExchangeRow)>,
+    waiting: Vec<(u64, ClientId, WaitingRow)>,
+    parts: Vec<Row>,
+}
+
+impl Rest {
+    fn take(&mut self, row: Row) {
+        match row {
+            Row::Gateway(row) => self.client_id = Some(row.client_id),
+            Row::Message(id, message) => {
+                self.messages.insert(id, (Arc::new(message), 0));
+            }
+            Row::Filter(number, filter, row) => self.filters.push((number, filter, row)),
+            Row::Received(number, packet) => self.received.push((number, packet)),
+            Row::ClientReceived(id, packet) => self.client_received.push((id, packet)),
+            Row::Uplink(id, number, row) => self.uplinks.push((number, id, row)),
+            Row::Exchange(id, msg_id, row) => self.exchanges.push((id, msg_id, row)),
+            Row::Waiting(id, number, row) => self.waiting.push((number, id, row)),
+            row => self.parts.push(row),
         }
     }
 }

@@ -548,7 +548,7 @@ impl Session {
     /// Publishes the Will, which stays for a session that lives on (§6.3, Interpretation: A-14).
     pub(super) fn publish_will(&mut self, cx: &mut Cx<'_>) {
         let Some(message) = self.will.message() else { return };
-        if cx.links.publish_will(message) {
+        if cx.links.publish_will(self.sender(), message, cx.now, cx.journal) {
             cx.counters.wills_published += 1;
         } else {
             cx.counters.wills_shed += 1;
@@ -606,7 +606,7 @@ impl Session {
         }
         self.requests.clear();
         self.will = Will::default();
-        self.uplink = Uplink::default();
+        self.clear_uplink(cx);
         self.registry.clear();
         for timer in [ClientTimer::Retry, ClientTimer::BrokerAnswer, ClientTimer::Pause, ClientTimer::Rest] {
             cx.timers.cancel(&Timer::Client(self.key, timer));

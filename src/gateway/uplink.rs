@@ -11,14 +11,15 @@
 //! as long as a client repeats; of a QoS 2 exchange also without, for T_RETRY, so that a copy which the radio delayed is
 //! not a new message.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tracing::debug;
 
-use super::links::{UplinkId, code_of, code_of_full};
+use super::links::{Publishing, Sender, UplinkId, code_of, code_of_full};
+use super::record::{ClientKey, ExchangeRow, ExchangeState, Row};
 use super::session::{Cx, Session};
 use super::timer::ClientTimer;
 use crate::mqtt::{Full, Message, QoS, Refused};
@@ -43,11 +44,14 @@ pub(super) struct Uplink {
     finished: VecDeque<Finished>,
     /// When a message of QoS 0 was last answered with `congestion`.
     told_congestion: Option<Instant>,
+    /// MsgIds of exchanges that have rows; of QoS 2 only.
+    stored: BTreeSet<u16>,
 }
 
 /// A message for which the client has not had its last answer.
 #[derive(Debug)]
 struct Open {
+    /// None that is in use once the message is kept for the broker.
     id: UplinkId,
     digest: u64,
     qos: QoS,
@@ -80,12 +84,19 @@ struct Finished {
     at: Instant,
 }
 
+/// Under which nothing is on its way.
+const NOWHERE: UplinkId = UplinkId(0);
+
 impl Uplink {
-    fn finish(&mut self, msg_id: u16, digest: u64, code: ReturnCode, now: Instant) {
-        if self.finished.len() >= FINISHED_MAX {
-            self.finished.pop_front();
-        }
+    /// Remembers an exchange. Returns the MsgId of one that is forgotten for it.
+    fn finish(&mut self, msg_id: u16, digest: u64, code: ReturnCode, now: Instant) -> Option<u16> {
+        let full = self.finished.len() >= FINISHED_MAX;
+        let forgotten = if full { self.finished.pop_front() } else { None };
         self.finished.push_back(Finished { msg_id, digest, code, at: now });
+        let forgotten = forgotten?.msg_id;
+        let is_used = self.open.contains_key(&forgotten)
+            || self.finished.iter().any(|finished| finished.msg_id == forgotten);
+        (!is_used).then_some(forgotten)
     }
 
     fn find(&mut self, id: UplinkId) -> Option<(u16, &mut Open)> {
@@ -121,22 +132,19 @@ impl Session {
             return self.refuse_for_now(publish, cx);
         }
         match self.forward(publish, topic, qos, frame, cx) {
-            Ok(None) => cx.counters.uplink_messages += 1,
-            Ok(Some(id)) => {
+            Ok(Publishing::Forgotten) => cx.counters.uplink_messages += 1,
+            Ok(Publishing::Awaited(id)) => {
                 cx.counters.uplink_messages += 1;
-                let answer_by = cx.now + cx.settings.broker.ack_timeout;
-                let open = Open {
-                    id,
-                    digest,
-                    qos,
-                    topic: publish.topic,
-                    broker: Broker::Silent,
-                    released: false,
-                    late: false,
-                    answer_by,
-                };
-                self.uplink.open.insert(publish.msg_id, open);
+                self.begin(publish, digest, qos, id, Broker::Silent, cx);
                 self.await_broker(cx);
+            }
+            Ok(Publishing::Kept) => {
+                (cx.counters.uplink_messages, cx.counters.uplink_kept) =
+                    (cx.counters.uplink_messages + 1, cx.counters.uplink_kept + 1);
+                if qos != QoS::AtMostOnce {
+                    self.begin(publish, digest, qos, NOWHERE, Broker::Silent, cx);
+                    self.accept_kept(publish.msg_id, cx);
+                }
             }
             Err(full) if full.is_final() => {
                 debug!(client = %self.id, reason = %full, "message refused");
@@ -145,6 +153,109 @@ impl Session {
             }
             Err(_) => self.refuse_for_now(publish, cx),
         }
+    }
+
+    /// An exchange begins.
+    fn begin(
+        &mut self,
+        publish: &Publish<'_>,
+        digest: u64,
+        qos: QoS,
+        id: UplinkId,
+        broker: Broker,
+        cx: &mut Cx<'_>,
+    ) {
+        let answer_by = cx.now + cx.settings.broker.ack_timeout;
+        let topic = publish.topic;
+        let open = Open { id, digest, qos, topic, broker, released: false, late: false, answer_by };
+        self.uplink.open.insert(publish.msg_id, open);
+        if qos == QoS::ExactlyOnce {
+            self.put_down_exchange(publish.msg_id, cx);
+        }
+    }
+
+    /// The message is kept for the broker: the client has what it waits for (design promise G1).
+    fn accept_kept(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
+        let Some(open) = self.uplink.open.get_mut(&msg_id) else { return };
+        if open.qos != QoS::ExactlyOnce {
+            return self.close_uplink(msg_id, ReturnCode::Accepted, cx);
+        }
+        (open.id, open.broker) = (NOWHERE, Broker::Done(ReturnCode::Accepted));
+        let released = open.released;
+        self.put_down_exchange(msg_id, cx);
+        if released {
+            self.complete(msg_id, cx);
+        } else {
+            self.send(Packet::PubRec(MsgIdOnly { msg_id }), cx);
+        }
+    }
+
+    /// Puts down how far an exchange of QoS 2 has come: a repetition after a restart is not to be another message.
+    fn put_down_exchange(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
+        let open = self.uplink.open.get(&msg_id).map(|open| {
+            let state = match open.broker {
+                Broker::Done(_) => ExchangeState::Received,
+                Broker::Silent | Broker::Received => ExchangeState::Open(open.id.0),
+            };
+            ExchangeRow { digest: open.digest, topic: open.topic, state }
+        });
+        let row = open.or_else(|| {
+            let finished = self.uplink.finished.iter().rev().find(|finished| finished.msg_id == msg_id)?;
+            let (digest, topic) = (finished.digest, TopicRef::Normal(0));
+            Some(ExchangeRow { digest, topic, state: ExchangeState::Finished })
+        });
+        match row {
+            Some(row) => {
+                let row = Row::Exchange(self.id.clone(), msg_id, row);
+                if self.uplink.stored.insert(msg_id) {
+                    cx.journal.insert(self.whose(), row);
+                } else {
+                    cx.journal.update(self.whose(), row);
+                }
+            }
+            None => self.forget_exchange(msg_id, cx),
+        }
+    }
+
+    fn forget_exchange(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
+        if self.uplink.stored.remove(&msg_id) {
+            cx.journal.delete_in_time(self.key_of(ClientKey::Exchange(msg_id)));
+        }
+    }
+
+    /// Forgets everything that was under way, for a session that ends.
+    pub(super) fn clear_uplink(&mut self, cx: &mut Cx<'_>) {
+        for msg_id in std::mem::take(&mut self.uplink).stored {
+            cx.journal.delete_in_time(self.key_of(ClientKey::Exchange(msg_id)));
+        }
+    }
+
+    /// An exchange of QoS 2 from before a restart; `released` says whether the broker has taken over the message that is on its
+    /// way, `None` that none is.
+    pub(super) fn restore_exchange(
+        &mut self,
+        msg_id: u16,
+        row: ExchangeRow,
+        released: Option<bool>,
+        answer_by: Instant,
+        now: Instant,
+    ) {
+        let ExchangeRow { digest, topic, state } = row;
+        self.uplink.stored.insert(msg_id);
+        let (id, broker) = match (state, released) {
+            (ExchangeState::Finished, _) => {
+                let code = ReturnCode::Accepted;
+                return self.uplink.finished.push_back(Finished { msg_id, digest, code, at: now });
+            }
+            (ExchangeState::Open(id), Some(true)) => (UplinkId(id), Broker::Received),
+            (ExchangeState::Open(id), Some(false)) => (UplinkId(id), Broker::Silent),
+            // It has not left: the client sends it again. The row is overwritten then.
+            (ExchangeState::Open(_), None) => return,
+            (ExchangeState::Received, _) => (NOWHERE, Broker::Done(ReturnCode::Accepted)),
+        };
+        let qos = QoS::ExactlyOnce;
+        let open = Open { id, digest, qos, topic, broker, released: false, late: false, answer_by };
+        self.uplink.open.insert(msg_id, open);
     }
 
     fn refuse_for_now(&mut self, publish: &Publish<'_>, cx: &mut Cx<'_>) {
@@ -166,16 +277,22 @@ impl Session {
         qos: QoS,
         frame: &Bytes,
         cx: &mut Cx<'_>,
-    ) -> Result<Option<UplinkId>, Full> {
+    ) -> Result<Publishing, Full> {
         if qos != QoS::AtMostOnce && !self.uplink.open.contains_key(&publish.msg_id) {
-            self.make_room()?;
+            self.make_room(cx)?;
         }
         let payload = frame.slice_ref(publish.data);
-        cx.links.publish(self.key, Message { topic, payload, qos, retain: publish.retain })
+        let message = Message { topic, payload, qos, retain: publish.retain };
+        cx.links.publish(self.sender(), message, cx.now, cx.journal)
+    }
+
+    /// Whose messages these are.
+    pub(super) fn sender(&self) -> Sender {
+        Sender { key: self.key, id: self.id.clone() }
     }
 
     /// A client may leave exchanges behind that the broker is done with; the others are limited.
-    fn make_room(&mut self) -> Result<(), Full> {
+    fn make_room(&mut self, cx: &mut Cx<'_>) -> Result<(), Full> {
         if self.uplink.open.len() < OPEN_MAX {
             return Ok(());
         }
@@ -183,6 +300,7 @@ impl Session {
         let first = self.uplink.open.iter().find(|(_, open)| abandoned(open)).map(|(msg_id, _)| *msg_id);
         let msg_id = first.ok_or(Full::Queue)?;
         self.uplink.open.remove(&msg_id);
+        self.forget_exchange(msg_id, cx);
         Ok(())
     }
 
@@ -257,6 +375,10 @@ impl Session {
         let was_silent = open.broker == Broker::Silent;
         open.broker = Broker::Done(code);
         let (late, released) = (open.late, open.released);
+        if open.qos == QoS::ExactlyOnce && code == ReturnCode::Accepted && !released {
+            self.put_down_exchange(msg_id, cx);
+        }
+        let Some(open) = self.uplink.open.get(&msg_id) else { return };
         match (open.qos, code) {
             (QoS::ExactlyOnce, ReturnCode::Accepted) if released => self.complete(msg_id, cx),
             (QoS::ExactlyOnce, ReturnCode::Accepted) => {
@@ -283,15 +405,27 @@ impl Session {
 
     fn complete(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
         if let Some(open) = self.uplink.open.remove(&msg_id) {
-            self.uplink.finish(msg_id, open.digest, ReturnCode::Accepted, cx.now);
+            self.finish_exchange(msg_id, &open, ReturnCode::Accepted, cx);
         }
         self.send(Packet::PubComp(MsgIdOnly { msg_id }), cx);
+    }
+
+    fn finish_exchange(&mut self, msg_id: u16, open: &Open, code: ReturnCode, cx: &mut Cx<'_>) {
+        let forgotten = self.uplink.finish(msg_id, open.digest, code, cx.now);
+        if let Some(forgotten) = forgotten {
+            self.forget_exchange(forgotten, cx);
+        }
+        if open.qos == QoS::ExactlyOnce && code == ReturnCode::Accepted {
+            self.put_down_exchange(msg_id, cx);
+        } else {
+            self.forget_exchange(msg_id, cx);
+        }
     }
 
     /// PUBACK ends the exchange of a QoS 1 message, and of any that is refused.
     fn close_uplink(&mut self, msg_id: u16, code: ReturnCode, cx: &mut Cx<'_>) {
         let Some(open) = self.uplink.open.remove(&msg_id) else { return };
-        self.uplink.finish(msg_id, open.digest, code, cx.now);
+        self.finish_exchange(msg_id, &open, code, cx);
         let topic_id = open.topic.raw();
         self.send(Packet::PubAck(TopicAck { topic_id, msg_id, code }), cx);
     }
@@ -305,14 +439,19 @@ impl Session {
     /// The broker has had its time: the client is told `congestion` before it takes the gateway for dead.
     pub(super) fn handle_broker_late(&mut self, cx: &mut Cx<'_>) {
         let late = |open: &Open| open.broker == Broker::Silent && !open.late && open.answer_by <= cx.now;
-        let mut due = Vec::new();
-        for (msg_id, open) in self.uplink.open.iter_mut().filter(|(_, open)| late(open)) {
-            open.late = true;
-            due.push(TopicAck { topic_id: open.topic.raw(), msg_id: *msg_id, code: ReturnCode::Congestion });
-        }
-        for ack in due {
+        let due = self.uplink.open.iter().filter(|(_, open)| late(open));
+        let due: Vec<_> = due.map(|(msg_id, open)| (*msg_id, open.id, open.topic.raw())).collect();
+        for (msg_id, id, topic_id) in due {
+            if cx.links.promise(self.sender(), id, cx.now, cx.journal) {
+                cx.counters.uplink_kept += 1;
+                self.accept_kept(msg_id, cx);
+                continue;
+            }
+            if let Some(open) = self.uplink.open.get_mut(&msg_id) {
+                open.late = true;
+            }
             cx.counters.uplink_late += 1;
-            self.send(Packet::PubAck(ack), cx);
+            self.send(Packet::PubAck(TopicAck { topic_id, msg_id, code: ReturnCode::Congestion }), cx);
         }
         self.expire_requests(cx);
         self.await_broker(cx);

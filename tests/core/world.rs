@@ -76,6 +76,7 @@ pub fn settings() -> Settings {
             client_credentials: BTreeMap::new(),
             client_id_template: "%c".into(),
             wills: Wills::Gateway,
+            outage_queue: None,
             grace: Duration::from_secs(60),
             keep_alive: Duration::ZERO,
             ack_timeout: Duration::from_secs(8),

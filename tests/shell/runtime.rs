@@ -312,6 +312,7 @@ fn setup(broker: SocketAddr) -> Setup {
         client_credentials: BTreeMap::new(),
         client_id_template: "%c".into(),
         wills: Wills::Gateway,
+        outage_queue: None,
         grace: Duration::from_secs(60),
         keep_alive: 60 * second,
         ack_timeout: 8 * second,

@@ -266,6 +266,7 @@ fn settings(rng: &mut Rng, limits: bool) -> Settings {
             client_credentials: BTreeMap::new(),
             client_id_template: "%c".into(),
             wills: Wills::Gateway,
+            outage_queue: None,
             grace: Duration::from_secs(60),
             keep_alive: Duration::from_secs(5),
             ack_timeout: Duration::from_secs(3),

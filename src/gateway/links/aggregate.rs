@@ -26,6 +26,8 @@ use super::retained::HandOuts;
 use super::{Delivery, FILTERS_PER_REQUEST, RequestId, Subscribing, Update, UplinkId};
 use crate::gateway::ClientKey;
 use crate::gateway::io::BrokerSettings;
+use crate::gateway::journal::{Journal, Whose};
+use crate::gateway::record::{FilterRow, Key, Row};
 use crate::mqtt::{Connection, Event, Full, Message, Options, Protocol, QoS, Refused, SubscriptionId, Token};
 use crate::topic::TopicFilter;
 use crate::topic::tree::FilterTree;
@@ -68,6 +70,12 @@ pub(super) struct Aggregate {
     crowded: u64,
     /// The broker did not want a further link: not before the next connection of our own is it asked again.
     alone: bool,
+    /// What the rows say that the broker has, by the number of the link.
+    rows: BTreeMap<(usize, TopicFilter), FilterRow>,
+    /// Filters whose rows may say something else than is so.
+    changed: BTreeSet<(usize, TopicFilter)>,
+    /// Links that are left for good.
+    closed: Vec<LinkKey>,
 }
 
 /// One link of those that all clients share.
@@ -77,20 +85,18 @@ struct Lane {
     /// By which its client id is told from the others: 1 is the gateway's own.
     number: usize,
     purposes: HashMap<Token, Purpose>,
-    /// UNSUBSCRIBEs that the broker has not answered.
-    unsubscribing: usize,
     /// Tries to connect that failed while the gateway's own link was there.
     in_vain: u32,
 }
 
 impl Lane {
     fn new(link: LinkKey, number: usize) -> Self {
-        Self { link, number, purposes: HashMap::new(), unsubscribing: 0, in_vain: 0 }
+        Self { link, number, purposes: HashMap::new(), in_vain: 0 }
     }
 
     /// Whether the broker has answered for everything.
     fn is_idle(&self) -> bool {
-        self.purposes.is_empty() && self.unsubscribing == 0
+        self.purposes.is_empty()
     }
 }
 
@@ -145,6 +151,7 @@ enum Purpose {
     Publish(ClientKey, UplinkId),
     Subscribe(Asking),
     Reissue(Vec<TopicFilter>),
+    Unsubscribe(Vec<TopicFilter>),
 }
 
 /// A SUBSCRIBE of a client.
@@ -178,6 +185,9 @@ impl Aggregate {
             vacated: false,
             crowded: 0,
             alone: false,
+            rows: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            closed: Vec::new(),
         }
     }
 
@@ -251,6 +261,7 @@ impl Aggregate {
             (subscribers.at_broker, subscribers.lane) = (true, lane);
             subscribers.told = Some(at_broker);
             subscribers.asked += 1;
+            self.note(lane, filter);
         }
         Ok(outcome)
     }
@@ -276,17 +287,129 @@ impl Aggregate {
             if connection.requests_left() < 2 {
                 return Err(Full::Requests);
             }
-            connection.unsubscribe(&rising)?;
-            lane.unsubscribing += 1;
+            let token = connection.unsubscribe(&rising)?;
+            lane.purposes.insert(token, Purpose::Unsubscribe(rising.clone()));
         }
         Ok((connection.subscribe_as(wanted, subscription)?, !rising.is_empty()))
     }
 
-    /// A client had this before a restart. What the broker has of it is another question.
+    /// The number of a link, by which it is stored.
+    pub(super) fn number(&self, link: LinkKey) -> Option<u16> {
+        let here = self.lanes.iter().find(|lane| lane.link == link).map(|lane| lane.number);
+        let left = || self.leaving.iter().find(|(leaving, _)| *leaving == link).map(|(_, number)| *number);
+        here.or_else(left).and_then(|number| u16::try_from(number).ok())
+    }
+
+    /// The message of a client that has this token.
+    pub(super) fn uplink(&self, link: LinkKey, token: Token) -> Option<UplinkId> {
+        match self.lanes.get(self.lane(link)?)?.purposes.get(&token)? {
+            Purpose::Publish(_, id) => Some(*id),
+            Purpose::Subscribe(_) | Purpose::Reissue(_) | Purpose::Unsubscribe(_) => None,
+        }
+    }
+
+    /// A message that is under way.
+    pub(super) fn find<'a>(&self, id: UplinkId, pool: &'a Pool) -> Option<&'a Message> {
+        let own = &self.lanes[0];
+        let is_it = |purpose: &Purpose| matches!(purpose, Purpose::Publish(_, found) if *found == id);
+        #[expect(clippy::disallowed_methods, reason = "there is one at most")]
+        let token = own.purposes.iter().find(|(_, purpose)| is_it(purpose)).map(|(token, _)| *token)?;
+        pool.connection(own.link)?.message_of(token)
+    }
+
+    /// Links that are left for good, since the last time.
+    pub(super) fn take_closed(&mut self) -> Vec<LinkKey> {
+        std::mem::take(&mut self.closed)
+    }
+
+    fn note(&mut self, lane: usize, filter: &TopicFilter) {
+        self.changed.insert((self.lanes[lane].number, filter.clone()));
+    }
+
+    /// Puts down which filters the broker has, before it is asked for them and after it has forgotten them.
+    pub(super) fn put_down(&mut self, pool: &Pool, journal: &mut Journal) {
+        for (number, filter) in std::mem::take(&mut self.changed) {
+            let lane = self.lanes.iter().position(|lane| lane.number == number);
+            let found = self.filters.get(&filter);
+            let here = found.filter(|found| found.at_broker && Some(found.lane) == lane);
+            let Ok(stored) = u16::try_from(number) else { continue };
+            let key = (number, filter.clone());
+            let Some((lane, subscribers)) = lane.zip(here) else {
+                if self.rows.remove(&key).is_some() {
+                    journal.delete_in_time(Key::Filter(stored, filter));
+                }
+                continue;
+            };
+            let row = FilterRow {
+                qos: subscribers.told.unwrap_or(QoS::AtMostOnce),
+                subscription: subscribers.id.map(SubscriptionId::get),
+                granted: subscribers.granted,
+            };
+            let before = self.rows.insert(key, row.clone());
+            let Some(socket) = pool.socket_or_last(self.lanes[lane].link) else { continue };
+            match before {
+                None => journal.insert(Whose::Link(socket), Row::Filter(stored, filter, row)),
+                Some(before) if before != row => {
+                    journal.update(Whose::Link(socket), Row::Filter(stored, filter, row));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// The broker had this filter on the link of this number before a restart; numbers come in ascending order.
+    pub(super) fn restore_filter(
+        &mut self,
+        number: u16,
+        filter: TopicFilter,
+        row: FilterRow,
+        pool: &mut Pool,
+        now: Instant,
+    ) {
+        let number = usize::from(number);
+        let lane = self.lanes.iter().position(|lane| lane.number == number).unwrap_or_else(|| {
+            let mut options = self.options.clone();
+            options.client_id = lane_id(&options.client_id, number);
+            let link = pool.add(options, None, now);
+            self.lanes.push(Lane::new(link, number));
+            self.lanes.len() - 1
+        });
+        let subscribers = self.filters.get_or_default(&filter);
+        (subscribers.at_broker, subscribers.lane) = (true, lane);
+        (subscribers.told, subscribers.granted) = (Some(row.qos), row.granted);
+        subscribers.id = row.subscription.and_then(SubscriptionId::new);
+        self.last_subscription = self.last_subscription.max(row.subscription.unwrap_or(0));
+        self.rows.insert((number, filter.clone()), row);
+        // Whoever wants it comes after this.
+        self.unsettled.insert(filter);
+    }
+
+    /// A client had this before a restart. What the broker has of it was said before.
     pub(super) fn restore_claim(&mut self, client: ClientKey, filter: &TopicFilter, qos: QoS, since: u64) {
         let claim = Claim { qos, since, asked: None, awaits_retained: false };
-        self.filters.get_or_default(filter).clients.insert(client, claim);
-        self.unsettled.insert(filter.clone());
+        let subscribers = self.filters.get_or_default(filter);
+        subscribers.clients.insert(client, claim);
+        if subscribers.at_broker && subscribers.granted {
+            self.unsettled.remove(filter);
+        } else {
+            self.unsettled.insert(filter.clone());
+        }
+    }
+
+    /// A link of a number that filters were restored on, or the gateway's own.
+    pub(super) fn link_of(&self, number: u16) -> Option<LinkKey> {
+        let number = usize::from(number);
+        self.lanes.iter().find(|lane| lane.number == number).map(|lane| lane.link)
+    }
+
+    /// The gateway's own link and the further ones.
+    pub(super) fn links(&self) -> impl Iterator<Item = LinkKey> {
+        self.lanes.iter().map(|lane| lane.link)
+    }
+
+    /// A message goes on under this token.
+    pub(super) fn restore_publish(&mut self, client: ClientKey, id: UplinkId, token: Token) {
+        self.lanes[0].purposes.insert(token, Purpose::Publish(client, id));
     }
 
     /// The lane of a filter: the one that it has, else the first without a filter that overlaps it.
@@ -420,9 +543,12 @@ impl Aggregate {
                 let copy = Copy { lane, subscriptions: &subscriptions, delivery, expires };
                 updates.extend(self.handle_message(message, copy, pool, cx));
             }
-            Event::Unsubscribed(_) => {
+            Event::Unsubscribed(token) => {
                 let lane = &mut self.lanes[lane];
-                lane.unsubscribing = lane.unsubscribing.saturating_sub(1);
+                if let Some(Purpose::Unsubscribe(filters)) = lane.purposes.remove(&token) {
+                    let number = lane.number;
+                    self.changed.extend(filters.into_iter().map(|filter| (number, filter)));
+                }
                 self.vacated = true;
             }
             Event::Reconnect | Event::Refused(_) | Event::Purged => {}
@@ -450,7 +576,10 @@ impl Aggregate {
     fn remove_lane(&mut self, lane: usize, pool: &mut Pool, cx: &mut LinkCx<'_>) {
         let Lane { link, number, purposes, .. } = self.lanes.remove(lane);
         pool.remove(link, false, cx);
+        self.closed.push(link);
         self.leaving.push((link, number));
+        let rows = self.rows.keys().filter(|(stored, _)| *stored == number).cloned();
+        self.changed.extend(rows);
         self.left_behind.retain(|(left, _)| *left != lane);
         for (left, _) in &mut self.left_behind {
             *left -= usize::from(*left > lane);
@@ -494,6 +623,7 @@ impl Aggregate {
         let subscribers = self.filters.get_or_default(&filter);
         (subscribers.at_broker, subscribers.lane, subscribers.told) = (true, lane, Some(qos));
         subscribers.asked += 1;
+        self.note(lane, &filter);
     }
 
     fn handle_connected(&mut self, lane: usize, session_present: bool, pool: &Pool) {
@@ -593,8 +723,10 @@ impl Aggregate {
             let stays = self.filters.get(&filter).is_some_and(|it| it.at_broker && it.lane == lane);
             if !stays && let Some(connection) = pool.connection_mut(self.lanes[lane].link) {
                 // The connection has just begun: there is room.
-                let asked = connection.unsubscribe(&[filter]).is_ok();
-                self.lanes[lane].unsubscribing += usize::from(asked);
+                let filters = vec![filter];
+                if let Ok(token) = connection.unsubscribe(&filters) {
+                    self.lanes[lane].purposes.insert(token, Purpose::Unsubscribe(filters));
+                }
             }
         }
     }
@@ -609,6 +741,7 @@ impl Aggregate {
             if self.filters.iter().any(|(_, subscribers)| subscribers.lane >= last) {
                 return self.lanes.push(lane);
             }
+            self.closed.push(lane.link);
             pool.remove(lane.link, true, cx);
             self.leaving.push((lane.link, lane.number));
         }
@@ -640,6 +773,7 @@ impl Aggregate {
             for (client, claim) in subscribers.clients.iter().filter(|(_, claim)| claim.awaits_retained) {
                 self.hand_outs.keep_open(*client, filter, claim.qos);
             }
+            self.note(lane, filter);
         }
         self.lanes[lane].purposes.insert(token, Purpose::Reissue(names.collect()));
     }
@@ -648,7 +782,9 @@ impl Aggregate {
     fn give_up(&mut self, lane: usize, unwanted: &[TopicFilter], pool: &mut Pool) {
         let Some(connection) = pool.connection_mut(self.lanes[lane].link) else { return };
         match (connection.unsubscribe(unwanted), unwanted) {
-            (Ok(_), _) => self.lanes[lane].unsubscribing += 1,
+            (Ok(token), _) => {
+                self.lanes[lane].purposes.insert(token, Purpose::Unsubscribe(unwanted.to_vec()));
+            }
             // It was never taken either.
             (Err(full), [_]) if full.is_final() => {}
             (Err(full), _) if full.is_final() => {
@@ -700,6 +836,7 @@ impl Aggregate {
                         (None, _) => {}
                     }
                 }
+                self.note(lane, &filter);
                 if result.is_ok() {
                     self.take_back_unwanted(lane, &filter);
                 } else if current {
@@ -710,6 +847,7 @@ impl Aggregate {
             Some(Purpose::Reissue(filters)) => {
                 for (filter, result) in filters.iter().zip(results) {
                     self.handle_reissued(lane, cx.now, filter, result.is_ok());
+                    self.note(lane, filter);
                     if result.is_ok() {
                         self.take_back_unwanted(lane, filter);
                     }
@@ -720,7 +858,7 @@ impl Aggregate {
                     }
                 }
             }
-            Some(Purpose::Publish(..)) | None => {}
+            Some(Purpose::Publish(..) | Purpose::Unsubscribe(_)) | None => {}
         }
         None
     }

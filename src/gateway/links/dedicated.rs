@@ -47,10 +47,12 @@ const TAKEN_OVER: u8 = 0x8E;
 const ADMINISTRATIVE: u8 = 0x98;
 
 /// The links of single clients.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Dedicated {
     clients: HashMap<ClientKey, Own>,
     by_link: HashMap<LinkKey, ClientKey>,
+    /// What is stored outlives the process.
+    lasting: bool,
 }
 
 /// What the link of a client is to be.
@@ -81,6 +83,7 @@ pub(in crate::gateway) enum Opened {
 #[derive(Debug)]
 pub(super) struct Own {
     link: LinkKey,
+    id: ClientId,
     clean: bool,
     /// The Will that the broker keeps.
     will: Option<Message>,
@@ -124,6 +127,72 @@ enum Purpose {
 }
 
 impl Dedicated {
+    pub(super) fn new(lasting: bool) -> Self {
+        Self { clients: HashMap::new(), by_link: HashMap::new(), lasting }
+    }
+
+    /// The client whose link it is.
+    pub(super) fn client(&self, link: LinkKey) -> Option<ClientKey> {
+        self.by_link.get(&link).copied()
+    }
+
+    /// The link of a client.
+    pub(super) fn link(&self, client: ClientKey) -> Option<LinkKey> {
+        self.clients.get(&client).map(|own| own.link)
+    }
+
+    /// Links whose sessions the broker keeps.
+    pub(super) fn kept_links(&self) -> Vec<LinkKey> {
+        #[expect(clippy::disallowed_methods, reason = "sorted before anybody sees the order")]
+        let mut links: Vec<_> = self.clients.values().filter(|own| !own.clean).map(|own| own.link).collect();
+        links.sort_unstable();
+        links
+    }
+
+    /// Whose own link it is.
+    pub(super) fn id(&self, link: LinkKey) -> Option<&ClientId> {
+        self.clients.get(self.by_link.get(&link)?).map(|own| &own.id)
+    }
+
+    /// The message of a client that has this token.
+    pub(super) fn uplink(&self, link: LinkKey, token: Token) -> Option<UplinkId> {
+        match self.clients.get(self.by_link.get(&link)?)?.purposes.get(&token)? {
+            Purpose::Publish(id) => Some(*id),
+            Purpose::Subscribe(..) => None,
+        }
+    }
+
+    /// A message that is under way.
+    pub(super) fn find<'a>(&self, client: ClientKey, id: UplinkId, pool: &'a Pool) -> Option<&'a Message> {
+        let own = self.clients.get(&client)?;
+        let is_it = |purpose: &Purpose| matches!(purpose, Purpose::Publish(found) if *found == id);
+        let token = own.purposes.iter().find(|(_, purpose)| is_it(purpose)).map(|(token, _)| *token)?;
+        pool.connection(own.link)?.message_of(token)
+    }
+
+    /// A client had this link before a restart, and these filters; it connects at `at`, or rests if the client is away.
+    pub(super) fn restore(
+        &mut self,
+        client: ClientKey,
+        opening: Opening,
+        filters: BTreeMap<TopicFilter, QoS>,
+        at: Option<Instant>,
+        pool: &mut Pool,
+        cx: &mut LinkCx<'_>,
+    ) {
+        let (clean, will, id) = (opening.clean, opening.will.clone(), opening.id.clone());
+        let options = options(opening, self.lasting, cx.settings);
+        let link = pool.add(options, Some(id.clone()), at.unwrap_or(cx.now));
+        if at.is_none() {
+            pool.rest(link, cx);
+        }
+        self.by_link.insert(link, client);
+        let phase = if at.is_some() { Phase::Waiting } else { Phase::Resting };
+        let (accepted, taken_back, purposes, reissued) = (None, 0, BTreeMap::new(), None);
+        let own = Own { link, id, clean, will, phase, accepted, taken_back, purposes, filters, reissued };
+        self.clients.insert(client, own);
+    }
+
     pub(super) fn contains(&self, client: ClientKey) -> bool {
         self.clients.contains_key(&client)
     }
@@ -147,13 +216,14 @@ impl Dedicated {
         self.forget(client, false, pool, cx);
         let (clean, will) = (opening.clean, opening.will.clone());
         let id = opening.id.clone();
-        let link = pool.add(options(opening, cx.settings), Some(id), cx.now);
+        let link = pool.add(options(opening, self.lasting, cx.settings), Some(id.clone()), cx.now);
         pool.connect_now(link, cx);
         self.by_link.insert(link, client);
         let phase = Phase::Asking(Before::Nothing);
         let (purposes, filters) = (BTreeMap::new(), BTreeMap::new());
         let own = Own {
             link,
+            id,
             clean,
             will,
             phase,
@@ -215,6 +285,7 @@ impl Dedicated {
         let Some(client) = self.by_link.get(&link).copied() else { return };
         let Some(own) = self.clients.get_mut(&client) else { return };
         match news {
+            News::Trace(_) => {}
             News::Mqtt(event) => updates.extend(own.handle_event(client, event, pool, cx)),
             News::Lost(lost) => updates.extend(own.handle_lost(client, lost, own_is_up, pool, cx)),
         }
@@ -222,6 +293,15 @@ impl Dedicated {
 }
 
 impl Own {
+    pub(super) fn link(&self) -> LinkKey {
+        self.link
+    }
+
+    /// A message goes on under this token.
+    pub(super) fn restore_publish(&mut self, id: UplinkId, token: Token) {
+        self.purposes.insert(token, Purpose::Publish(id));
+    }
+
     /// Goes on with the session at the broker.
     fn resume(&mut self, will: Option<Message>, pool: &mut Pool, cx: &mut LinkCx<'_>) -> Opened {
         let other_will = self.will != will;
@@ -439,9 +519,10 @@ pub(in crate::gateway) fn id_at_broker(id: &ClientId, settings: &BrokerSettings)
 }
 
 /// How a client connects on a link of its own.
-fn options(opening: Opening, settings: &BrokerSettings) -> Options {
+fn options(opening: Opening, lasting: bool, settings: &BrokerSettings) -> Options {
     let Opening { id, clean, keep_alive, expiry, window, will } = opening;
     let mut options = Options::new(id_at_broker(&id, settings));
+    options.traced = lasting;
     options.session = if clean { Session::Clean } else { Session::Adopt };
     options.session_expiry = expiry;
     // The client's, for the broker to know; ours where that is shorter, for the way to the broker.

@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 use crate::gateway::counters::Counters;
 use crate::gateway::io::{self, BrokerSettings, LinkCommand, LinkEvent, LinkFailure, LinkId};
 use crate::gateway::journal::{Journal, Leaving};
-use crate::mqtt::{ConnectRefusal, Connection, Event, Failure, Message, Options, Protocol, Token};
+use crate::mqtt::{ConnectRefusal, Connection, Event, Failure, Message, Options, Protocol, Token, Trace};
 use crate::topic::ClientId;
 
 /// Bounds of the pause before a reconnect. It doubles with every failure; the pause itself is anywhere between the
@@ -70,6 +70,8 @@ pub(super) struct Shared {
 /// What a link has to say.
 #[derive(Debug)]
 pub(super) enum News {
+    /// What is to be stored before the link may go on.
+    Trace(Trace),
     /// What MQTT says.
     Mqtt(Event),
     /// The connection has ended, or did not come about; the next try is on its way.
@@ -123,6 +125,11 @@ impl Link {
             farewell: None,
             lost: None,
         }
+    }
+
+    /// The connection that there is, was asked for, or was last.
+    pub(super) fn id(&self) -> LinkId {
+        self.id
     }
 
     /// The socket that there is or that was asked for; events of others are not for this link.
@@ -223,6 +230,9 @@ impl Link {
     /// The next thing that concerns more than this link.
     pub(super) fn poll_news(&mut self, shared: &mut Shared, cx: &mut LinkCx<'_>) -> Option<News> {
         loop {
+            if let Some(trace) = self.connection.poll_trace() {
+                return Some(News::Trace(trace));
+            }
             let Some(event) = self.connection.poll_event() else { return self.lost.take().map(News::Lost) };
             match event {
                 Event::Reconnect => self.parting = Some(Parting::Reconnect),

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::Delivery;
 use super::link::{Link, LinkCx, News, Shared};
 use crate::gateway::io::{LinkEvent, LinkId};
-use crate::mqtt::{Connection, Message, Options};
+use crate::mqtt::{Connection, Message, Options, Restored, Token, Trace};
 use crate::topic::ClientId;
 
 /// Names a link, whatever sockets it has; never used again for another one.
@@ -176,6 +176,39 @@ impl Pool {
             }
         }
         None
+    }
+
+    /// Readies what may leave on the links that were touched, and says what has to be stored before.
+    pub(super) fn prepare(&mut self) -> Vec<(LinkKey, Trace)> {
+        let mut traces = Vec::new();
+        for key in &self.touched {
+            let Some(entry) = self.links.get_mut(key) else { continue };
+            entry.link.connection.prepare();
+            traces.extend(std::iter::from_fn(|| Some((*key, entry.link.connection.poll_trace()?))));
+        }
+        traces
+    }
+
+    /// Goes on where a connection before a restart has stopped; a token for each publish. The broker may have lost its session
+    /// meanwhile without our having lived to store that.
+    pub(super) fn restore(&mut self, key: LinkKey, restored: Restored) -> Vec<Token> {
+        let Some(entry) = self.links.get_mut(&key) else { return Vec::new() };
+        let options = entry.link.connection.options().clone();
+        let (mut connection, tokens) = Connection::restore(options, restored);
+        connection.doubt();
+        entry.link.connection = connection;
+        self.heard.insert(key);
+        tokens
+    }
+
+    /// The connection that a link has, asks for, or had last.
+    pub(super) fn socket_or_last(&self, key: LinkKey) -> Option<LinkId> {
+        self.links.get(&key).map(|entry| entry.link.id())
+    }
+
+    /// The connection that a link has or asks for.
+    pub(super) fn socket(&self, key: LinkKey) -> Option<LinkId> {
+        self.links.get(&key).and_then(|entry| entry.link.socket())
     }
 
     /// Lets everything that is ready leave, in one write for each link.
