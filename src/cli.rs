@@ -207,8 +207,14 @@ fn complain(failure: &Failure) {
         Failure::Load(LoadError::Wrong(problems)) => problems.to_string(),
         _ => String::new(),
     };
+    let files = match failure {
+        Failure::Load(LoadError::Wrong(problems)) => problems.config().and_then(SetupErrors::of_files),
+        _ => None,
+    };
+    let files = files.map(|files| format!("{files}\n")).unwrap_or_default();
     // Files that are of no use have a line each.
-    text.push_str(&format!("mqtt-sn-gateway: {}", failure.to_string().replace('\n', "\nmqtt-sn-gateway: ")));
+    let lines = format!("{files}{failure}").replace('\n', "\nmqtt-sn-gateway: ");
+    text.push_str(&format!("mqtt-sn-gateway: {lines}"));
     let mut cause = failure.source();
     while let Some(error) = cause {
         text.push_str(&format!(": {error}"));

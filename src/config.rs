@@ -112,7 +112,7 @@ impl Config {
             examine(text, env).map_err(|problem| Problems::new(file, text, vec![problem]))?;
         match report.into_problems() {
             problems if problems.is_empty() => Ok(config),
-            problems => Err(Problems::new(file, text, problems)),
+            problems => Err(Problems::new(file, text, problems).beside(config)),
         }
     }
 

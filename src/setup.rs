@@ -66,6 +66,16 @@ impl fmt::Display for SetupErrors {
     }
 }
 
+impl SetupErrors {
+    /// What is wrong with the files that a configuration names, if anything is.
+    pub fn of_files(config: &Config) -> Option<Self> {
+        let mut errors = Vec::new();
+        certificates(&config.broker, &mut errors);
+        passwords(&config.broker, &mut errors);
+        (!errors.is_empty()).then_some(Self(errors))
+    }
+}
+
 impl Setup {
     /// What a gateway with this configuration is started with; reads every file that it names and makes up what is `auto`.
     ///

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::Config;
+
 /// Problems that are shown; a file that is something else entirely is not listed line by line.
 const SHOWN_MAX: usize = 100;
 
@@ -42,6 +44,7 @@ pub struct Problems {
     file: String,
     lines: Vec<String>,
     problems: Vec<Problem>,
+    config: Option<Box<Config>>,
 }
 
 impl std::error::Error for Problems {}
@@ -53,7 +56,17 @@ impl Problems {
         let shown = problems.iter().take(SHOWN_MAX);
         let lines = shown
             .map(|problem| text.lines().nth(problem.at.line.saturating_sub(1)).unwrap_or_default().into());
-        Self { file: file.into(), lines: lines.collect(), problems }
+        Self { file: file.into(), lines: lines.collect(), problems, config: None }
+    }
+
+    /// With what could be read all the same.
+    pub(super) fn beside(self, config: Config) -> Self {
+        Self { config: Some(Box::new(config)), ..self }
+    }
+
+    /// What could be read in spite of them, with defaults for what could not.
+    pub fn config(&self) -> Option<&Config> {
+        self.config.as_deref()
     }
 
     /// How many there are, at least 1.

@@ -117,6 +117,24 @@ fn check_says_when_nothing_is_changed() {
 }
 
 #[test]
+fn check_names_files_that_cannot_be_read_beside_what_is_wrong_with_the_configuration() {
+    let folder =
+        Folder::with("broker: { username: u, password_file: /nowhere/p, keepalive: 1 }\nsession: 1\n");
+    for command in [&["check"][..], &["run", "-c", "gateway.yaml"]] {
+        let ended = folder.run(command);
+        assert_eq!(ended.code, 78);
+        for part in [
+            "broker.keepalive",
+            "gateway.yaml:2:1: session",
+            "\nmqtt-sn-gateway: broker.password_file: cannot read /nowhere/p: No such file or directory",
+            "\nmqtt-sn-gateway: 2 errors in ",
+        ] {
+            assert!(ended.stderr.contains(part), "{part}\n{}", ended.stderr);
+        }
+    }
+}
+
+#[test]
 fn check_reads_standard_input() {
     let folder = Folder::new();
     let ended = folder.run_with(&["check", "-"], b"broker:\n  url: mqtt://${HOST}\n");
