@@ -46,6 +46,10 @@
 //!
 //! Locks, async code and traits in the core; queues without a bound; waits without a deadline; a panic that input could
 //! reach; unsafe code. What is shed is counted by name ([`gateway::Counters`]).
+//!
+#![doc = include_str!("doc/interpretations.md")]
+#![doc = ""]
+#![doc = include_str!("doc/tried.md")]
 
 pub mod broker;
 pub mod cli;

@@ -5,6 +5,22 @@
 //! sample of it in the other combinations of mode, version of MQTT and broker (`combination.rs`):
 //! `cargo test --test conformance transparent::` is one of them, `t079` one row wherever it is run. What fails is told with
 //! everything that was sent and received.
+//!
+//! What the table cannot show:
+//!
+//! | | shown by |
+//! |---|---|
+//! | R-009: which client a message is counted and logged for | rows of L for the answers; `tests/e2e/log.rs` |
+//! | R-013: hop limit | `tests/shell/udp.rs` |
+//! | R-015: a stand-by gateway | not built; optional |
+//! | R-035, R-083, R-103, R-146, R-162 | N-01, N-04, N-05, N-06, N-07 |
+//! | R-037: a crash with a Will stored | not built: state is in memory |
+//! | R-082, R-145: the broker's view of a sleeper | N-02, N-03 |
+//! | R-143: a source without end while a client is awake | `tests/core/sleep.rs` |
+//! | R-147: no REGISTER on wake-up | T-163 to T-167, whose next datagram is the PUBLISH |
+//! | R-160, R-161: number of connections to the broker | T-029, T-030, T-060, T-110, T-193; every row tells connections apart |
+//! | limits: handshakes, ids, queues | T-076; `tests/core/limits.rs`, `tests/core/corners.rs` |
+//! | random and damaged datagrams | `tests/conformance/noise.rs`; `tests/wire/fuzz.rs`, `tests/core/limits.rs` |
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by panicking")]
 
 mod ahead;
