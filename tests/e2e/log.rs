@@ -20,7 +20,7 @@ const SECRET: &str = "s3cr3t";
 #[test]
 fn nothing_is_logged_of_payloads_wills_and_passwords() {
     let folder = TempDir::new().unwrap();
-    let password = pki::write(folder.path(), "password", &format!("pass {SECRET}\n"));
+    let password = pki::write(folder.path(), "password", format!("pass {SECRET}\n"));
     let own = format!("  username: gw\n  password_file: {}\n", password.display());
     let theirs = "  mode: transparent\n  wills: broker\n";
     let clients = format!("  clients: {{ n1: {{ username: n1, password_file: {} }} }}\n", password.display());

@@ -599,7 +599,6 @@ impl Aggregate {
             }
             self.unsettled.insert(filter);
         }
-        #[expect(clippy::disallowed_methods, reason = "sorted before anybody sees the order")]
         let mut purposes: Vec<_> = purposes.into_iter().collect();
         purposes.sort_unstable_by_key(|(token, _)| *token);
         for (_, purpose) in purposes {
