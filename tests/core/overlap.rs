@@ -424,22 +424,6 @@ fn a_subscription_for_which_the_broker_refuses_a_further_link_goes_by_the_first(
 }
 
 #[test]
-fn so_it_does_where_the_broker_closes_instead_of_refusing() {
-    let mut w = second_lane_asked_for();
-    for pause in [2, 4] {
-        w.broker_down();
-        w.on_lane(0);
-        w.broker_quiet();
-        w.pass(Duration::from_secs(pause));
-        w.on_lane(1);
-        w.broker_answers_tcp();
-        w.broker_takes_octets();
-    }
-    w.broker_down();
-    falls_back(&mut w);
-}
-
-#[test]
 fn a_broker_that_has_no_room_at_the_moment_is_asked_for_the_further_link_again() {
     let mut w = second_lane_asked_for();
     let code = rumqttc::ConnectReturnCode::ServiceUnavailable;

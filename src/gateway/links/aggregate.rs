@@ -40,10 +40,6 @@ const LANES_MAX: usize = 8;
 /// Client ids for them: where a link is needed again while the last one of that id is being left, another id is free.
 const LANE_IDS_MAX: usize = 2 * LANES_MAX;
 
-/// After so many tries in vain, while the gateway's own link is there, a further link is not to be had: some brokers close
-/// where they should refuse. With their pauses they are over before a client's SUBSCRIBE is.
-const LANE_TRIES: u32 = 3;
-
 /// The gateway's own link and everything that rides on it.
 #[derive(Debug)]
 pub(super) struct Aggregate {
@@ -85,13 +81,11 @@ struct Lane {
     /// By which its client id is told from the others: 1 is the gateway's own.
     number: usize,
     purposes: HashMap<Token, Purpose>,
-    /// Tries to connect that failed while the gateway's own link was there.
-    in_vain: u32,
 }
 
 impl Lane {
     fn new(link: LinkKey, number: usize) -> Self {
-        Self { link, number, purposes: HashMap::new(), in_vain: 0 }
+        Self { link, number, purposes: HashMap::new() }
     }
 
     /// Whether the broker has answered for everything.
@@ -560,10 +554,7 @@ impl Aggregate {
         if lane == 0 || !self.is_up(pool) {
             return;
         }
-        self.lanes[lane].in_vain += 1;
-        if self.lanes[lane].in_vain >= LANE_TRIES
-            || matches!(lost, Lost::Refused(refusal) if code_of_refusal(refusal) != ReturnCode::Congestion)
-        {
+        if matches!(lost, Lost::Refused(refusal) if code_of_refusal(refusal) != ReturnCode::Congestion) {
             warn!(
                 "the broker does not want a further connection: where filters overlap, copies may come twice"
             );
@@ -626,7 +617,6 @@ impl Aggregate {
     }
 
     fn handle_connected(&mut self, lane: usize, session_present: bool, pool: &Pool) {
-        self.lanes[lane].in_vain = 0;
         self.alone &= lane > 0;
         if !session_present {
             // One that may be a younger one is likelier ours, and then brings what has waited.
