@@ -14,12 +14,13 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{
-    BrokerUrl, Config, LoadError, Log, LogFormat, LogLevel, Mode, SHIPPED, Tls, TransportKind, UrlError,
-    parse_duration,
+    BrokerUrl, Config, LoadError, Log, LogFormat, LogLevel, Mode, Place, SHIPPED, Tls, TransportKind,
+    UrlError, parse_duration,
 };
 use crate::demo::{self, DemoError};
 use crate::runtime::{self, RuntimeError, Setup};
 use crate::setup::{SetupError, SetupErrors};
+use crate::store::StoreError;
 use crate::transport::OpenError;
 use crate::wire;
 
@@ -165,6 +166,10 @@ fn exit_of(error: &RuntimeError) -> Exit {
             Exit::NoPermission
         }
         RuntimeError::Port { source: OpenError::Group { .. }, .. } => Exit::Configuration,
+        RuntimeError::Store(StoreError::Newer { .. } | StoreError::Damaged { .. }) => Exit::Configuration,
+        RuntimeError::Store(
+            StoreError::InUse { .. } | StoreError::Exposed { .. } | StoreError::Io { .. },
+        ) => Exit::NoPermission,
         RuntimeError::Reactor(_) | RuntimeError::Signals(_) => Exit::Failure,
     }
 }
@@ -319,6 +324,11 @@ fn summary(config: &Config) -> String {
     let common = config.topics.predefined.len();
     let single: usize = config.topics.clients.values().map(BTreeMap::len).sum();
     lines.push(format!("predefined topics: {common} for all clients, {single} for single ones"));
+    lines.push(match &config.store.path {
+        Place::None => "store: none".into(),
+        Place::Auto => "store: auto".into(),
+        Place::Path(dir) => format!("store: {}", dir.display()),
+    });
     lines.extend(config.notes().into_iter().map(|note| format!("note: {note}")));
     lines.join("\n")
 }

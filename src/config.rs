@@ -119,21 +119,22 @@ impl Config {
     /// What is asked for and not in this version, but only an extra: a line for the log each.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        if self.store.path == Place::Auto {
-            let text = "not in this version, state is kept in memory and ends with the gateway";
-            notes.push(format!("store.path: {text}"));
-        }
-        if self.broker.outage == Outage::Queue {
-            let text = "not in this version, messages are refused while the broker is away";
-            notes.push(format!("broker.outage: queue: {text}"));
-        }
         let default = Config::default();
-        let without_effect = [
+        if self.store.path == Place::None {
+            let text = "sessions, topic ids and messages that wait end with the gateway, clients are told when it stops";
+            notes.push(format!("store.path: none: {text}"));
+            if self.broker.outage == Outage::Queue {
+                let text = "messages are refused while the broker is away, for there is no store";
+                notes.push(format!("broker.outage: queue: {text}"));
+            }
+        }
+        let keeps = self.store.path != Place::None;
+        let of_store = [
             ("broker.outage_queue", self.broker.outage_queue != default.broker.outage_queue),
             ("store.commit", self.store.commit != default.store.commit),
         ];
-        for (key, _) in without_effect.into_iter().filter(|(_, set)| *set) {
-            notes.push(format!("{key}: not in this version, has no effect"));
+        for (key, _) in of_store.into_iter().filter(|(_, set)| *set && !keeps) {
+            notes.push(format!("{key}: has no effect without a store"));
         }
         let own_links =
             |transport: &Transport| transport.mode.unwrap_or(self.broker.mode) == Mode::Transparent;
@@ -625,7 +626,7 @@ pub enum Rebind {
 /// `store`: where state survives a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Store {
-    /// The directory; [`Place::None`] keeps everything in memory, as does [`Place::Auto`] in this version.
+    /// The directory; [`Place::None`] keeps everything in memory.
     pub path: Place,
     /// The longest time that a write waits for others to join it.
     pub commit: Duration,
@@ -939,25 +940,25 @@ log: { level: trace, format: plain }
             "transports[1].type: \"serial\" is not in this version",
             "transports[2].type: \"xbee\" is not in this version",
             "transports[3].type: \"dtls\" is not in this version",
-            "store.path: \"/store\" is not in this version",
         ];
         assert_eq!(problems, expected);
     }
 
     #[test]
     fn extras_that_are_not_built_yet_are_noted() {
-        assert_eq!(Config::default().notes().len(), 2);
+        assert_eq!(Config::default().notes(), [""; 0]);
         let (config, problems) = read("store: { path: none }\nbroker: { outage: reject }");
-        assert_eq!((config.notes(), problems), (vec![], vec![]));
+        assert_eq!((config.notes().len(), problems), (1, vec![]));
         let (config, problems) = read("http: { listen: 127.0.0.1:8090 }\ncontrol: { socket: /run/x }");
         assert_eq!(problems, [""; 0]);
         let notes = config.notes();
         assert!(notes.iter().all(|note| note.contains("not in this version")), "{notes:?}");
-        assert_eq!(notes.len(), 4);
-        let (config, _) = read("broker: { outage_queue: { messages: 5 } }\nstore: { commit: 5ms }");
-        assert_eq!(config.notes().iter().filter(|note| note.ends_with("has no effect")).count(), 2);
-        let text =
-            "store: { path: none }\nbroker: { outage: reject, wills: broker, client_id_template: 'gw-%c' }";
+        assert_eq!(notes.len(), 2);
+        let (config, _) =
+            read("broker: { outage_queue: { messages: 5 } }\nstore: { path: none, commit: 5ms }");
+        let without = |note: &&String| note.ends_with("has no effect without a store");
+        assert_eq!((config.notes().len(), config.notes().iter().filter(without).count()), (4, 2));
+        let text = "broker: { outage: reject, wills: broker, client_id_template: 'gw-%c' }";
         let ends = " has no effect without a transport in transparent mode";
         let (config, _) = read(text);
         assert_eq!(

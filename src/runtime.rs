@@ -19,9 +19,10 @@ use tracing::{debug, info, warn};
 
 use crate::broker;
 use crate::gateway::io::{Control, Input, Mode, Output, PortId, Settings, Target};
-use crate::gateway::record::Outcome;
+use crate::gateway::record::{Lsn, Outcome, Row};
 use crate::gateway::{Counters, Gateway};
 use crate::link::{Certificates, Links, Passwords, Report};
+use crate::store::{self, Store, StoreError};
 use crate::transport::{self, Inbox, Intake, OpenError, Transport};
 
 /// Frames handed to the core before its outputs are taken: what they have for the broker leaves in one write.
@@ -69,6 +70,8 @@ pub struct Setup {
     pub certificates: Certificates,
     /// For brokers that ask who we are.
     pub passwords: Passwords,
+    /// Where state outlives this process; `None`: nowhere.
+    pub store: Option<store::Options>,
 }
 
 /// Runs a gateway until SIGTERM or SIGINT; a second one cuts the leave-taking short. SIGHUP is told and ignored.
@@ -141,6 +144,9 @@ pub enum RuntimeError {
         /// Why.
         source: io::Error,
     },
+    /// There is no going on with the store.
+    #[error(transparent)]
+    Store(StoreError),
     /// The operating system gives no reactor.
     #[error("cannot wait for sockets")]
     Reactor(#[source] io::Error),
@@ -153,6 +159,7 @@ pub enum RuntimeError {
 #[derive(Debug)]
 pub struct Runtime {
     gateway: Gateway,
+    store: Store,
     ports: Vec<Transport>,
     links: Links,
     events: mpsc::Receiver<Report>,
@@ -171,7 +178,8 @@ impl Runtime {
     ///
     /// # Errors
     /// What waiting does not mend: an address in use, a lack of permission.
-    pub fn open(setup: Setup) -> Result<Self, RuntimeError> {
+    pub fn open(mut setup: Setup) -> Result<Self, RuntimeError> {
+        let (store, rows) = open_store(setup.store.as_ref(), &mut setup.settings)?;
         let broker = setup.embedded_broker.map(start_broker).transpose()?;
         let (inbox, intake) = transport::inbox();
         let names = setup.settings.ports.iter().map(|port| port.name.clone());
@@ -185,7 +193,8 @@ impl Runtime {
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         Ok(Self {
             tally: Tally::new(setup.settings.ports.iter().map(|port| port.name.clone()).collect()),
-            gateway: Gateway::new(setup.settings, Instant::now()),
+            gateway: Gateway::restore(setup.settings, rows, Instant::now()),
+            store,
             ports,
             links,
             events,
@@ -240,12 +249,13 @@ impl Runtime {
         }
         let listens = settled || self.gateway.waiting_outputs() < OUTPUTS_MARK;
         let wake = [self.gateway.poll_timeout(), stop_by, Some(self.tally.due)].into_iter().flatten().min();
-        let (mut events, mut frames, mut order) = (Vec::new(), Vec::new(), None);
-        // Orders first: they are rare. Then brokers, then ports. A branch that is always ready starves none of the others:
+        let (mut events, mut frames, mut order, mut stored) = (Vec::new(), Vec::new(), None, None);
+        // Orders first: they are rare. Then the store, brokers, and ports. A branch that is always ready starves none of the others:
         // after the wait, everybody's inbox is looked into.
         tokio::select! {
             biased;
             received = self.orders.recv() => order = received,
+            report = self.store.stored() => stored = Some(report),
             _ = self.events.recv_many(&mut events, EVENTS_PER_TURN), if settled => {}
             _ = self.intake.recv_many(&mut frames, FRAMES_PER_TURN), if listens => {}
             () = wait_until(wake), if settled => {}
@@ -260,6 +270,7 @@ impl Runtime {
             self.intake.take(&mut frames, room);
         }
         let now = Instant::now();
+        self.handle_stored(stored, now);
         for report in events {
             if self.links.accept(&report) {
                 self.gateway.handle(now, Input::Link(report.0, report.1));
@@ -272,6 +283,12 @@ impl Runtime {
             self.gateway.handle_timeout(now);
         }
         order
+    }
+
+    fn handle_stored(&mut self, report: Option<(Lsn, Outcome)>, now: Instant) {
+        if let Some((lsn, outcome)) = report {
+            self.gateway.handle(now, Input::Stored(lsn, outcome));
+        }
     }
 
     /// Carries out what the core wants done, but not for long. Whether that was all.
@@ -290,17 +307,14 @@ impl Runtime {
                     }
                 }
                 Output::Link(id, command) => self.links.command(id, command),
-                // What is kept in memory only is as safe as it will ever be.
-                Output::Store { lsn, .. } => {
-                    self.gateway.handle(Instant::now(), Input::Stored(lsn, Outcome::Durable));
-                }
+                Output::Store { lsn, records } => self.store.submit(lsn, records),
                 Output::Stopped => self.stopped = true,
             }
         }
         false
     }
 
-    /// Closes the connections to brokers, unless told to hurry.
+    /// Closes the connections to brokers, and the store, unless told to hurry.
     async fn close(mut self) -> Vec<(String, u64)> {
         let (none, _) = Links::new(Duration::ZERO, Certificates::default());
         let links = std::mem::replace(&mut self.links, none);
@@ -310,6 +324,10 @@ impl Runtime {
             () = hurry => {}
             () = links.close() => {}
         }
+        let store = std::mem::replace(&mut self.store, Store::memory());
+        if let Err(error) = store.close().await {
+            warn!(%error, "stopping all the same");
+        }
         self.end()
     }
 
@@ -318,6 +336,24 @@ impl Runtime {
         info!("stopped");
         counts
     }
+}
+
+/// The store and what is in it. The gateway goes by the client id that it made up at its first start.
+fn open_store(
+    options: Option<&store::Options>,
+    settings: &mut Settings,
+) -> Result<(Store, Vec<Row>), RuntimeError> {
+    let Some(options) = options else { return Ok((Store::memory(), Vec::new())) };
+    let (store, rows) = Store::open(options).map_err(RuntimeError::Store)?;
+    let known = rows.iter().find_map(|row| match row {
+        Row::Gateway(row) => Some(row.client_id.clone()),
+        _ => None,
+    });
+    if settings.broker.client_id_is_random {
+        settings.broker.client_id = known.unwrap_or_else(|| settings.broker.client_id.clone());
+        settings.broker.client_id_is_random = false;
+    }
+    Ok((store, rows))
 }
 
 /// Stops a running gateway.

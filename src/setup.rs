@@ -8,17 +8,24 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use bytes::Bytes;
+use nix::unistd::geteuid;
 
-use crate::config::{self, Broker, BrokerUrl, Config, QueueFull, Sessions, Transport, TransportKind};
+use crate::config::{
+    self, Broker, BrokerUrl, Config, Outage, Place, QueueFull, Sessions, Transport, TransportKind,
+};
 use crate::gateway::io::{
-    BrokerSettings, Endpoint, Mode, PortSettings, Protocol, QueueFull as Full, QueueSettings, Rebind,
-    SessionSettings, Settings, Wills,
+    BrokerSettings, Endpoint, Mode, OutageQueue, PortSettings, Protocol, QueueFull as Full, QueueSettings,
+    Rebind, SessionSettings, Settings, Wills,
 };
 use crate::link::{Certificates, File, FileError, Files, Pair, Passwords};
 use crate::runtime::Setup;
+use crate::store;
 use crate::topic::ClientId;
 use crate::transport;
 use crate::transport::udp;
+
+/// Of the directory of state, where it is one of many.
+const NAME: &str = "mqtt-sn-gateway";
 
 /// How long TCP may take to connect: two lost packets on a slow uplink, and not the two minutes of the system.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,6 +36,11 @@ pub enum SetupError {
     /// A certificate, key or password is of no use.
     #[error(transparent)]
     File(FileError),
+    /// `store.path: auto` finds no place.
+    #[error(
+        "store.path: auto: none of STATE_DIRECTORY, XDG_STATE_HOME and HOME is set; name a directory, or none"
+    )]
+    NoPlace,
     /// Something that [`Config`] refuses already when it is read.
     #[error("{0} is not in this version")]
     NotBuilt(&'static str),
@@ -90,6 +102,7 @@ impl Setup {
             config.transports.iter().map(|transport| port(transport, mode, &config.sessions)).collect();
         let options =
             config.transports.into_iter().filter_map(|it| noted(options(it), &mut errors)).collect();
+        let store = noted(store(&config.store), &mut errors).flatten();
         let embedded = config.broker.urls.contains(&BrokerUrl::Embedded);
         let embedded_broker = embedded.then_some(config.broker.listen);
         let settings = Settings {
@@ -100,15 +113,39 @@ impl Setup {
             predefined: config.topics.predefined,
             client_predefined: config.topics.clients,
             sessions: sessions(config.sessions),
-            lasting: false,
+            lasting: store.is_some(),
             seed: random(),
         };
         if errors.is_empty() {
-            Ok(Self { settings, ports: options, embedded_broker, certificates, passwords })
+            Ok(Self { settings, ports: options, embedded_broker, certificates, passwords, store })
         } else {
             Err(SetupErrors(errors))
         }
     }
+}
+
+/// Where state is kept, if it is.
+fn store(store: &config::Store) -> Result<Option<store::Options>, SetupError> {
+    let dir = match &store.path {
+        Place::None => return Ok(None),
+        Place::Path(dir) => dir.clone(),
+        Place::Auto => usual_place().ok_or(SetupError::NoPlace)?,
+    };
+    Ok(Some(store::Options { commit: store.commit, ..store::Options::new(dir) }))
+}
+
+/// Where systemd wants it, else where root or a user keeps such things.
+fn usual_place() -> Option<PathBuf> {
+    let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(dirs) = var("STATE_DIRECTORY") {
+        // There are several if the unit names several.
+        return dirs.to_str().map_or(Some(dirs.clone()), |dirs| dirs.split(':').next().map(PathBuf::from));
+    }
+    if geteuid().is_root() {
+        return Some(PathBuf::from("/var/lib").join(NAME));
+    }
+    let state = var("XDG_STATE_HOME").or_else(|| Some(var("HOME")?.join(".local/state")))?;
+    Some(state.join(NAME))
 }
 
 /// What there is, unless there is an error, which is noted.
@@ -154,7 +191,11 @@ fn broker(broker: Broker) -> BrokerSettings {
     let client_id_is_random = broker.client_id.is_none();
     let client_id = broker.client_id.map_or_else(made_up_id, |id| id.as_str().into());
     BrokerSettings {
-        outage_queue: None,
+        outage_queue: (broker.outage == Outage::Queue).then(|| OutageQueue {
+            messages: usize::try_from(broker.outage_queue.messages).unwrap_or(usize::MAX),
+            bytes: usize::try_from(broker.outage_queue.bytes).unwrap_or(usize::MAX),
+            age: broker.outage_queue.age,
+        }),
         endpoints: broker.urls.into_iter().map(endpoint).collect(),
         protocol: match broker.protocol {
             config::Protocol::Auto => Protocol::Auto,

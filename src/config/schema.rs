@@ -312,7 +312,7 @@ fn queue(keys: &mut Keys<'_>) -> Queue {
 fn store(keys: &mut Keys<'_>) -> Store {
     let default = Store::default();
     Store {
-        path: keys.or("path", built(place(), |place| !matches!(place, Place::Path(_))), default.path),
+        path: keys.or("path", place(), default.path),
         commit: keys.or("commit", duration(millis(0)..=secs(10)), default.commit),
     }
 }

@@ -176,7 +176,10 @@ impl Udp {
     }
 
     fn transmit(&self, slot: u16, mut outgoing: Outgoing, frame: &Bytes) {
-        let slot = self.slots.get(usize::from(slot));
+        let fits = |slot: &Slot| slot.plan.addr.is_ipv4() == outgoing.to.is_ipv4();
+        let known = self.slots.get(usize::from(slot)).filter(|slot| fits(slot));
+        // After a restart nobody knows by which socket a client was reached.
+        let slot = known.or_else(|| self.slots.iter().find(|slot| fits(slot)));
         // Packet information that names no source would leave it to the routes, even for a socket bound to one.
         outgoing.from = outgoing.from.or_else(|| slot?.own_ip());
         let count = match slot.and_then(|slot| slot.socket.get()).map(|socket| outgoing.send(socket, frame)) {

@@ -341,6 +341,7 @@ fn setup(broker: SocketAddr) -> Setup {
     let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
     let options = udp::Options { name: "lan".into(), listen, group: None };
     Setup {
+        store: None,
         settings,
         ports: vec![transport::Options::Udp(options)],
         embedded_broker: None,
