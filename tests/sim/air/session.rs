@@ -1,0 +1,276 @@
+//! A client as the gateway should see it, and what is open with it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mqtt_sn_gateway::gateway::io::Peer;
+use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
+use mqtt_sn_gateway::wire::{Qos, TopicRef};
+
+use crate::ledger::{Ledger, No};
+use crate::link::Lane;
+
+/// Where a client is in the figure of §6.14.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Active,
+    Asleep,
+    Awake,
+    /// Disconnected or lost.
+    Away,
+}
+
+/// A client as the gateway should see it.
+pub(crate) struct Session {
+    pub(super) state: State,
+    /// When the connection was set up, and when it was last confirmed.
+    pub(super) since: Instant,
+    pub(super) connected: Instant,
+    /// When it ended.
+    pub(super) left: Instant,
+    pub(super) peer: Option<Peer>,
+    pub(super) clean: bool,
+    pub(super) keep_alive: Duration,
+    pub(super) sleep: Duration,
+    pub(super) last_heard: Instant,
+    pub(super) connect: Option<Bytes>,
+    /// It was set up with prompts, and nothing came since.
+    pub(super) prompted: bool,
+    pub(super) will: Option<No>,
+    /// Every id of this session.
+    pub(super) ids: BTreeMap<u16, TopicName>,
+    /// Those the client was told of in this connection.
+    pub(super) known: BTreeSet<u16>,
+    pub(super) subs: BTreeMap<TopicFilter, Sub>,
+    /// When there was last anything new about a filter.
+    pub(super) changed: BTreeMap<TopicFilter, Instant>,
+    /// By MsgId, the last of each.
+    pub(super) asked: BTreeMap<u16, Asked>,
+    /// SUBSCRIBEs and PUBLISHes without an answer, and when they are to have one.
+    pub(super) unanswered: BTreeMap<(&'static str, u16), Instant>,
+    /// What the client's MsgIds stand for.
+    pub(super) up: BTreeMap<u16, (No, Qos)>,
+    pub(super) exchange: Option<Exchange>,
+    /// When the client was first asked in this connection to learn a name.
+    pub(super) offered: BTreeMap<TopicName, Instant>,
+    /// Names that it did not answer for though it was heard, and that have not been offered again.
+    pub(super) resting: BTreeSet<TopicName>,
+    /// How often that was so, for what waits for a name.
+    pub(super) rounds: BTreeMap<No, u32>,
+    /// It was deaf to all of that and has not been asked again.
+    pub(super) silent: bool,
+    /// It was so once: from then on messages overtake those whose topic it does not learn.
+    pub(super) overtaking: bool,
+    /// What was open when the connection ended: it may go on.
+    pub(super) resumable: Vec<(u16, No, Qos, bool)>,
+    /// What the client did not know the topic id of: it is sent once more.
+    pub(super) repairing: Option<No>,
+    /// What was registered last and may be published though nobody subscribes any more.
+    pub(super) under_way: Option<TopicName>,
+    /// Messages for the client, in order.
+    pub(super) queue: VecDeque<(No, Qos)>,
+    /// How many of them, from the first, waited when the client woke and must leave before PINGRESP.
+    pub(super) owed: usize,
+    /// Messages that may still leave in this drain.
+    pub(super) drain: usize,
+    /// How often a live message was sent anew.
+    pub(super) copies: BTreeMap<No, u32>,
+    /// SUBSCRIBEs that came, by filter.
+    pub(super) subscribes: BTreeMap<TopicFilter, u32>,
+    /// Retained messages handed out.
+    pub(super) hand_outs: BTreeMap<No, u32>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Sub {
+    pub(super) qos: Qos,
+    /// Grows from one subscription of the client to the next.
+    pub(super) since: u64,
+    /// A SUBACK granted it. Else it is asked for, or the gateway may have dropped it.
+    pub(super) held: bool,
+    /// The broker granted the filter since, on this link. What comes before that may come by way of another filter, at its
+    /// QoS.
+    pub(super) at_broker: Option<Lane>,
+    /// A renewal was refused: nobody can tell from outside what is left of it.
+    pub(super) doubtful: bool,
+}
+
+#[derive(Clone)]
+pub(super) struct Asked {
+    pub(super) filter: Option<TopicFilter>,
+    /// What SUBACK has to say; `None`: the id of the name.
+    pub(super) topic_id: Option<u16>,
+    pub(super) qos: Qos,
+}
+
+/// How often a message goes through all its repetitions with a client that is heard.
+pub(super) const ROUNDS: u32 = 3;
+
+pub(super) struct Exchange {
+    pub(super) kind: Kind,
+    pub(super) msg_id: u16,
+    pub(super) sent: u32,
+    pub(super) first: Instant,
+    pub(super) last: Instant,
+    /// The broker does not wait for it.
+    pub(super) stray: bool,
+    /// The client did not know the topic id, and was told.
+    pub(super) repaired: bool,
+    /// How often all repetitions were in vain though the client was heard.
+    pub(super) rounds: u32,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Register(u16, TopicName),
+    Publish { no: No, topic: TopicRef, qos: Qos, retain: bool },
+    Release,
+}
+
+impl Exchange {
+    /// A request that has left.
+    pub(super) fn new(kind: Kind, msg_id: u16, now: Instant) -> Self {
+        let (first, last) = (now, now);
+        Self { kind, msg_id, sent: 1, first, last, stray: false, repaired: false, rounds: 0 }
+    }
+
+    /// PUBREL, which has yet to leave.
+    pub(super) fn release(msg_id: u16, now: Instant) -> Self {
+        Self { sent: 0, stray: true, ..Self::new(Kind::Release, msg_id, now) }
+    }
+}
+
+impl Session {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            state: State::Away,
+            since: now,
+            connected: now,
+            left: now,
+            peer: None,
+            clean: true,
+            keep_alive: Duration::ZERO,
+            sleep: Duration::ZERO,
+            last_heard: now,
+            connect: None,
+            prompted: false,
+            will: None,
+            ids: BTreeMap::new(),
+            known: BTreeSet::new(),
+            subs: BTreeMap::new(),
+            changed: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            unanswered: BTreeMap::new(),
+            up: BTreeMap::new(),
+            exchange: None,
+            offered: BTreeMap::new(),
+            resting: BTreeSet::new(),
+            rounds: BTreeMap::new(),
+            silent: false,
+            overtaking: false,
+            resumable: Vec::new(),
+            repairing: None,
+            under_way: None,
+            queue: VecDeque::new(),
+            owed: 0,
+            drain: 0,
+            copies: BTreeMap::new(),
+            subscribes: BTreeMap::new(),
+            hand_outs: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn is_active(&self) -> bool {
+        self.state == State::Active
+    }
+
+    pub(super) fn is_there(&self) -> bool {
+        self.state != State::Away
+    }
+
+    ///
+    pub(super) fn supervision(&self) -> Option<Instant> {
+        let silence = match self.state {
+            State::Active => self.keep_alive,
+            State::Asleep => self.sleep,
+            State::Awake | State::Away => return None,
+        };
+        let tolerance = if silence > Duration::from_secs(60) { 10 } else { 2 };
+        (!silence.is_zero()).then(|| self.last_heard + silence + silence / tolerance)
+    }
+
+    /// What is open stops, to be asked again under its MsgId.
+    pub(super) fn freeze(&mut self, now: Instant, ledger: &Ledger) {
+        match self.exchange.take() {
+            Some(Exchange { kind: Kind::Publish { no, qos, retain, .. }, msg_id, .. }) => {
+                self.resumable.push((msg_id, no, qos, retain));
+            }
+            Some(Exchange { kind: Kind::Release, msg_id, .. }) => {
+                self.exchange = Some(Exchange::release(msg_id, now));
+            }
+            Some(Exchange { kind: Kind::Register(_, name), .. }) => self.under_way = Some(name),
+            None => {}
+        }
+        if let Some(&(_, no, ..)) = self.resumable.last() {
+            self.under_way = Some(ledger.entry(no).topic.clone());
+        }
+    }
+
+    /// The client has what was to be sent to it again under this MsgId, and what is asked of it for that is void.
+    pub(super) fn take_resumable(&mut self, msg_id: u16, qos: Qos) -> Option<(No, bool)> {
+        let at = self.resumable.iter().position(|(id, _, at, _)| (*id, *at) == (msg_id, qos))?;
+        let (_, no, _, retain) = self.resumable.remove(at);
+        self.exchange.take_if(|open| matches!(open.kind, Kind::Register(..)));
+        self.repairing = None;
+        Some((no, retain))
+    }
+
+    /// Whether a message is offered again after a round in which its name was not answered for.
+    pub(super) fn keeps(&mut self, no: No, qos: Qos) -> bool {
+        let rounds = self.rounds.entry(no).or_default();
+        *rounds += 1;
+        qos > Qos::AtMostOnce && *rounds < ROUNDS
+    }
+
+    /// Takes a message out of the account.
+    pub(super) fn take(&mut self, at: usize) -> Option<No> {
+        let (no, _) = self.queue.remove(at)?;
+        self.owed -= usize::from(at < self.owed);
+        Some(no)
+    }
+
+    /// A SUBSCRIBE is with the broker: what the subscription brings stays behind its SUBACK.
+    pub(super) fn awaits_suback(&self) -> bool {
+        self.unanswered.keys().any(|(name, _)| *name == "SUBSCRIBE")
+    }
+
+    /// Whether a copy that comes on this link is for the client, and up to which QoS. With several links it gets the one for
+    /// its best filter, of equals the oldest; as long as not everything is certain nobody can tell which that is.
+    pub(super) fn due(&self, topic: &TopicName, lane: Lane, has_lanes: bool) -> Option<Qos> {
+        let matching = || self.subs.iter().filter(|(filter, _)| filter.matches(topic));
+        // What is at the broker as the client was told, and so decides.
+        let certain = matching().filter(|(_, sub)| !sub.doubtful);
+        let certain = certain.filter_map(|(_, sub)| Some((sub.qos, Reverse(sub.since), sub.at_broker?)));
+        if has_lanes && certain.clone().count() < matching().count() {
+            return None;
+        }
+        let (qos, _, best) = certain.max()?;
+        (!has_lanes || best == lane).then_some(qos)
+    }
+
+    /// Whether there was anything new about a filter for this topic since.
+    pub(super) fn has_changed(&self, topic: &TopicName, since: Option<Instant>) -> bool {
+        let mut changed = self.changed.iter().filter(|(filter, _)| filter.matches(topic));
+        changed.any(|(_, at)| since.is_some_and(|since| *at >= since))
+    }
+
+    pub(super) fn wants(&self, topic: &TopicName) -> bool {
+        self.subs.keys().any(|filter| filter.matches(topic))
+    }
+
+    pub(crate) fn filters(&self) -> impl Iterator<Item = &TopicFilter> {
+        self.subs.keys()
+    }
+}

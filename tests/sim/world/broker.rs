@@ -1,0 +1,328 @@
+//! The connections between gateway and broker, and the observer there.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use fastrand::Rng;
+use mqtt_sn_gateway::broker::{ConnectionId, Fault, Input as BrokerInput, Output as BrokerOutput};
+use mqtt_sn_gateway::gateway::io::{Input, LinkCommand, LinkEvent, LinkFailure, LinkId};
+use mqtt_sn_gateway::topic::TopicName;
+use rumqttc::QoS;
+
+use super::{Event, Five, Stream, World, speaks_5};
+use crate::air::Arrival;
+use crate::law::Checked;
+use crate::ledger::{No, Origin};
+use crate::link::{self, Fact};
+use crate::plan;
+use crate::trace::Step;
+use crate::translator::{self, Meaning};
+
+impl World<'_> {
+    pub(super) fn link_command(&mut self, link: u64, command: LinkCommand) -> Checked {
+        match command {
+            LinkCommand::Connect { .. } => {
+                self.trace.note(self.now, format!("connection {link} is asked for"));
+                let further = self.streams.values().any(|stream| stream.open && stream.is_own());
+                let (up_at, down_at) = (self.now, self.now);
+                let stream =
+                    Stream { whose: None, further, five: None, up_at, down_at, cut: false, open: true };
+                self.streams.insert(link, stream);
+                let up_at = self.pass(link, true);
+                self.at(up_at, Event::Arrive(link));
+            }
+            LinkCommand::Write(octets) => {
+                self.account_for(link, &octets)?;
+                self.trace.note(self.now, format!("writes {} octets", octets.len()));
+                for piece in self.pieces(link, octets) {
+                    let at = self.pass(link, true);
+                    self.at(at, Event::Up(link, piece));
+                }
+                let drained = self.tcp_delay(link);
+                self.after(drained, Event::Drained(link));
+            }
+            LinkCommand::Close => {
+                self.trace.note(self.now, format!("connection {link} is closed"));
+                let at = self.pass(link, true);
+                if let Some(stream) = self.streams.get_mut(&link) {
+                    stream.open = false;
+                }
+                self.at(at, Event::UpClosed(link));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the gateway writes, as the account of that session sees it.
+    pub(super) fn account_for(&mut self, link: u64, octets: &Bytes) -> Checked {
+        let Some(stream) = self.streams.get_mut(&link) else { return Ok(()) };
+        if stream.whose.is_none() && speaks_5(octets) {
+            stream.five = Some(Five::default());
+        }
+        let meanings = match &mut stream.five {
+            Some(five) => five.account.up(octets),
+            None => vec![Meaning::Octets(octets.clone())],
+        };
+        for meaning in meanings {
+            let Meaning::Octets(octets) = meaning else { continue };
+            let whose = match &stream.whose {
+                Some(whose) => whose.clone(),
+                None => {
+                    let whose = link::client_id(&octets)?;
+                    self.accounts.entry(whose.clone()).or_default().connected();
+                    self.air.lane(link::lane(&whose));
+                    stream.whose.insert(whose).clone()
+                }
+            };
+            let lane = link::lane(&whose);
+            for fact in self.accounts.entry(whose).or_default().wrote(&octets, &self.ledger)? {
+                if let Fact::Acked { no, retain, last } = fact {
+                    self.air.ack_out(lane, no, retain, last, self.gateway.counters(), &self.ledger)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn tcp_delay(&mut self, link: u64) -> Duration {
+        let tcp = self.plan.tcp;
+        tcp.delay + tcp.jitter.mul_f64(self.rng_of(link).f64())
+    }
+
+    pub(super) fn rng_of(&mut self, link: u64) -> &mut Rng {
+        let further = self.streams.get(&link).is_some_and(|stream| stream.further);
+        if further { &mut self.lane_rng } else { &mut self.rng }
+    }
+
+    /// When what is sent now arrives.
+    pub(super) fn pass(&mut self, link: u64, up: bool) -> Instant {
+        let at = self.now + self.tcp_delay(link);
+        let Some(stream) = self.streams.get_mut(&link) else { return at };
+        let last = if up { &mut stream.up_at } else { &mut stream.down_at };
+        *last = at.max(*last);
+        *last
+    }
+
+    /// Cuts octets anywhere.
+    pub(super) fn pieces(&mut self, link: u64, mut octets: Bytes) -> Vec<Bytes> {
+        let rng = self.rng_of(link);
+        let mut pieces = Vec::new();
+        while octets.len() > 1 && rng.u8(0..3) == 0 {
+            let at = rng.usize(1..octets.len());
+            pieces.push(octets.split_to(at));
+        }
+        pieces.push(octets);
+        pieces
+    }
+
+    pub(super) fn arrive(&mut self, link: u64) -> Checked {
+        if !self.broker_up {
+            let failure = LinkFailure::Connect("refused".into());
+            let at = self.pass(link, false);
+            self.at(at, Event::DownClosed(link, failure));
+            return Ok(());
+        }
+        if self.streams.get(&link).is_some_and(|stream| stream.cut) {
+            let failure = LinkFailure::Connect("timed out".into());
+            self.after(self.plan.settings.broker.connect_timeout, Event::DownClosed(link, failure));
+            return Ok(());
+        }
+        self.broker.handle(self.now, BrokerInput::Opened(ConnectionId(link)));
+        let at = self.pass(link, false);
+        self.at(at, Event::Established(link));
+        self.pump_broker()
+    }
+
+    pub(super) fn link_event(&mut self, link: u64, event: LinkEvent) -> Checked {
+        let Some(stream) = self.streams.get_mut(&link).filter(|stream| stream.open) else { return Ok(()) };
+        match event {
+            LinkEvent::Connected if stream.cut => {
+                let failure = LinkFailure::Connect("timed out".into());
+                self.after(self.plan.settings.broker.connect_timeout, Event::DownClosed(link, failure));
+                return Ok(());
+            }
+            LinkEvent::Closed(_) => stream.open = false,
+            _ => {}
+        }
+        if !matches!(event, LinkEvent::Drained) {
+            self.trace.note(self.now, format!("connection {link}: {event:?}"));
+        }
+        self.air.begin(self.now);
+        self.tell_gateway(Input::Link(LinkId(link - self.first_link), event))
+    }
+
+    pub(super) fn octets_to_gateway(&mut self, link: u64, octets: Bytes) -> Checked {
+        if self.streams.get(&link).is_none_or(|stream| stream.cut || !stream.open) {
+            return Ok(());
+        }
+        self.trace.add(self.now, Step::Down(link, octets.clone()));
+        self.air.begin(self.now);
+        let lane = self.streams.get(&link).and_then(|stream| stream.whose.as_deref()).map_or(0, link::lane);
+        for fact in self.read(link, &octets)? {
+            match fact {
+                Fact::Message { no, qos, retain, fresh, dup } => {
+                    let arrival = Arrival { no, qos, retain, fresh, dup };
+                    self.air.message_in(lane, &arrival, &self.ledger);
+                }
+                Fact::Lost => self.air.broker_forgot(lane),
+                Fact::Filter(filter, has) => self.air.filter_at_broker(lane, &filter, has),
+                Fact::Acked { .. } => {}
+            }
+        }
+        self.tell_gateway(Input::Link(LinkId(link - self.first_link), LinkEvent::Bytes(octets)))
+    }
+
+    /// What the broker says, as the account of that session sees it.
+    pub(super) fn read(&mut self, link: u64, octets: &Bytes) -> Checked<Vec<Fact>> {
+        let Some(stream) = self.streams.get_mut(&link) else { return Ok(Vec::new()) };
+        let Some(account) = stream.whose.as_ref().and_then(|whose| self.accounts.get_mut(whose)) else {
+            return Ok(Vec::new());
+        };
+        let Some(five) = &mut stream.five else { return account.read(octets, &mut self.ledger) };
+        five.arrived += octets.len();
+        let mut facts = Vec::new();
+        while let Some((end, packet)) = five.meant.front()
+            && *end <= five.arrived
+        {
+            facts.extend(account.read(packet, &mut self.ledger)?);
+            five.meant.pop_front();
+        }
+        Ok(facts)
+    }
+
+    pub(super) fn octets_to_broker(&mut self, link: u64, octets: Bytes) -> Checked {
+        if !self.broker_up || self.streams.get(&link).is_none_or(|stream| stream.cut) {
+            return Ok(());
+        }
+        self.trace.add(self.now, Step::Up(link, octets.clone()));
+        let stream = self.streams.get_mut(&link).filter(|stream| stream.five.is_some());
+        let Some(Stream { five: Some(five), whose: Some(whose), .. }) = stream else {
+            self.broker.handle(self.now, BrokerInput::Bytes(ConnectionId(link), octets));
+            return self.pump_broker();
+        };
+        if !self.plan.broker_knows_5 {
+            self.broker.handle(self.now, BrokerInput::Closed(ConnectionId(link)));
+            let at = self.pass(link, false);
+            self.at(at, Event::DownClosed(link, LinkFailure::Closed));
+            return self.pump_broker();
+        }
+        let identifiers = self.identifiers.entry(whose.clone()).or_default();
+        std::mem::swap(&mut five.broker.subscriptions, identifiers);
+        let meanings = five.broker.up(&octets);
+        std::mem::swap(&mut five.broker.subscriptions, identifiers);
+        for meaning in meanings {
+            match meaning {
+                Meaning::Octets(octets) => {
+                    self.broker.handle(self.now, BrokerInput::Bytes(ConnectionId(link), octets));
+                }
+                Meaning::Forget(client) => self.broker.inject(self.now, Fault::ForgetSession { client }),
+            }
+        }
+        self.pump_broker()
+    }
+
+    /// What the broker writes, in the words of the connection.
+    pub(super) fn translated(&mut self, link: u64, octets: Bytes) -> Bytes {
+        let Some(stream) = self.streams.get_mut(&link) else { return octets };
+        let (Some(five), Some(whose)) = (&mut stream.five, &stream.whose) else { return octets };
+        let identifiers = self.identifiers.entry(whose.clone()).or_default();
+        std::mem::swap(&mut five.broker.subscriptions, identifiers);
+        five.partial.extend_from_slice(&octets);
+        let mut out = BytesMut::new();
+        while let Some(packet) = translator::next(&mut five.partial) {
+            let meaning = five.broker.down(&packet);
+            five.sent += meaning.len();
+            five.meant.push_back((five.sent, packet.freeze()));
+            out.extend_from_slice(&meaning);
+        }
+        std::mem::swap(&mut five.broker.subscriptions, identifiers);
+        out.freeze()
+    }
+
+    /// Takes what the broker has to say. The observer answers at once.
+    pub(super) fn pump_broker(&mut self) -> Checked {
+        while let Some(output) = self.broker.poll_output() {
+            match output {
+                BrokerOutput::Write(id, octets) if id == self.observer.id() => {
+                    let (seen, answers) = self.observer.handle(&octets)?;
+                    for seen in seen {
+                        let note = format!("broker took {} {:?}", seen.topic, seen.payload);
+                        self.trace.note(self.now, note);
+                        self.ledger.at_broker(&seen.payload, &seen.topic)?;
+                    }
+                    if !answers.is_empty() {
+                        self.broker.handle(self.now, BrokerInput::Bytes(id, answers));
+                    }
+                    self.broker.handle(self.now, BrokerInput::Drained(id));
+                }
+                BrokerOutput::Close(id) if id == self.observer.id() => self.observer.closed(),
+                BrokerOutput::Write(id, octets) => {
+                    let octets = self.translated(id.0, octets);
+                    for piece in self.pieces(id.0, octets) {
+                        let at = self.pass(id.0, false);
+                        self.at(at, Event::Down(id.0, piece));
+                    }
+                    let drained = self.tcp_delay(id.0);
+                    self.after(drained, Event::BrokerDrained(id));
+                }
+                BrokerOutput::Close(id) => {
+                    let cut = self.streams.get(&id.0).is_none_or(|stream| stream.cut);
+                    if !cut {
+                        let at = self.pass(id.0, false);
+                        self.at(at, Event::DownClosed(id.0, LinkFailure::Closed));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn observer_connects(&mut self) -> Checked {
+        let octets = self.observer.connect();
+        let id = self.observer.id();
+        self.broker.handle(self.now, BrokerInput::Opened(id));
+        self.broker.handle(self.now, BrokerInput::Bytes(id, octets));
+        self.pump_broker()
+    }
+
+    /// The observer publishes something for the sensors.
+    pub(super) fn observe(&mut self) -> Checked {
+        if !self.is_active() {
+            return Ok(());
+        }
+        let names = plan::all_names(self.sensors.len());
+        let topic = names[self.rng.usize(..names.len())].clone();
+        let qos = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce][self.rng.usize(..3)];
+        let retain = self.rng.u8(0..6) == 0;
+        self.observer_publishes(topic, qos, retain)?;
+        let pause = self.around(self.plan.pace / 2);
+        self.after(pause, Event::Observe);
+        Ok(())
+    }
+
+    pub(super) fn observer_publishes(
+        &mut self,
+        topic: TopicName,
+        qos: QoS,
+        retain: bool,
+    ) -> Checked<Option<No>> {
+        if !self.observer.connected {
+            return Ok(None);
+        }
+        let len = self.payload_len();
+        let (no, payload) =
+            self.ledger.enter(Origin::Observer, topic.clone(), crate::link::qos(qos), retain, len);
+        self.trace.note(self.now, format!("observer publishes m{no} on {topic}, {qos:?}, retain {retain}"));
+        let octets = self.observer.publish(topic.as_str(), payload, qos, retain);
+        self.broker.handle(self.now, BrokerInput::Bytes(self.observer.id(), octets));
+        self.pump_broker()?;
+        Ok(Some(no))
+    }
+
+    pub(super) fn payload_len(&mut self) -> usize {
+        match self.rng.u8(0..20) {
+            0 => self.rng.usize(240..300),
+            _ => self.rng.usize(4..40),
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! The end of a world: nothing goes wrong any more, and everything must come to rest.
+
+use std::time::Duration;
+
+use mqtt_sn_gateway::gateway::io::{Control, Input};
+use mqtt_sn_gateway::topic::TopicFilter;
+use mqtt_sn_gateway::wire::Qos;
+use rumqttc::QoS;
+
+use super::{
+    COME_BACK, DRAINED_WITHIN, Event, LONG_NAP, LOOK, LOOKS, Phase, REST_WITHIN, T_WAIT, Tally, World,
+};
+use crate::air::sheds;
+use crate::figures::Figures;
+use crate::law::{Checked, Law};
+use crate::ledger::{Origin, Who};
+use crate::link;
+use crate::plan;
+use crate::sensor::Sensor;
+
+impl World<'_> {
+    /// Nothing goes wrong any more, and everybody wants to be connected.
+    pub(super) fn calm(&mut self) -> Checked {
+        self.trace.note(self.now, "calm");
+        self.phase = Phase::Calm(self.now);
+        self.release()?;
+        for who in 0..self.sensors.len() {
+            let sensor = &mut self.sensors[who];
+            sensor.muted = false;
+            if sensor.client != who {
+                // One of two that contend must give in.
+                sensor.switch_off();
+                sensor.retired = true;
+                continue;
+            }
+            self.switch_on(who)?;
+            // Without a keep-alive a sensor learns that it was lost, or has moved, when it says something.
+            self.publish(who, Some(Qos::AtLeastOnce))?;
+            // What took leave a moment ago has yet to hear the answer.
+            for delay in [0, 5, 15] {
+                self.after(Duration::from_secs(delay), Event::Connect(who));
+            }
+        }
+        self.after(LOOK, Event::Look);
+        Ok(())
+    }
+
+    /// Why the world is not at rest, if it is not.
+    pub(super) fn unrest(&self) -> Option<String> {
+        if !self.gateway.is_connected() {
+            return Some("the gateway has no broker".into());
+        }
+        let stands = |client: &str| {
+            let mut streams = self.streams.values().filter(|stream| stream.open && !stream.cut);
+            streams.any(|stream| stream.whose.as_deref() == Some(client))
+        };
+        // One that was left while it could not say so carries nothing, and does not come back.
+        let lasting = !matches!(self.phase, Phase::Calm(since) if self.now <= since + COME_BACK);
+        let carries = |client: &str| {
+            let session = self.broker.session(client);
+            self.air.uses(link::lane(client))
+                || session.is_some_and(|session| !session.subscriptions.is_empty())
+        };
+        let mut links = self.accounts.iter().filter(|(_, link)| !link.left);
+        let lost = links.find(|(client, link)| !(stands(client) && link.up) && (!lasting || carries(client)));
+        if let Some((client, _)) = lost {
+            return Some(format!("{client} has no broker"));
+        }
+        let mut sensors = self.sensors.iter().filter(|sensor| !sensor.retired);
+        if let Some(unrest) = sensors.find_map(Sensor::unrest).or_else(|| self.air.unrest()) {
+            return Some(unrest);
+        }
+        let (unsettled, octets) = (self.gateway.unsettled_deliveries(), self.gateway.queued_octets());
+        (unsettled + octets > 0)
+            .then(|| format!("{unsettled} deliveries are unsettled, {octets} octets wait"))
+    }
+
+    pub(super) fn look(&mut self) -> Checked {
+        let unrest = self.unrest();
+        self.rested = if unrest.is_some() { 0 } else { self.rested + 1 };
+        let (since, patience) = match self.phase {
+            Phase::Calm(since) if self.gateway.counters().downlink_unanswered > 0 => (since, T_WAIT),
+            Phase::Calm(since) | Phase::Probing(since) => (since, Duration::ZERO),
+            Phase::Active | Phase::Leaving(_) | Phase::Over => return Ok(()),
+        };
+        let waited = self.now.saturating_duration_since(since);
+        if self.rested >= LOOKS && waited >= patience {
+            self.rested = 0;
+            if matches!(self.phase, Phase::Probing(_)) {
+                self.finish()?;
+                return self.shut_down();
+            }
+            self.phase = Phase::Probing(self.now + Duration::from_secs(30));
+            self.shed_before_probes = sheds(self.gateway.counters());
+            let sleepers: Vec<Who> = self.sleepers().collect();
+            let nap = if sleepers.is_empty() { Duration::ZERO } else { Duration::from_secs(2) };
+            for who in sleepers {
+                self.with_node(who, |node, now| node.sleep(now, LONG_NAP))?;
+            }
+            self.after(nap, Event::Probe(0));
+            return Ok(());
+        }
+        Law::Liveness.check(waited < REST_WITHIN + patience, || {
+            format!("after {waited:?} of calm {}", unrest.unwrap_or_default())
+        })?;
+        self.after(LOOK, Event::Look);
+        Ok(())
+    }
+
+    /// The observer publishes on every topic, one after the other; then the sensors.
+    pub(super) fn probe(&mut self, at: usize) -> Checked {
+        let names = plan::all_names(self.sensors.len());
+        if let Some(topic) = names.get(at) {
+            let no = self.observer_publishes(topic.clone(), QoS::AtLeastOnce, false)?;
+            let no = no.ok_or_else(|| Law::Liveness.broken("the observer has no broker"))?;
+            self.probes.push(no);
+            self.after(LOOK, Event::Probe(at + 1));
+            return Ok(());
+        }
+        let sleepers: Vec<Who> = self.sleepers().collect();
+        if sleepers.is_empty() {
+            return self.probe_sensors();
+        }
+        for who in sleepers {
+            self.sensors[who].drained = false;
+            self.with_node(who, |node, now| node.wake(now))?;
+        }
+        self.after(DRAINED_WITHIN, Event::Rise);
+        Ok(())
+    }
+
+    pub(super) fn sleepers(&self) -> impl Iterator<Item = Who> {
+        self.sensors.iter().filter(|sensor| sensor.sleeps && !sensor.retired).map(|sensor| sensor.who)
+    }
+
+    /// Who slept through the probes has fetched them.
+    pub(super) fn rise(&mut self) -> Checked {
+        let sleepers: Vec<Who> = self.sleepers().collect();
+        for who in sleepers {
+            Law::DrainComplete
+                .check(self.sensors[who].drained, || format!("s{who} woke and has no PINGRESP"))?;
+            self.with_node(who, |node, now| node.connect(now))?;
+        }
+        self.after(DRAINED_WITHIN, Event::ProbeSensors);
+        Ok(())
+    }
+
+    pub(super) fn probe_sensors(&mut self) -> Checked {
+        for who in 0..self.sensors.len() {
+            if self.sensors[who].retired {
+                continue;
+            }
+            self.publish(who, Some(Qos::AtLeastOnce))?;
+            self.publish(who, Some(Qos::ExactlyOnce))?;
+        }
+        self.after(LOOK, Event::Look);
+        Ok(())
+    }
+
+    pub(super) fn finish(&mut self) -> Checked {
+        let shed = sheds(self.gateway.counters()) - self.shed_before_probes;
+        // What the broker refused after it had been granted in its absence.
+        let refused = self.gateway.counters().subscriptions_refused > 0;
+        for &no in &self.probes {
+            let entry = self.ledger.entry(no);
+            Law::Liveness.check(entry.at_broker == 1, || {
+                format!("probe m{no} was published {} times", entry.at_broker)
+            })?;
+            for sensor in self.sensors.iter().filter(|sensor| !sensor.retired) {
+                let (who, wanted) = (sensor.who, sensor.wants(&entry.topic));
+                let got = self.ledger.has(sensor.client, no);
+                let times = self.ledger.times(who, sensor.session, no);
+                Law::Liveness.check((got || !wanted || shed > 0 || refused) && times <= 1, || {
+                    format!("s{who} wants probe m{no} on {} and got it {times} times", entry.topic)
+                })?;
+                // A persistent session may remember what its sensor forgot; and a late copy may ask again.
+                let forgotten = sensor.life > 0 && (!sensor.clean || !self.plan.radio.is_prompt());
+                let forgotten = forgotten || sensor.shared;
+                let borne = sensor.bears(&entry.topic) || forgotten;
+                let strange = got && !wanted && !borne;
+                Law::DownlinkWanted
+                    .check(!strange, || format!("s{who} got probe m{no} on {}", entry.topic))?;
+            }
+        }
+        self.check_subscriptions()?;
+        self.check_wills()?;
+        let broker = self.broker.counters();
+        Law::LinkWellFormed.check(broker.closed_malformed + broker.closed_too_large == 0, || {
+            format!("the broker refuses what the gateway says: {broker:?}")
+        })?;
+        self.air.finish(self.gateway.counters())
+    }
+
+    /// The gateway takes leave: of its clients and of the broker, without a Will.
+    pub(super) fn shut_down(&mut self) -> Checked {
+        self.trace.note(self.now, "the gateway is asked to take leave");
+        self.phase = Phase::Leaving(self.now);
+        self.air.shut_down(self.now);
+        self.tell_gateway(Input::Control(Control::Shutdown))?;
+        self.air.all_told()
+    }
+
+    pub(super) fn check_subscriptions(&self) -> Checked {
+        for sensor in self.sensors.iter().filter(|sensor| !sensor.retired) {
+            for filter in sensor.held.iter().filter_map(|filter| sensor.filter_of(filter)) {
+                let session = self.air.session(sensor.client);
+                let known = session.is_some_and(|session| session.filters().any(|known| *known == filter));
+                Law::SubscriptionsAgree
+                    .check(known, || format!("s{} holds {filter}, the gateway does not", sensor.who))?;
+            }
+        }
+        let sessions = self.accounts.keys().filter_map(|client| self.broker.session(client));
+        let at_broker = sessions.flat_map(|session| session.subscriptions);
+        let mut at_broker: Vec<TopicFilter> = at_broker.map(|(filter, _)| filter).collect();
+        at_broker.sort();
+        let wanted: Vec<TopicFilter> = self.air.filters().into_iter().collect();
+        let refused = self.gateway.counters().subscriptions_refused > 0;
+        Law::SubscriptionsAgree.check(at_broker == wanted || refused, || {
+            format!("the broker has {at_broker:?}, clients have {wanted:?}")
+        })
+    }
+
+    pub(super) fn check_wills(&self) -> Checked {
+        for (no, entry) in self.ledger.iter() {
+            let Origin::Will(who) = entry.origin else { continue };
+            let fair =
+                entry.qos == Qos::AtMostOnce || entry.at_broker >= entry.wills_due || entry.forgotten > 0;
+            Law::WillOnLoss.check(fair, || {
+                format!(
+                    "the Will m{no} of s{who} was due {} times, published {}",
+                    entry.wills_due, entry.at_broker
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn figures(&self) -> Figures {
+        let mut figures = Figures::default();
+        for counters in self.retired.iter().chain([self.gateway.counters()]) {
+            for (name, value) in counters.iter() {
+                figures.add("gateway", name, value);
+            }
+        }
+        for sensor in self.sensors.iter().filter_map(|sensor| sensor.node.as_ref()) {
+            let counters = sensor.counters();
+            figures.add("sensors", "frames_sent", counters.frames_sent);
+            figures.add("sensors", "retransmissions", counters.retransmissions);
+            figures.add("sensors", "duplicates", counters.duplicates);
+            figures.add("sensors", "stale", counters.stale);
+            figures.add("sensors", "shed", counters.shed);
+            figures.add("sensors", "connections", counters.connections);
+        }
+        let broker = self.broker.counters();
+        figures.add("broker", "published", broker.published);
+        figures.add("broker", "duplicates", broker.duplicates);
+        figures.add("broker", "delivered", broker.delivered);
+        figures.add("broker", "redelivered", broker.redelivered);
+        figures.add("broker", "stray_acks", broker.stray_acks);
+        figures.ledger(&self.ledger);
+        let Tally {
+            frames_lost,
+            frames_copied,
+            frames_late,
+            cuts,
+            crashes,
+            faults,
+            reboots,
+            moves,
+            swaps,
+            restarts,
+            naps,
+            overslept,
+            deaf,
+        } = self.tally;
+        for (name, value) in [
+            ("frames_lost", frames_lost),
+            ("frames_copied", frames_copied),
+            ("frames_late", frames_late),
+            ("cuts", cuts),
+            ("broker_crashes", crashes),
+            ("broker_faults", faults),
+            ("reboots", reboots),
+            ("moves", moves),
+            ("swaps", swaps),
+            ("gateway_restarts", restarts),
+            ("naps", naps),
+            ("naps_too_long", overslept),
+            ("deaf_in_a_drain", deaf),
+            ("memory_losses", self.ledger.losses.into()),
+            ("seconds", self.now.saturating_duration_since(self.base).as_secs()),
+            ("steps", self.trace.steps()),
+        ] {
+            figures.add("world", name, value);
+        }
+        figures
+    }
+}
