@@ -318,26 +318,22 @@ impl Gateway {
                 // It waits for the broker, as for its Will (Interpretation: R-027).
                 self.counters.frames_unexpected += 1;
             }
-            packet => match self.clients.by_peer(&from) {
-                Some(key) => {
-                    // A client that goes on with its session did not mean the CONNECT: it was a late copy. What it was
-                    // asked before it still answers (§6.13).
-                    if !is_answer(&packet) && !self.is_of_another(key, &packet) {
-                        self.abandon_handshake(&from);
-                    }
-                    self.handle_from_client(key, route, packet, &frame);
+            packet => {
+                // A client that goes on with its session did not mean the CONNECT: it was a late copy. What it was asked
+                // before it still answers (§6.13).
+                let known = self.clients.by_peer(&from);
+                if known.is_some_and(|key| !is_answer(&packet) && !self.is_of_another(key, &packet)) {
+                    self.abandon_handshake(&from);
                 }
-                None => {
-                    let woken = match packet {
-                        Packet::PingReq(ping) => self.rebind(&from, &ping),
-                        _ => None,
-                    };
-                    match woken {
-                        Some(key) => self.handle_from_client(key, route, packet, &frame),
-                        None => self.handle_from_stranger(&from, route, packet),
-                    }
+                let known = match (self.clients.by_peer(&from), packet) {
+                    (None, Packet::PingReq(ping)) => self.rebind(&from, &ping),
+                    (known, _) => known,
+                };
+                match known {
+                    Some(key) => self.handle_from_client(key, route, packet, &frame),
+                    None => self.handle_from_stranger(&from, route, packet),
                 }
-            },
+            }
         }
     }
 
@@ -567,10 +563,8 @@ impl Gateway {
         } else {
             return self.remove_session(key);
         }
-        if !is_asking {
-            let (links, mut cx) = self.links_cx();
-            links.part(key, Parting::Leave, &mut cx);
-        }
+        let (links, mut cx) = self.links_cx();
+        links.part(key, Parting::Leave, &mut cx);
     }
 
     fn remove_session(&mut self, key: ClientKey) {

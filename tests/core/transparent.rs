@@ -1223,3 +1223,32 @@ fn a_client_on_a_bad_way_to_the_broker_is_not_taken_for_one_whose_id_is_taken() 
     }
     assert_eq!(world.gw.counters().clients_dismissed, 0);
 }
+
+/// Seed 20204 of the simulator: the CONNECT had no answer.
+#[test]
+fn a_goodbye_from_where_the_client_was_does_not_end_its_connect_from_elsewhere() {
+    for clean in [true, false] {
+        let mut world = world();
+        world.served(A, "c1", clean);
+        world.broker_down();
+        world.send(B, connect_with("c1", false, clean, 60));
+        world.broker_sees_connect("c1");
+        world.send(A, disconnect());
+        world.expect(A, disconnect());
+        world.broker_accepts(!clean);
+        world.expect(B, connack(ReturnCode::Accepted));
+        world.send(A, pingreq());
+        world.expect(A, disconnect());
+    }
+}
+
+#[test]
+fn a_clean_client_that_takes_leave_while_it_connects_again_is_answered() {
+    let mut world = world();
+    world.served(A, "c1", true);
+    world.send(A, connect_with("c1", false, true, 61));
+    world.quiet();
+    world.send(A, disconnect());
+    world.expect(A, disconnect());
+    assert_eq!(world.gw.sessions(), 0);
+}

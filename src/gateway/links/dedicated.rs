@@ -242,7 +242,10 @@ impl Dedicated {
         let Some(own) = self.clients.get_mut(&client) else { return false };
         match own.phase {
             Phase::Asking(Before::Nothing) => self.forget(client, false, pool, cx),
-            Phase::Asking(Before::Resting) => own.rest(Parting::Leave, pool, cx),
+            Phase::Asking(Before::Resting) => {
+                own.phase = Phase::Resting;
+                own.rest(Parting::Leave, pool, cx);
+            }
             Phase::Asking(Before::Waiting) => own.phase = Phase::Waiting,
             Phase::Serving | Phase::Waiting | Phase::Resting => {}
         }
@@ -322,6 +325,13 @@ impl Own {
     }
 
     fn rest(&mut self, parting: Parting, pool: &mut Pool, cx: &mut LinkCx<'_>) {
+        if let Phase::Asking(before) = &mut self.phase {
+            // The client connects again, from elsewhere.
+            if *before == Before::Waiting {
+                *before = Before::Resting;
+            }
+            return;
+        }
         self.phase = Phase::Resting;
         match parting {
             Parting::Leave => pool.rest(self.link, cx),
