@@ -340,7 +340,10 @@ impl Session {
         let outcome = match cx.links.subscribe(self.key, &filter, asked, cx.now) {
             Ok(outcome) => outcome,
             Err(full) => {
-                self.withdraw(topic);
+                // Another request for the same name may be with the broker, and be granted with the same id.
+                if !self.requests.iter().any(|request| request.filter == filter) {
+                    self.withdraw(topic);
+                }
                 return Err(code_of_full(full));
             }
         };

@@ -1252,3 +1252,23 @@ fn a_clean_client_that_takes_leave_while_it_connects_again_is_answered() {
     world.expect(A, disconnect());
     assert_eq!(world.gw.sessions(), 0);
 }
+
+/// Seed 20968 of the simulator: SUBACK gave an id that stood for nothing.
+#[test]
+fn a_second_request_that_is_refused_leaves_the_first_the_id_of_the_name() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    world.send(A, subscribe(1, "t", Qos::AtLeastOnce));
+    world.broker_gets_subscribe("t", QoS::AtLeastOnce);
+    world.broker_down();
+    world.send(A, subscribe(2, "t", Qos::AtLeastOnce));
+    assert_eq!(world.next(A)[7], 1, "congestion");
+    world.pass(Duration::from_secs(3));
+    world.broker_sees_connect("c1");
+    world.broker_accepts(true);
+    let pkid = world.broker_gets_subscribe("t", QoS::AtLeastOnce);
+    world.broker_grants(pkid, QoS::AtLeastOnce);
+    let suback = world.next(A);
+    let id = u16::from_be_bytes([suback[3], suback[4]]);
+    assert_eq!(world.registered(A, "t"), id);
+}
