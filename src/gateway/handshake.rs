@@ -237,6 +237,12 @@ impl Gateway {
         }
         let mode = self.mode(&peer, &params);
         if mode == Mode::Aggregating {
+            // As below; the one before came by a transport that serves clients by links of their own.
+            let before =
+                self.clients.key(&params.id).and_then(|key| self.clients.get_mut(key)?.asking.clone());
+            if let Some(before) = before {
+                self.abandon_asking(&before);
+            }
             return self.establish(peer, route, params, will, prompted);
         }
         // Two connections with one client id would end each other for ever (MQTT 3.1.1 §3.1.4).

@@ -1272,3 +1272,26 @@ fn a_second_request_that_is_refused_leaves_the_first_the_id_of_the_name() {
     let id = u16::from_be_bytes([suback[3], suback[4]]);
     assert_eq!(world.registered(A, "t"), id);
 }
+
+/// Seed 22071 of the simulator: from then on nobody was heard at the first place.
+#[test]
+fn a_connect_in_the_other_mode_takes_the_place_of_one_that_waits_for_the_broker() {
+    let mut world = changed_world(|settings| {
+        let mut second = settings.ports[0].clone();
+        (second.name, second.mode) = ("radio".into(), Mode::Aggregating);
+        settings.ports.push(second);
+    });
+    world.send(A, connect("c1"));
+    world.broker_sees_connect("c1");
+    let addr = Address::Udp(([10, 0, 0, 1], B).into());
+    let from = Peer { port: PortId(1), addr, node: None };
+    world.input(Input::Frame { from, route: Route::default(), frame: encode(&connect("c1")) });
+    assert_eq!(world.next_frame(), encode(&connack(ReturnCode::Accepted)));
+    world.expect_close();
+    assert_eq!(world.gw.sessions(), 1);
+    world.pass(Duration::from_secs(10));
+    world.send(A, connect("c2"));
+    world.broker_sees_connect("c2");
+    world.broker_accepts(false);
+    world.expect(A, connack(ReturnCode::Accepted));
+}
