@@ -25,7 +25,6 @@ use super::registry::Naming;
 use super::session::{Cx, Session, State};
 use super::timer::{ClientTimer, Timer, Timers};
 use crate::mqtt::{Message, QoS};
-use crate::topic::TopicName;
 use crate::wire::{Encapsulation, Frame, MsgIdOnly, Packet, ReturnCode, TopicAck, TopicRef};
 
 /// T_WAIT (§7.2): how long a client that said `congestion` is left alone, and a name that it has not learnt in all rounds.
@@ -201,6 +200,7 @@ impl Session {
             qos: row.qos,
             delivery: None,
             sent_as: row.sent_as,
+            sent_on: None,
             offered: None,
             rounds: 0,
             expires: row.expiry.and_then(|expiry| now.checked_add(expiry)),
@@ -257,7 +257,7 @@ impl Session {
             if self.state == State::Awake {
                 self.downlink.drain -= 1;
             }
-            let naming = self.name(&item.message.topic, cx);
+            let naming = self.name(&item, cx);
             self.send_named(item, naming, Repair::Possible, cx);
         }
         // PINGRESP comes when every exchange of the drain is over, and not before (§6.14).
@@ -281,14 +281,21 @@ impl Session {
             if !pausing && (item.qos == QoS::AtMostOnce || !self.registry.is_resting(topic)) {
                 return true;
             }
-            matches!(self.name(topic, cx), Naming::Known(_))
+            matches!(self.name(item, cx), Naming::Known(_))
         });
         *cx.queued_octets = total;
         self.downlink.outbox = outbox;
         item
     }
 
-    fn name(&mut self, topic: &TopicName, cx: &Cx<'_>) -> Naming {
+    /// How the topic of a message is named to the client: as it was, if it was sent before.
+    fn name(&mut self, item: &Item, cx: &Cx<'_>) -> Naming {
+        let topic = &item.message.topic;
+        match item.sent_on {
+            Some(TopicRef::Normal(_)) => return self.registry.register(topic, cx.scope(&self.id)),
+            Some(sent_on) => return Naming::Known(sent_on),
+            None => {}
+        }
         let subscribed = self.subscriptions.get(topic.as_str()).map(|subscription| subscription.topic);
         self.registry.name(topic, subscribed, cx.scope(&self.id))
     }
@@ -461,7 +468,7 @@ impl Session {
             }
             // It may be DUP that it does not know; then it has not had the message (Interpretation: A-45).
             ReturnCode::NotSupported if dup && item.qos == QoS::AtLeastOnce && repair == Repair::Possible => {
-                self.send_publish(Item { sent_as: None, ..item }, topic, Repair::Tried, cx);
+                self.send_publish(Item { sent_as: None, sent_on: None, ..item }, topic, Repair::Tried, cx);
             }
             code => {
                 if let (ReturnCode::InvalidTopicId, TopicRef::Normal(id)) = (code, topic) {
@@ -506,9 +513,8 @@ impl Session {
         let item = outbox.take_first(&mut total, |item| {
             item.sent_as == Some(msg_id)
                 && wanted(item)
-                && topic_id.is_none_or(|id| {
-                    matches!(self.name(&item.message.topic, cx), Naming::Known(topic) if topic.raw() == id)
-                })
+                && topic_id
+                    .is_none_or(|id| matches!(self.name(item, cx), Naming::Known(topic) if topic.raw() == id))
         });
         *cx.queued_octets = total;
         self.downlink.outbox = outbox;
@@ -522,7 +528,7 @@ impl Session {
             self.registry.unconfirm(id);
         }
         let sent_as = (item.qos == QoS::ExactlyOnce).then_some(msg_id);
-        let item = Item { sent_as, ..item };
+        let item = Item { sent_as, sent_on: None, ..item };
         let naming = self.registry.register(&item.message.topic, cx.scope(&self.id));
         self.send_named(item, naming, Repair::Tried, cx);
     }
@@ -661,8 +667,8 @@ impl Session {
                 cx.settle(&self.id, &item);
             }
             Request::Release if heard => self.end_release(exchange.msg_id, cx),
-            Request::Publish { item, .. } => {
-                let item = Item { sent_as: Some(exchange.msg_id), ..item };
+            Request::Publish { topic, item, .. } => {
+                let item = Item { sent_as: Some(exchange.msg_id), sent_on: Some(topic), ..item };
                 self.downlink.outbox.push_front(item, cx.queued_octets);
                 return Reach::Lost;
             }
@@ -703,8 +709,8 @@ impl Session {
     /// Makes an open exchange the first message that waits, under its MsgId. PUBREL has no message any more and stays.
     fn put_back(&mut self, cx: &mut Cx<'_>) {
         let item = match self.downlink.exchange.take() {
-            Some(Exchange { msg_id, request: Request::Publish { item, .. }, .. }) => {
-                Item { sent_as: Some(msg_id), rounds: 0, ..item }
+            Some(Exchange { msg_id, request: Request::Publish { topic, item, .. }, .. }) => {
+                Item { sent_as: Some(msg_id), sent_on: Some(topic), rounds: 0, ..item }
             }
             Some(Exchange { request: Request::Register { item, .. }, .. }) => Item { offered: None, ..item },
             released => {

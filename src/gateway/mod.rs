@@ -672,6 +672,7 @@ impl Gateway {
                 qos,
                 delivery,
                 sent_as: None,
+                sent_on: None,
                 offered: None,
                 rounds: 0,
                 expires,

@@ -9,6 +9,7 @@ use super::io::{QueueFull, SessionSettings};
 use super::links::Delivery;
 use super::record::MessageId;
 use crate::mqtt::{Message, QoS};
+use crate::wire::TopicRef;
 
 /// A message on its way to one client.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub(super) struct Item {
     pub(super) delivery: Option<Delivery>,
     /// The MsgId under which it was sent before: it keeps it, and says DUP (§6.13).
     pub(super) sent_as: Option<u16>,
+    /// How its topic was named then: under another name it would be another message to the client.
+    pub(super) sent_on: Option<TopicRef>,
     /// Since when the client, asked to learn its topic, may have been heard: when it was first asked in this connection, or
     /// the end of the last round in which it was.
     pub(super) offered: Option<Instant>,

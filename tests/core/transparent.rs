@@ -6,15 +6,15 @@ use mqtt_sn_gateway::gateway::io::{
     Address, Endpoint, Input, LinkCommand, LinkEvent, LinkFailure, Mode, Peer, PortId, Route, Settings, Wills,
 };
 use mqtt_sn_gateway::wire::{
-    Disconnect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, Response, ReturnCode, SearchGw, TopicRef,
-    Unsubscribe, WillMsg, WillTopic,
+    Disconnect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, Response, ReturnCode, SearchGw, Subscribe,
+    TopicRef, Unsubscribe, WillMsg, WillTopic,
 };
 use rumqttc::mqttbytes::v4;
 use rumqttc::{ConnectReturnCode, QoS};
 
 use crate::world::{
     At, World, connack, connect, connect_with, disconnect, encode, offline_world, pingreq, puback, pubcomp,
-    publish, pubrec, pubrel, sn_qos, subscribe, world_with,
+    publish, pubrec, pubrel, regack, sn_qos, subscribe, world_with,
 };
 
 const A: At = 1000;
@@ -1294,4 +1294,26 @@ fn a_connect_in_the_other_mode_takes_the_place_of_one_that_waits_for_the_broker(
     world.broker_sees_connect("c2");
     world.broker_accepts(false);
     world.expect(A, connack(ReturnCode::Accepted));
+}
+
+/// Seed 21679 of the simulator: a QoS 2 message came twice to a client that tells messages apart by more than the MsgId.
+#[test]
+fn what_is_sent_again_names_its_topic_as_it_did() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    world.subscribed(A, "+", QoS::ExactlyOnce);
+    world.broker_publishes(5, "ab", "on", QoS::ExactlyOnce);
+    let (id, msg_id) = world.expect_register(A, "ab");
+    world.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    let sent_as = world.expect_publish(A, TopicRef::Normal(id), Qos::ExactlyOnce, false, "on");
+    let (topic, qos) = (FilterRef::Short(*b"ab"), Qos::AtMostOnce);
+    world.send(A, Packet::Subscribe(Subscribe { dup: false, qos, msg_id: 9, topic }));
+    let pkid = world.broker_gets_subscribe("ab", QoS::AtMostOnce);
+    world.broker_grants(pkid, QoS::AtMostOnce);
+    world.next(A);
+    world.send(A, connect_with("c1", false, false, 61));
+    world.expect(A, connack(ReturnCode::Accepted));
+    let (again, msg_id) = world.expect_register(A, "ab");
+    world.send(A, regack(again, msg_id, ReturnCode::Accepted));
+    assert_eq!(world.expect_publish(A, TopicRef::Normal(id), Qos::ExactlyOnce, true, "on"), sent_as);
 }
