@@ -3,6 +3,7 @@
 
 mod broker;
 mod heard;
+mod own;
 mod sent;
 mod session;
 
@@ -15,7 +16,10 @@ use mqtt_sn_gateway::gateway::io::{Peer, Settings};
 use mqtt_sn_gateway::topic::{ClientId, TopicFilter, TopicName};
 use mqtt_sn_gateway::wire::Qos;
 
-use self::session::{Exchange, Kind, ROUNDS, Session, State};
+use self::own::Asking;
+pub(crate) use self::own::Said;
+pub(crate) use self::session::Session;
+use self::session::{Exchange, Kind, ROUNDS, State};
 use crate::law::{Checked, Law};
 use crate::ledger::{Ledger, No, Who};
 use crate::link::Lane;
@@ -36,6 +40,12 @@ pub(crate) struct Air {
     bound: BTreeMap<Peer, Who>,
     sessions: BTreeMap<Who, Session>,
     handshakes: BTreeMap<Peer, Handshake>,
+    /// CONNECTs that are with the broker.
+    asking: BTreeMap<Peer, Asking>,
+    /// Clients whose own link the broker has accepted and that has not ended.
+    own: BTreeSet<Who>,
+    /// Clients whose session has expired: it is removed from the broker too.
+    expired: BTreeSet<Who>,
     /// When a peer was sent a DISCONNECT.
     told: BTreeMap<Peer, Instant>,
     cause: Cause,
@@ -77,6 +87,7 @@ impl Copies {
 }
 
 /// A PUBLISH of the broker as it reaches the gateway. `fresh`: not while an exchange under the same packet id was open.
+#[derive(Clone)]
 pub(crate) struct Arrival {
     pub(crate) no: No,
     pub(crate) qos: Qos,
@@ -107,6 +118,18 @@ struct Cause {
     claimed: Option<(Who, u16, Qos)>,
     /// What is open was repeated because of a PINGREQ.
     repeated: bool,
+    /// What the broker says of the link of a client; and that it had a session of a client which has none here.
+    said: Option<(Who, Said)>,
+    inherits: bool,
+    /// What came behind that.
+    early: Vec<Arrival>,
+    /// To whom CONNACK is due now that the broker has accepted the client.
+    connack: Option<Peer>,
+    /// Clients whose link was away for too long, and where they are told so.
+    dismissed: BTreeSet<Who>,
+    farewells: BTreeSet<Peer>,
+    /// Clients whose connection has ended.
+    left: BTreeSet<Who>,
 }
 
 /// What a DISCONNECT says to the one who was heard.
@@ -123,6 +146,8 @@ enum Goodbye {
 
 struct Setup {
     who: Who,
+    /// A link of its own.
+    dedicated: bool,
     clean: bool,
     keep_alive: Duration,
     will: WillChange,
@@ -152,6 +177,9 @@ impl Air {
             bound: BTreeMap::new(),
             sessions: BTreeMap::new(),
             handshakes: BTreeMap::new(),
+            asking: BTreeMap::new(),
+            own: BTreeSet::new(),
+            expired: BTreeSet::new(),
             told: BTreeMap::new(),
             cause: Cause::default(),
             blocks: BTreeMap::new(),
@@ -168,16 +196,22 @@ impl Air {
 
     /// How many sessions the gateway should have.
     pub(crate) fn sessions(&self) -> usize {
-        self.sessions.len()
+        self.sessions.len() + self.newcomers()
     }
 
     pub(crate) fn session(&self, who: Who) -> Option<&Session> {
         self.sessions.get(&who)
     }
 
-    /// Every filter that somebody subscribes to.
+    /// Every filter that somebody subscribes to by the gateway's own links.
     pub(crate) fn filters(&self) -> BTreeSet<TopicFilter> {
-        self.sessions.values().flat_map(|session| session.subs.keys().cloned()).collect()
+        let sessions = self.sessions.values().filter(|session| !session.dedicated);
+        sessions.flat_map(|session| session.subs.keys().cloned()).collect()
+    }
+
+    /// Those who have links of their own.
+    pub(crate) fn dedicated(&self) -> impl Iterator<Item = (Who, &Session)> {
+        self.sessions.iter().filter(|(_, session)| session.dedicated).map(|(who, session)| (*who, session))
     }
 
     /// Why the air is not at rest, if it is not.
@@ -242,7 +276,7 @@ pub(crate) fn sheds(counters: &Counters) -> u64 {
 impl Air {
     /// A client is done with a message; what was handed out because it was retained is not in the account.
     fn settled(&mut self, who: Who, no: No, retain: bool) {
-        if retain {
+        if retain && !self.serves_own(who) {
             return;
         }
         if let Some(session) = self.sessions.get_mut(&who)
@@ -259,25 +293,33 @@ impl Air {
         }
     }
 
-    /// Before the gateway's timeout is handled.
-    pub(crate) fn timeout(&mut self, now: Instant, ledger: &mut Ledger) {
+    /// Before the gateway's timeout is handled. Whose sessions are over.
+    pub(crate) fn timeout(&mut self, now: Instant, ledger: &mut Ledger) -> Vec<Who> {
         self.begin(now);
         self.handshakes.retain(|_, handshake| handshake.until > now);
         let keys: Vec<Who> = self.sessions.keys().copied().collect();
-        let expiry = self.settings.sessions.expiry;
+        let mut expired = Vec::new();
         for who in keys {
-            if self
-                .sessions
-                .get(&who)
-                .is_some_and(|session| !session.is_there() && session.left + expiry <= now)
+            let asking = self.is_asking(who);
+            if let Some(session) = self.sessions.get_mut(&who).filter(|session| !session.is_there())
+                && session.expires <= now
             {
-                self.sessions.remove(&who);
-                ledger.forget(Some(who));
+                if asking {
+                    session.expires = now + self.settings.broker.ack_timeout;
+                } else {
+                    self.sessions.remove(&who);
+                    self.own.remove(&who);
+                    self.expired.insert(who);
+                    expired.push(who);
+                    ledger.forget(Some(who));
+                }
             }
+            let mut lost = self.is_unheard(who);
+            self.grace_over(who);
             let Some(session) = self.sessions.get_mut(&who).filter(|session| session.is_there()) else {
                 continue;
             };
-            let mut lost = session.supervision().is_some_and(|at| at <= now);
+            let dedicated = session.dedicated;
             let port = session.peer.as_ref().map_or(0, |peer| usize::from(peer.port.0));
             let port = &self.settings.ports[port];
             let exhausted =
@@ -304,7 +346,7 @@ impl Air {
                     (session.exchange, session.silent, session.overtaking) = (None, true, true);
                     ledger.overtaken(who);
                     let waiting: Vec<No> = session.queue.iter().map(|(no, _)| *no).collect();
-                    for no in waiting {
+                    for no in waiting.into_iter().filter(|_| !dedicated) {
                         self.unblock(who, no);
                     }
                 } else if !heard {
@@ -326,7 +368,7 @@ impl Air {
                         }
                         Kind::Release => None,
                     };
-                    if session.overtaking {
+                    if session.overtaking && !session.dedicated {
                         for (no, _) in waiting {
                             self.unblock(who, no);
                         }
@@ -340,6 +382,7 @@ impl Air {
                 self.lost(who, ledger);
             }
         }
+        expired
     }
 
     /// A client counts as lost from now on, and its Will is due.
@@ -356,7 +399,9 @@ impl Air {
         self.drop_requests(who, ledger);
         let Some(session) = self.sessions.get_mut(&who) else { return };
         session.state = State::Away;
-        session.left = self.now;
+        session.expires = self.now + self.settings.sessions.expiry;
+        (session.grace, session.overdue, session.watch) = (None, false, None);
+        self.cause.left.insert(who);
         session.owed = 0;
         session.freeze(self.now, ledger);
         (session.connect, session.prompted) = (None, false);
@@ -364,12 +409,15 @@ impl Air {
             self.bound.remove(&peer);
         }
         let waiting: Vec<(No, Qos)> = session.queue.iter().copied().collect();
+        // What is on the client's own link waits there until it comes back.
+        let keeps = session.dedicated && !session.clean;
         if session.clean {
             self.sessions.remove(&who);
         } else {
             session.queue.retain(|(_, qos)| *qos > Qos::AtMostOnce);
         }
-        for (no, _) in waiting {
+        self.own.remove(&who);
+        for (no, _) in waiting.into_iter().filter(|_| !keeps) {
             self.unblock(who, no);
         }
     }
@@ -415,9 +463,15 @@ impl Air {
         Law::Rebinding.check(rebound == u64::from(self.cause.rebound), || {
             format!("{} from {:?} rebound {rebound} sessions", self.cause.name, self.cause.from)
         })?;
+        self.counted_own(before, after, ledger)?;
         let accepted = after.connects_accepted - before.connects_accepted;
         match self.cause.setup.take() {
-            Some(setup) if accepted == 1 => self.set_up(setup, ledger),
+            Some(setup) if setup.dedicated => self.asked(setup, accepted, ledger)?,
+            Some(setup) if accepted == 1 => {
+                if let Some(peer) = self.cause.from.clone() {
+                    self.set_up(peer, setup, ledger);
+                }
+            }
             Some(setup) => {
                 let refused = after.connects_refused + after.sessions_full
                     > before.connects_refused + before.sessions_full;
@@ -425,16 +479,16 @@ impl Air {
                     format!("the gateway set up {accepted} connections for s{}", setup.who)
                 })?;
             }
-            None => Law::Manners
-                .check(accepted == 0, || "the gateway set up a connection nobody asked for".into())?,
+            None => self.answered_by_broker(accepted, ledger)?,
         }
         Ok(())
     }
 
-    fn set_up(&mut self, setup: Setup, ledger: &Ledger) {
-        let Setup { who, clean, keep_alive, will, frame } = setup;
-        let Some(peer) = self.cause.from.clone() else { return };
+    fn set_up(&mut self, peer: Peer, setup: Setup, ledger: &Ledger) {
+        let Setup { who, dedicated, clean, keep_alive, will, frame } = setup;
         self.handshakes.remove(&peer);
+        self.abandon(&peer, ledger);
+        self.expired.remove(&who);
         if let Some(other) = self.bound.get(&peer).copied().filter(|other| *other != who) {
             self.leave(other, ledger);
         }
@@ -470,6 +524,9 @@ impl Air {
         }
         (session.state, session.clean, session.keep_alive) = (State::Active, clean, keep_alive);
         (session.last_heard, session.connected) = (now, now);
+        session.dedicated = dedicated;
+        session.inherited |= self.cause.inherits;
+        (session.grace, session.overdue, session.watch) = (None, false, session.supervision());
         (session.prompted, session.connect) = (frame.is_none(), frame);
         session.known.clear();
         session.freeze(now, ledger);

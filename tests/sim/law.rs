@@ -75,6 +75,24 @@ pub(crate) enum Law {
     Bounds,
     /// A deadline that fired has moved, and there are not too many of them.
     Deadlines,
+    /// §4.1, N-11: in transparent mode a client has a link of its own, opened after a valid CONNECT, with its id and
+    /// CleanSession and without its Will, and what is the client's goes by that link and no other.
+    OwnLink,
+    /// CONNACK `00` leaves after the broker's, a refusal when the broker refuses, is away or has had its
+    /// time, with the code that is due.
+    BrokerDecides,
+    /// G3: the session that a client has at the broker goes on there as long as nobody ends it.
+    SessionResumed,
+    /// Design section 3: a client whose link is lost is told so when `broker.grace` is over, a sleeper when it wakes, and
+    /// nobody else is.
+    Grace,
+    /// G3, G1: what a sensor's application was told is acknowledged was taken by the broker, at QoS 2 once, as long as nobody
+    /// between them lost what it knew of the other.
+    EndToEndUp,
+    /// G3, G6: a message that the broker took while it had the subscription of a sensor's application, at QoS 1 or 2,
+    /// reaches that application, at QoS 2 once, or is in a counter, as long as nobody between them lost what it knew of the
+    /// other.
+    EndToEndDown,
     /// Once faults stop, everybody connects, everything pending ends, and what is published arrives.
     Liveness,
     /// What clients hold, the gateway knows and the broker has, and no more.

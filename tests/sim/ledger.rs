@@ -55,8 +55,17 @@ pub(crate) struct Entry {
     /// The gateway heard PUBACK or PUBCOMP.
     pub(crate) acked: bool,
     pub(crate) outcome: Option<Outcome>,
+    /// How often what is between its sender and the broker had been lost before.
+    pub(crate) breaks: u32,
     /// How often this Will is due so far.
     pub(crate) wills_due: u32,
+}
+
+impl Entry {
+    /// Its sender was told so.
+    pub(crate) fn is_acknowledged(&self) -> bool {
+        self.outcome == Some(Outcome::Acknowledged) && self.qos > Qos::AtMostOnce
+    }
 }
 
 /// All messages, and the order in which they were seen.
@@ -78,6 +87,10 @@ pub(crate) struct Ledger {
     /// The highest order a sensor got in one of its sessions.
     last_down: BTreeMap<(Who, u32, Option<TopicName>), u64>,
     overtaken: BTreeSet<Who>,
+    /// How often what is between a client and the broker, or all of them, was lost to somebody.
+    broken: BTreeMap<Option<Who>, u32>,
+    /// How often the broker sent a message anew on the own link of a client.
+    came: BTreeMap<(Who, No), u32>,
 }
 
 /// A message as a sensor gets it.
@@ -112,6 +125,10 @@ impl Ledger {
         len: usize,
     ) -> (No, Bytes) {
         let no = self.entries.len();
+        let breaks = match origin {
+            Origin::Sensor { who, .. } | Origin::Will(who) => self.breaks(self.clients[who]),
+            Origin::Observer => 0,
+        };
         self.entries.push(Entry {
             origin,
             topic,
@@ -125,6 +142,7 @@ impl Ledger {
             received: false,
             acked: false,
             outcome: None,
+            breaks,
             wills_due: 0,
         });
         let mut payload = format!("m{no} ");
@@ -149,12 +167,27 @@ impl Ledger {
         &mut self.entries[no]
     }
 
+    /// The broker sent a message on the own link of a client, and not again what the gateway has there.
+    pub(crate) fn came(&mut self, client: Who, no: No) {
+        *self.came.entry((client, no)).or_default() += 1;
+    }
+
+    /// How often it did so.
+    pub(crate) fn copies(&self, client: Who, no: No) -> u32 {
+        self.came.get(&(client, no)).copied().unwrap_or(0)
+    }
+
+    /// Whose client id a sensor has.
+    pub(crate) fn client(&self, who: Who) -> Who {
+        self.clients[who]
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (No, &Entry)> {
         self.entries.iter().enumerate()
     }
 
     /// The broker took a message.
-    pub(crate) fn at_broker(&mut self, payload: &[u8], topic: &str) -> Checked {
+    pub(crate) fn at_broker(&mut self, payload: &[u8], topic: &str) -> Checked<No> {
         let no = self.find(payload);
         let no = no.ok_or_else(|| Law::UplinkFaithful.broken(format!("nobody published {payload:?}")))?;
         let losses = self.losses;
@@ -177,7 +210,7 @@ impl Ledger {
         let entry = &self.entries[no];
         let count = entry.at_broker;
         let lost = losses - entry.losses + entry.forgotten;
-        match entry.origin {
+        let checked = match entry.origin {
             Origin::Sensor { persistent: true, .. } if entry.qos == Qos::ExactlyOnce => {
                 let fair = count <= 1 + lost && (count == 1 || !entry.acked || entry.forgotten > 0);
                 Law::UplinkExactlyOnce.check(fair, || format!("m{no} was published {count} times"))
@@ -192,11 +225,13 @@ impl Ledger {
                     format!("the Will m{no} of s{who} was published {count} times and due {due} times")
                 })
             }
-        }
+        };
+        checked.map(|()| no)
     }
 
     /// The gateway forgot a client, or all of them, with what it knew of their messages.
     pub(crate) fn forget(&mut self, client: Option<Who>) {
+        self.broken(client);
         for entry in &mut self.entries {
             let whose = match entry.origin {
                 Origin::Sensor { who, .. } | Origin::Will(who) => who,
@@ -204,6 +239,16 @@ impl Ledger {
             };
             entry.forgotten += u32::from(client.is_none_or(|client| client == self.clients[whose]));
         }
+    }
+
+    /// Something that a client, or all of them, have with the broker is lost: promises made before are void.
+    pub(crate) fn broken(&mut self, client: Option<Who>) {
+        *self.broken.entry(client).or_default() += 1;
+    }
+
+    /// How often that has happened to a client.
+    pub(crate) fn breaks(&self, client: Who) -> u32 {
+        [None, Some(client)].iter().filter_map(|whose| self.broken.get(whose)).sum()
     }
 
     /// What a sensor is told of its message.
@@ -249,7 +294,8 @@ impl Ledger {
         let count = self.got.entry((who, got.session, no)).or_default();
         *count += 1;
         if *count > 1 {
-            let fair = got.qos != Qos::ExactlyOnce || *count <= entry.at_broker || got.split;
+            let copies = self.came.get(&(self.clients[who], no)).copied().unwrap_or(0);
+            let fair = got.qos != Qos::ExactlyOnce || *count <= entry.at_broker.max(copies) || got.split;
             Law::DownlinkExactlyOnce.check(fair, || format!("s{who} got m{no} {count} times"))?;
             return Ok(no);
         }

@@ -7,18 +7,34 @@ use bytes::{Bytes, BytesMut};
 use mqtt_sn_gateway::topic::TopicFilter;
 use mqtt_sn_gateway::wire::Qos;
 use rumqttc::mqttbytes::{self, Error};
-use rumqttc::{ConnectReturnCode, Packet, Publish, QoS, SubscribeReasonCode};
+use rumqttc::{Connect, ConnectReturnCode, Packet, Publish, QoS, SubscribeReasonCode};
 
 use crate::law::{Checked, Law};
-use crate::ledger::{Ledger, No};
+use crate::ledger::{Ledger, No, Origin, Who};
 use crate::plan::GATEWAY;
 
-/// A link of the gateway's, by its number.
-pub(crate) type Lane = usize;
+/// A session at the broker that the gateway has, over all its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Lane {
+    /// The gateway's own: 0, and those that filters that overlap are on.
+    Gateway(usize),
+    /// That of the client with this sensor's id, in transparent mode.
+    Client(Who),
+}
+
+impl Lane {
+    /// Which of them is not the first of the gateway's own.
+    pub(crate) fn is_further(self) -> bool {
+        self != Self::Gateway(0)
+    }
+}
 
 /// The account of one session at the broker, over all its connections.
 #[derive(Default)]
 pub(crate) struct Link {
+    lane: Option<Lane>,
+    /// No client is served by the gateway's own links.
+    pub(crate) all_dedicated: bool,
     written: BytesMut,
     read: BytesMut,
     /// Exchanges the gateway has open.
@@ -36,12 +52,14 @@ pub(crate) struct Link {
     /// Those of UNSUBSCRIBEs among them.
     unsubscribes: BTreeSet<u16>,
     connections: u32,
+    /// The connection it is on: what an earlier one has yet to say is of no account.
+    pub(crate) on: u64,
     /// There was no session at the broker when the gateway under watch looked: what is there now is its own.
     ours: bool,
     /// CONNACK has come; what comes before it is no good.
     pub(crate) up: bool,
     /// Its CONNECT asked for a clean session.
-    clean: bool,
+    pub(crate) clean: bool,
     /// The gateway took leave: what comes next under this client id knows nothing of it.
     pub(crate) left: bool,
     /// This connection is to a session that the gateway did not begin: it takes nothing from there.
@@ -73,19 +91,31 @@ pub(crate) enum Fact {
     Message { no: No, qos: Qos, retain: bool, fresh: bool, dup: bool },
     /// The gateway told the broker that it is done with the message; `last`: with all copies of it.
     Acked { no: No, retain: bool, last: bool },
+    /// The broker has accepted the connection; whether it had a session.
+    Accepted { present: bool },
+    /// It has refused it.
+    Refused(ConnectReturnCode),
     /// The broker has lost the session.
     Lost,
+    /// The gateway asked for this filter.
+    Asked(TopicFilter),
     /// The broker has this filter from now on, or has it no more.
     Filter(TopicFilter, bool),
 }
 
 impl Link {
     /// A new connection.
-    pub(crate) fn connected(&mut self) {
-        if self.left {
+    pub(crate) fn connected(&mut self, lane: Lane, on: u64) {
+        match lane {
             // A connection that was clean left nothing behind.
-            *self = Self { ours: self.ours && self.clean, ..Self::default() };
+            Lane::Gateway(_) if self.left => {
+                *self = Self { ours: self.ours && self.clean, ..Self::default() };
+            }
+            // A client that takes leave comes back to its session, and what the broker had of it before is its own too.
+            Lane::Client(_) => (self.left, self.ours) = (false, true),
+            Lane::Gateway(_) => {}
         }
+        (self.lane, self.on) = (Some(lane), on);
         self.connections += 1;
         (self.foreign, self.up) = (false, false);
         self.written.clear();
@@ -104,13 +134,35 @@ impl Link {
             match packet {
                 // What there was is at an end.
                 Packet::Connect(connect) if connect.clean_session => {
-                    let (connections, written) = (self.connections, std::mem::take(&mut self.written));
-                    *self = Self { connections, written, clean: true, ..Self::default() };
+                    let written = std::mem::take(&mut self.written);
+                    let &mut Self { connections, lane, on, all_dedicated, .. } = self;
+                    let ours = matches!(lane, Some(Lane::Client(_)));
+                    let clean = true;
+                    *self = Self {
+                        connections,
+                        written,
+                        clean,
+                        lane,
+                        on,
+                        all_dedicated,
+                        ours,
+                        ..Self::default()
+                    };
+                    self.check_connect(&connect)?;
+                }
+                Packet::Connect(connect) => {
+                    self.clean = false;
+                    self.check_connect(&connect)?;
                 }
                 Packet::Publish(publish) => self.publish_out(&publish, ledger)?,
                 Packet::Subscribe(packet) => {
+                    let alone = self.all_dedicated && matches!(self.lane, Some(Lane::Gateway(_)));
+                    Law::OwnLink.check(!alone, || format!("{packet:?} is for nobody on this link"))?;
                     self.request_out(packet.pkid)?;
-                    let filters = packet.filters.into_iter().map(|filter| filter.path).collect();
+                    let filters: Vec<String> = packet.filters.into_iter().map(|filter| filter.path).collect();
+                    facts.extend(
+                        filters.iter().filter_map(|filter| TopicFilter::new(filter).ok()).map(Fact::Asked),
+                    );
                     self.requests.insert(packet.pkid, filters);
                 }
                 Packet::Unsubscribe(packet) => {
@@ -132,6 +184,25 @@ impl Link {
         Ok(facts)
     }
 
+    /// A client connects as itself, and its Will is the gateway's to keep.
+    fn check_connect(&self, connect: &Connect) -> Checked {
+        Law::OwnLink.check(connect.last_will.is_none(), || format!("{connect:?} has a Will"))
+    }
+
+    /// Messages of a client go by its own link and by no other one (§4.1); QoS −1 and Wills by the gateway's.
+    fn check_owner(&self, no: No, ledger: &Ledger) -> Checked {
+        let entry = ledger.entry(no);
+        let client = match entry.origin {
+            Origin::Sensor { who, .. } if entry.qos != Qos::MinusOne => Some(ledger.client(who)),
+            Origin::Sensor { .. } | Origin::Observer | Origin::Will(_) => None,
+        };
+        let fair = match self.lane {
+            Some(Lane::Client(who)) => client == Some(who),
+            Some(Lane::Gateway(_)) | None => client.is_none() || !self.all_dedicated,
+        };
+        Law::OwnLink.check(fair, || format!("m{no} of {client:?} leaves on {:?}", self.lane))
+    }
+
     fn publish_out(&mut self, publish: &Publish, ledger: &Ledger) -> Checked {
         let no = ledger.find(&publish.payload);
         let no = no.ok_or_else(|| Law::UplinkFaithful.broken(format!("{publish:?} comes from nobody")))?;
@@ -140,6 +211,7 @@ impl Link {
             && entry.retain == publish.retain
             && entry.qos.max(Qos::AtMostOnce) == qos(publish.qos);
         Law::UplinkFaithful.check(faithful, || format!("m{no} is {entry:?} and leaves as {publish:?}"))?;
+        self.check_owner(no, ledger)?;
         if publish.qos == QoS::AtMostOnce {
             return Ok(());
         }
@@ -181,8 +253,9 @@ impl Link {
         if qos == QoS::AtLeastOnce {
             self.inward.remove(&id);
         }
-        let last =
-            !self.inward.values().any(|other| !other.acked && (other.no, other.retain) == (no, retain));
+        let own = matches!(self.lane, Some(Lane::Client(_)));
+        let same = |other: &In| other.no == no && (own || other.retain == retain);
+        let last = !self.inward.values().any(|other| !other.acked && same(other));
         Ok(first.then_some(Fact::Acked { no, retain, last }))
     }
 
@@ -202,7 +275,9 @@ impl Link {
                         facts.push(Fact::Lost);
                     }
                     self.again = self.out.keys().copied().collect();
+                    facts.push(Fact::Accepted { present: ack.session_present });
                 }
+                Packet::ConnAck(ack) => facts.push(Fact::Refused(ack.code)),
                 _ if self.foreign || !self.up => {}
                 Packet::Publish(publish) => facts.push(self.publish_in(&publish, ledger)?),
                 Packet::PubRel(release) => {
@@ -277,16 +352,28 @@ fn held(filter: String, has: bool) -> Option<Fact> {
     TopicFilter::new(filter).ok().map(|filter| Fact::Filter(filter, has))
 }
 
-/// Which of the gateway's links has this client id at the broker: its own is 0, the further ones follow.
+/// Whose session this client id is at the broker.
 pub(crate) fn lane(client: &str) -> Lane {
+    if let Some(who) = client.strip_prefix('s').and_then(|who| who.parse().ok()) {
+        return Lane::Client(who);
+    }
     let further = client.strip_prefix(GATEWAY).and_then(|rest| rest.strip_prefix('-'));
-    further.and_then(|number| number.parse::<Lane>().ok()).map_or(0, |number| number - 1)
+    Lane::Gateway(further.and_then(|number| number.parse::<usize>().ok()).map_or(0, |number| number - 1))
 }
 
-/// The client id in the CONNECT with which these octets begin.
-pub(crate) fn client_id(octets: &[u8]) -> Checked<String> {
+/// The other way round.
+pub(crate) fn client_id(lane: Lane) -> String {
+    match lane {
+        Lane::Gateway(0) => GATEWAY.to_owned(),
+        Lane::Gateway(further) => format!("{GATEWAY}-{}", further + 1),
+        Lane::Client(who) => format!("s{who}"),
+    }
+}
+
+/// The CONNECT with which these octets begin.
+pub(crate) fn connect(octets: &[u8]) -> Checked<Connect> {
     match next(&mut BytesMut::from(octets))? {
-        Some(Packet::Connect(connect)) => Ok(connect.client_id),
+        Some(Packet::Connect(connect)) => Ok(connect),
         other => Err(Law::LinkWellFormed.broken(format!("a connection begins with {other:?}"))),
     }
 }

@@ -57,6 +57,10 @@ pub(crate) struct Plan {
 /// Seeds below this make worlds in which nobody sleeps: those that once broke a law keep their numbers.
 pub(crate) const SLEEPLESS: u64 = 10_000;
 
+/// From here on clients have links of their own: in three worlds of four all of them, in the others those on one of two
+/// transports.
+pub(crate) const TRANSPARENT: u64 = 20_000;
+
 /// Where forwarders stand: two on one host, one on another.
 pub(crate) const FORWARDERS: [([u8; 4], u16); 3] =
     [([10, 0, 0, 1], 9000), ([10, 0, 0, 1], 9001), ([10, 0, 0, 7], 9000)];
@@ -126,6 +130,9 @@ impl Plan {
                 _ => (Protocol::V311, false),
             };
         }
+        if seed >= TRANSPARENT {
+            plan.add_links(rng);
+        }
         plan.copy_per_filter = !plan.broker_knows_5 && seed % 2 == 1;
         plan
     }
@@ -186,6 +193,30 @@ impl Plan {
             }
             _ => self.active += Duration::from_secs(10),
         }
+    }
+
+    /// Clients with links of their own. On which of two transports a sensor is, its port says.
+    fn add_links(&mut self, rng: &mut Rng) {
+        self.settings.broker.grace = Duration::from_secs(rng.u64(4..40));
+        let aggregating = self.settings.ports[0].clone();
+        self.settings.ports[0].mode = Mode::Transparent;
+        if self.seed % 4 == 3 {
+            self.settings.ports.push(PortSettings { name: "other".into(), ..aggregating });
+        }
+    }
+
+    /// Whether some clients have links of their own, and whether all have.
+    pub(crate) fn has_own_links(&self) -> bool {
+        self.settings.ports.iter().any(|port| port.mode == Mode::Transparent)
+    }
+
+    pub(crate) fn all_dedicated(&self) -> bool {
+        self.settings.ports.iter().all(|port| port.mode == Mode::Transparent)
+    }
+
+    /// The transport by which an address is reached.
+    pub(crate) fn port_of(&self, addr: SocketAddr) -> u16 {
+        addr.port() % self.settings.ports.len() as u16
     }
 
     /// Sensors that move, that stand behind other forwarders, that have the id of another.

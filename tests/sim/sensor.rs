@@ -153,6 +153,11 @@ impl Sensor {
         self.doubtful.iter().filter_map(|filter| self.filter_of(filter)).any(|filter| filter.matches(topic))
     }
 
+    /// Whether it asked for, or gave up, something that matches, and has no answer.
+    pub(crate) fn is_asking_about(&self, topic: &TopicName) -> bool {
+        self.asked.iter().filter_map(|filter| self.filter_of(filter)).any(|filter| filter.matches(topic))
+    }
+
     /// Why it is not at rest, if it is not.
     pub(crate) fn unrest(&self) -> Option<String> {
         let who = self.who;

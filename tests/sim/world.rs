@@ -6,9 +6,10 @@
 mod broker;
 mod end;
 mod faults;
+mod promises;
 mod sensors;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -22,11 +23,12 @@ use mqtt_sn_gateway::gateway::record::Outcome;
 use mqtt_sn_gateway::gateway::{Counters, Gateway};
 use mqtt_sn_gateway::wire::{Packet, decode};
 
-use crate::air::{Air, sheds};
+use self::promises::{Due, Kept};
+use crate::air::{Air, client_id, sheds};
 use crate::figures::Figures;
 use crate::law::{Checked, Law};
 use crate::ledger::{Ledger, No, Who};
-use crate::link::{self, Link};
+use crate::link::{self, Lane, Link};
 use crate::observer::Observer;
 use crate::plan::{self, LATE, Plan};
 use crate::sensor::Sensor;
@@ -70,6 +72,9 @@ const COME_BACK: Duration = Duration::from_secs(60);
 /// Sets the second source of chances apart from the first.
 const FURTHER: u64 = 0x6C61_6E65;
 
+/// Timeouts in a row after which another one may be due at once: a session that ends in one leaves a link to be opened.
+const AT_ONCE_MAX: u32 = 1;
+
 /// Timeouts of all together in one second of the world; a dozen are usual.
 const TIMEOUTS_MAX: u32 = 400;
 
@@ -98,6 +103,8 @@ struct World<'t> {
     phase: Phase,
     /// Looks at which everything was at rest.
     rested: u32,
+    /// Timeouts after which another one was due at once.
+    at_once: u32,
     /// Timeouts in this second.
     timeouts: (u64, u32),
     gateway: Gateway,
@@ -114,8 +121,13 @@ struct World<'t> {
     streams: BTreeMap<u64, Stream>,
     /// Connections of the gateway are numbered from here: it begins anew when it is restarted.
     first_link: u64,
+    /// Clients whose session the broker has, as long as nobody ends it.
+    kept: BTreeSet<Who>,
     /// What gateways before this one counted.
     retired: Vec<Counters>,
+    /// What was promised to sensors, and what became of that.
+    promised: Vec<Due>,
+    kept_promises: Kept,
     /// Messages by which it is seen at the end that everything works, and what had been shed before.
     probes: Vec<No>,
     shed_before_probes: u64,
@@ -155,6 +167,8 @@ enum Phase {
 
 /// One TCP connection between gateway and broker.
 struct Stream {
+    /// For whom it was asked.
+    lane: Lane,
     /// The client id in its CONNECT, once that was written.
     whose: Option<String>,
     /// It was asked for while the gateway's own stood.
@@ -172,7 +186,7 @@ struct Stream {
 
 impl Stream {
     fn is_own(&self) -> bool {
-        self.whose.as_deref().is_some_and(|whose| link::lane(whose) == 0)
+        self.whose.as_deref().is_some_and(|whose| !link::lane(whose).is_further())
     }
 }
 
@@ -247,6 +261,7 @@ impl<'t> World<'t> {
             ledger: Ledger::new(clients),
             streams: BTreeMap::new(),
             first_link: 0,
+            kept: BTreeSet::new(),
             retired: Vec::new(),
             lane_rng: Rng::with_seed(plan.seed ^ FURTHER),
             plan,
@@ -258,7 +273,10 @@ impl<'t> World<'t> {
             serial: 0,
             phase: Phase::Active,
             rested: 0,
+            at_once: 0,
             timeouts: (0, 0),
+            promised: Vec::new(),
+            kept_promises: Kept::default(),
             probes: Vec::new(),
             shed_before_probes: 0,
             tally: Tally::default(),
@@ -339,8 +357,11 @@ impl<'t> World<'t> {
         Law::Deadlines.check(self.timeouts.1 <= TIMEOUTS_MAX, || "too many timeouts in a second".into())
     }
 
-    fn due(&self, whose: &str, next: Option<Instant>) -> Checked {
-        Law::Deadlines.check(next.is_none_or(|at| at > self.now), || {
+    /// What is new and due at once comes at once; what comes again and again has not moved.
+    fn due(&mut self, whose: &str, next: Option<Instant>) -> Checked {
+        let at_once = next.is_some_and(|at| at <= self.now);
+        self.at_once = if at_once { self.at_once + 1 } else { 0 };
+        Law::Deadlines.check(self.at_once <= AT_ONCE_MAX, || {
             format!("a deadline of the {whose} fired and has not moved")
         })
     }
@@ -441,7 +462,7 @@ impl World<'_> {
         if matches!(self.phase, Phase::Leaving(_)) {
             return Ok(());
         }
-        let from = peer(addr);
+        let from = self.peer(addr);
         self.trace.add(self.now, Step::FrameIn(place(addr), frame.clone()));
         self.air.frame_in(self.now, &from, &frame, &self.ledger)?;
         self.tell_gateway(Input::Frame { from, route: Route::default(), frame })
@@ -465,19 +486,27 @@ impl World<'_> {
     }
 
     fn frame_from_gateway(&mut self, to: Target, frame: Bytes) -> Checked {
-        let Target::Unicast { addr: Address::Udp(addr), .. } = to else {
+        let Target::Unicast { port, addr: Address::Udp(addr), .. } = to else {
             let advertise = decode(&frame).is_ok_and(|frame| matches!(frame.packet, Packet::Advertise(_)));
             Law::Manners.check(advertise, || "a broadcast that is no ADVERTISE".into())?;
-            let addrs: Vec<_> = self.sensors.iter().map(|sensor| sensor.addr).collect();
+            let Target::Broadcast { port, .. } = to else { return Ok(()) };
+            let addrs = self.sensors.iter().map(|sensor| sensor.addr);
+            let addrs: Vec<_> = addrs.filter(|addr| self.plan.port_of(*addr) == port.0).collect();
             for addr in addrs {
                 self.send_to_sensor(addr, frame.clone());
             }
             return Ok(());
         };
         self.trace.add(self.now, Step::FrameOut(place(addr), frame.clone()));
-        self.air.frame_out(&peer(addr), &frame, self.gateway.counters(), &self.ledger)?;
+        let to = self.peer(addr);
+        Law::Manners.check(to.port == port, || format!("a frame for {addr} leaves on {port:?}"))?;
+        self.air.frame_out(&to, &frame, self.gateway.counters(), &self.ledger)?;
         self.send_to_sensor(addr, frame);
         Ok(())
+    }
+
+    fn peer(&self, addr: SocketAddr) -> Peer {
+        Peer { port: PortId(self.plan.port_of(addr)), addr: Address::Udp(addr), node: None }
     }
 
     fn send_to_sensor(&mut self, addr: SocketAddr, frame: Bytes) {
@@ -538,10 +567,6 @@ fn place(addr: SocketAddr) -> String {
     }
 }
 
-fn peer(addr: SocketAddr) -> Peer {
-    Peer { port: PortId(0), addr: Address::Udp(addr), node: None }
-}
-
 /// The gateway.
 impl World<'_> {
     fn tell_gateway(&mut self, input: Input) -> Checked {
@@ -551,7 +576,10 @@ impl World<'_> {
     }
 
     fn gateway_timeout(&mut self) -> Checked {
-        self.air.timeout(self.now, &mut self.ledger);
+        for who in self.air.timeout(self.now, &mut self.ledger) {
+            self.kept.remove(&who);
+            self.accounts.remove(client_id(who).as_str());
+        }
         let before = self.gateway.counters().clone();
         self.gateway.handle_timeout(self.now);
         self.drain_gateway(&before)?;

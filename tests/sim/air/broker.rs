@@ -14,6 +14,9 @@ impl Air {
     /// The broker's PUBLISH reached the gateway on this link.
     pub(crate) fn message_in(&mut self, lane: Lane, message: &Arrival, ledger: &Ledger) {
         let &Arrival { no, qos, retain, fresh, dup } = message;
+        if let Lane::Client(who) = lane {
+            return self.own_message_in(who, message, ledger);
+        }
         let seen = self.arrived.contains_key(&(no, retain, lane));
         self.arrived.entry((no, retain, lane)).or_insert(self.now);
         if retain {
@@ -30,7 +33,7 @@ impl Air {
             return;
         }
         let topic = &ledger.entry(no).topic;
-        for (who, session) in &mut self.sessions {
+        for (who, session) in self.sessions.iter_mut().filter(|(_, session)| !session.dedicated) {
             let Some(granted) = session.due(topic, lane, self.has_lanes) else { continue };
             let qos = qos.min(granted);
             if session.is_there() {
@@ -52,7 +55,7 @@ impl Air {
 
     /// The broker said that it has this filter, or has it no more.
     pub(crate) fn filter_at_broker(&mut self, lane: Lane, filter: &TopicFilter, has: bool) {
-        for session in self.sessions.values_mut() {
+        for (_, session) in self.sessions.iter_mut().filter(|(who, session)| session.is_on(lane, **who)) {
             let Some(sub) = session.subs.get_mut(filter) else { continue };
             if has {
                 sub.at_broker = Some(lane);
@@ -77,22 +80,24 @@ impl Air {
 
     /// A link connects.
     pub(crate) fn lane(&mut self, lane: Lane) {
-        self.has_lanes |= lane > 0;
+        self.has_lanes |= matches!(lane, Lane::Gateway(1..));
     }
 
     /// The broker forgot the session, and what it was owed.
     pub(crate) fn broker_forgot(&mut self, lane: Lane) {
+        if let Lane::Client(who) = lane {
+            self.own_forgotten(who);
+        }
         self.blocks.retain(|(other, _), _| *other != lane);
-        for Session { subs, changed, .. } in self.sessions.values_mut() {
+        let on = |(who, session): &(&Who, &mut Session)| session.is_on(lane, **who);
+        for (_, Session { subs, changed, .. }) in self.sessions.iter_mut().filter(on) {
             for (filter, sub) in subs.iter_mut().filter(|(_, sub)| sub.at_broker == Some(lane)) {
                 sub.at_broker = None;
                 changed.insert(filter.clone(), self.now);
             }
         }
-        self.sessions
-            .values_mut()
-            .filter_map(|session| session.exchange.as_mut())
-            .for_each(|open| open.stray = true);
+        let sessions = self.sessions.iter_mut().filter(on).map(|(_, session)| session);
+        sessions.filter_map(|session| session.exchange.as_mut()).for_each(|open| open.stray = true);
     }
 
     /// The gateway acknowledged a message to the broker (G2), and if it is the `last` copy of it, nobody has yet to settle it.
@@ -105,7 +110,8 @@ impl Air {
         counters: &Counters,
         ledger: &Ledger,
     ) -> Checked {
-        for (who, session) in self.sessions.iter().filter(|(_, session)| session.is_active() && last) {
+        let aggregated = |session: &Session| session.is_active() && !session.dedicated && last;
+        for (who, session) in self.sessions.iter().filter(|(_, session)| aggregated(session)) {
             let Some(open) = session.exchange.as_ref().filter(|open| !open.stray) else { continue };
             // The broker does not wait for who was away when the message came.
             if self.arrived.get(&(no, retain, lane)).is_none_or(|at| *at < session.since) {
@@ -120,7 +126,7 @@ impl Air {
                 format!("m{no} was acknowledged to the broker while its PUBLISH to s{who} is open")
             })?;
         }
-        if retain || !last {
+        if !last || (retain && matches!(lane, Lane::Gateway(_))) {
             return Ok(());
         }
         for who in self.blocks.remove(&(lane, no)).unwrap_or_default() {
@@ -131,5 +137,15 @@ impl Air {
             })?;
         }
         Ok(())
+    }
+}
+
+impl Session {
+    /// Whether what is said on this link is about the filters of this client.
+    fn is_on(&self, lane: Lane, who: Who) -> bool {
+        match lane {
+            Lane::Gateway(_) => !self.dedicated,
+            Lane::Client(whose) => self.dedicated && whose == who,
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mqtt_sn_gateway::gateway::io::{Address, Peer, Rebind, WirelessNodeId};
+use mqtt_sn_gateway::gateway::io::{Address, Mode, Peer, Rebind, WirelessNodeId};
 use mqtt_sn_gateway::topic::TopicName;
 use mqtt_sn_gateway::wire::{
     Connect, MsgIdOnly, Packet, Publish, Qos, ReturnCode, Subscribe, TopicAck, TopicRef, Unsubscribe,
@@ -50,10 +50,16 @@ impl Air {
             | Packet::UnsubAck(_)
             | Packet::WillTopicResp(_)
             | Packet::WillMsgResp(_) => self.cause.silence = true,
+            // In transparent mode nobody is served while the broker is away.
+            Packet::SearchGw(_) if self.has_port_with_links(&from) => {}
             Packet::SearchGw(_) => self.cause.answer = Some(&["GWINFO"]),
-            Packet::Connect(connect) => self.connect_in(&from, &connect, frame),
+            Packet::Connect(connect) => self.connect_in(&from, &connect, frame, ledger),
             Packet::WillTopic(will) => self.will_topic_in(&from, &will),
             Packet::WillMsg(will) => self.will_msg_in(&from, will.message, ledger),
+            packet if self.asking.contains_key(&from) && !matches!(packet, Packet::Disconnect(_)) => {
+                // It waits for the broker (Interpretation: R-027).
+                self.cause.silence = true;
+            }
             packet => {
                 let answers = matches!(
                     packet,
@@ -64,6 +70,9 @@ impl Air {
                         | Packet::PubRel(_)
                         | Packet::PingResp
                 );
+                if !answers {
+                    self.abandon(&from, ledger);
+                }
                 let known = self.bound.get(&from).copied().or_else(|| self.woken_elsewhere(&from, &packet));
                 let Some(who) = known else {
                     if matches!(packet, Packet::Disconnect(_)) {
@@ -119,7 +128,11 @@ impl Air {
         }
     }
 
-    pub(super) fn connect_in(&mut self, from: &Peer, connect: &Connect<'_>, frame: &Bytes) {
+    fn has_port_with_links(&self, from: &Peer) -> bool {
+        self.settings.ports[usize::from(from.port.0)].mode == Mode::Transparent
+    }
+
+    fn connect_in(&mut self, from: &Peer, connect: &Connect<'_>, frame: &Bytes, ledger: &Ledger) {
         self.cause.answer = Some(&["CONNACK", "WILLTOPICREQ"]);
         let Some(who) = client(connect.client_id) else { return };
         if self.bound.get(from) == Some(&who) {
@@ -128,14 +141,24 @@ impl Air {
                 return;
             }
         }
+        if let Some(session) = self.bound.get(from).and_then(|who| self.sessions.get_mut(who)) {
+            session.prompted = false;
+        }
+        if self.asking.get(from).is_some_and(|asking| asking.setup.frame.as_ref() == Some(frame)) {
+            // It waits, as it did.
+            self.cause.answer = None;
+            return;
+        }
         let (clean, keep_alive) = (connect.clean_session, Duration::from_secs(connect.duration.into()));
         if connect.will {
+            self.abandon(from, ledger);
             let port = &self.settings.ports[usize::from(from.port.0)];
             let until = self.now + port.retry_interval * (port.retry_limit + 1);
             self.handshakes.insert(from.clone(), Handshake { who, clean, keep_alive, asked: false, until });
         } else {
             let will = if clean { WillChange::Delete } else { WillChange::Keep };
-            self.cause.setup = Some(Setup { who, clean, keep_alive, will, frame: Some(frame.clone()) });
+            let frame = Some(frame.clone());
+            self.admit(from, Setup { who, dedicated: false, clean, keep_alive, will, frame });
         }
     }
 
@@ -148,7 +171,8 @@ impl Air {
         if will.topic.is_empty() {
             let &mut Handshake { who, clean, keep_alive, .. } = handshake;
             self.cause.answer = Some(&["CONNACK"]);
-            self.cause.setup = Some(Setup { who, clean, keep_alive, will: WillChange::Delete, frame: None });
+            let will = WillChange::Delete;
+            self.admit(from, Setup { who, dedicated: false, clean, keep_alive, will, frame: None });
         } else {
             handshake.asked = true;
             self.cause.answer = Some(&["WILLMSGREQ", "CONNACK"]);
@@ -167,7 +191,16 @@ impl Air {
         let &Handshake { who, clean, keep_alive, .. } = handshake;
         let Some(no) = ledger.find(message) else { return };
         self.cause.answer = Some(&["CONNACK"]);
-        self.cause.setup = Some(Setup { who, clean, keep_alive, will: WillChange::Set(no), frame: None });
+        let will = WillChange::Set(no);
+        self.admit(from, Setup { who, dedicated: false, clean, keep_alive, will, frame: None });
+    }
+
+    /// All is said that a connection needs.
+    fn admit(&mut self, from: &Peer, setup: Setup) {
+        let dedicated = self.is_dedicated(setup.who, setup.clean, from.port);
+        let setup = Setup { dedicated, ..setup };
+        self.end_in_other_mode(&setup);
+        self.cause.setup = Some(setup);
     }
 
     /// A frame from a client with a session.
@@ -204,12 +237,18 @@ impl Air {
         }
         let now = self.now;
         let Some(session) = self.sessions.get_mut(&who) else { return };
+        if session.overdue && session.state != State::Active {
+            // Now it can be told.
+            self.cause.dismissed.insert(who);
+            self.cause.answer = Some(&["DISCONNECT"]);
+            return;
+        }
         match session.state {
             State::Active => self.cause.answer = Some(&["PINGRESP"]),
             // It goes on.
             State::Awake | State::Away => {}
             State::Asleep => {
-                session.state = State::Awake;
+                (session.state, session.watch) = (State::Awake, None);
                 session.owed = session.queue.len();
                 session.drain = session.queue.len() + SURPLUS;
                 session.offered.clear();
@@ -249,7 +288,11 @@ impl Air {
         let Some(session) = self.sessions.get_mut(&who) else { return };
         session.state = State::Asleep;
         session.owed = 0;
+        session.watch = session.supervision();
         session.freeze(now, ledger);
+        if session.dedicated {
+            return;
+        }
         for whom in self.blocks.values_mut() {
             whom.remove(&who);
         }
@@ -279,6 +322,7 @@ impl Air {
             let sub = session.subs.entry(filter.clone()).or_insert(new);
             sub.qos = subscribe.qos;
             session.changed.insert(filter.clone(), self.now);
+            session.gone.remove(filter);
             *session.subscribes.entry(filter.clone()).or_default() += 1;
         }
         session.asked.insert(subscribe.msg_id, Asked { filter, topic_id, qos: subscribe.qos });
@@ -291,6 +335,7 @@ impl Air {
         let Some(session) = self.sessions.get_mut(&who) else { return };
         let Some(filter) = filter else { return };
         session.subs.remove(&filter);
+        session.gone.insert(filter.clone());
         session.changed.insert(filter.clone(), self.now);
         let Session { asked, unanswered, .. } = session;
         let same =

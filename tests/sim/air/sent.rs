@@ -39,7 +39,10 @@ impl Air {
         let mannered = match decoded.packet {
             Packet::Advertise(_) => true,
             Packet::GwInfo(_) => answers && cause == "SEARCHGW",
-            Packet::ConnAck(_) => answers && matches!(cause, "CONNECT" | "WILLTOPIC" | "WILLMSG"),
+            Packet::ConnAck(ack) if !answers || !matches!(cause, "CONNECT" | "WILLTOPIC" | "WILLMSG") => {
+                return self.connack_out(&to, ack.code, ledger);
+            }
+            Packet::ConnAck(_) => true,
             Packet::WillTopicReq => answers && cause == "CONNECT",
             Packet::WillMsgReq => answers && cause == "WILLTOPIC",
             Packet::PingResp => who.is_some(),
@@ -76,6 +79,10 @@ impl Air {
             {
                 return told.insert(who);
             }
+        }
+        if self.cause.farewells.remove(to) {
+            self.told.insert(to.clone(), self.now);
+            return true;
         }
         if !answers {
             let due = self.cause.superseded.take_if(|old| old == to).is_some();
@@ -120,10 +127,10 @@ impl Air {
         })?;
         session.state = State::Asleep;
         session.last_heard = self.now;
-        for _ in 0..session.owed {
-            session.take(0);
-            self.vanished += 1;
-        }
+        session.watch = session.supervision();
+        let shed: Vec<No> = (0..session.owed).filter_map(|_| session.take(0)).collect();
+        self.vanished += shed.len() as u64;
+        shed.into_iter().for_each(|no| self.unblock(who, no));
         Law::DrainComplete
             .check(self.vanished <= self.shed, || format!("PINGRESP to s{who} before everything was sent"))
     }
@@ -133,6 +140,13 @@ impl Air {
         if let Some(old) = self.cause.superseded.take() {
             return Err(Law::Manners.broken(format!("{old:?} was not told that its session is elsewhere")));
         }
+        if let Some(untold) = self.cause.farewells.first() {
+            return Err(Law::Grace.broken(format!("{untold:?} was not told that its link is lost")));
+        }
+        if let Some(peer) = &self.cause.connack {
+            return Err(Law::BrokerDecides.broken(format!("{peer:?} was accepted and has no CONNACK")));
+        }
+        self.check_asking()?;
         if let Some(answer) = self.cause.answer.take() {
             let name = self.cause.name;
             return Err(Law::Answered.broken(format!("{name} was not answered by any of {answer:?}")));
@@ -228,7 +242,8 @@ impl Air {
         Law::IdsStable.check(!needless, || format!("s{who} knows {topic_id:#06x} and is told of it"))?;
         // What it may have had already is finished, also after its name has rested.
         let begun = session.resumable.iter().any(|(_, no, ..)| ledger.entry(*no).topic == name);
-        let wanted = begun || session.wants(&name) || session.under_way.as_ref() == Some(&name);
+        let wanted =
+            begun || session.wants(&name) || session.inherited || session.under_way.as_ref() == Some(&name);
         Law::DownlinkWanted.check(wanted || self.is_open(who, msg_id), || {
             format!("{name} is registered at s{who}, which does not want it")
         })?;
@@ -246,7 +261,7 @@ impl Air {
     }
 
     pub(super) fn publish_out(&mut self, who: Who, publish: &Publish<'_>, ledger: &Ledger) -> Checked {
-        let &Publish { dup, qos, retain, topic, msg_id, data } = publish;
+        let &Publish { qos, retain, topic, msg_id, data, .. } = publish;
         let Some(no) = ledger.find(data) else {
             return Err(Law::DownlinkFaithful.broken(format!("s{who} is sent {data:?} that nobody sent")));
         };
@@ -267,33 +282,57 @@ impl Air {
         let resumed = session.resumable.len() < open;
         let repaired = session.repairing == Some(no);
         if !repeated && !resumed {
-            Law::Retransmission.check(!dup, || format!("m{no} is new to s{who} and has DUP"))?;
-            let wanted = session.wants(&entry.topic) || session.under_way.take() == Some(entry.topic.clone());
-            Law::DownlinkWanted.check(wanted, || format!("s{who} is sent m{no} and does not want it"))?;
-            if retain && session.repairing != Some(no) {
-                let subscribes = session.subscribes.iter().filter(|(f, _)| f.matches(&entry.topic));
-                let due: u32 = subscribes.map(|(_, count)| count).sum();
-                let count = session.hand_outs.entry(no).or_default();
-                *count += 1;
-                Law::OneHandOut.check(*count <= due, || {
-                    format!("s{who} subscribed {due} times and is sent the retained m{no} {count} times")
-                })?;
-            }
-            if !retain && session.repairing != Some(no) {
-                let copies = self.copies.get(&no);
-                let changed = copies.is_some_and(|copies| session.has_changed(&entry.topic, copies.since));
-                let came = copies.map_or(0, |copies| copies.due(entry.at_broker, changed));
-                let count = session.copies.entry(no).or_default();
-                *count += 1;
-                Law::OneCopy.check(*count <= came, || {
-                    format!("m{no} came {came} times and is sent to s{who} {count} times")
-                })?;
-                // Of what came twice nobody can tell which copy this is.
-                if came == 1 {
-                    self.overtaken(who, no, ledger)?;
-                }
-            }
+            self.check_new(who, publish, no, ledger)?;
         }
+        self.publish_leaves(who, publish, no, resumed, repaired)
+    }
+
+    /// A message leaves for a client for the first time.
+    fn check_new(&mut self, who: Who, publish: &Publish<'_>, no: No, ledger: &Ledger) -> Checked {
+        let &Publish { dup, retain, .. } = publish;
+        let entry = ledger.entry(no);
+        let on_own = self.came_on_own(who, no);
+        let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
+        Law::Retransmission.check(!dup, || format!("m{no} is new to s{who} and has DUP"))?;
+        let wanted = session.wants(&entry.topic)
+            || session.inherited
+            || session.under_way.take() == Some(entry.topic.clone());
+        Law::DownlinkWanted.check(wanted, || format!("s{who} is sent m{no} and does not want it"))?;
+        if session.repairing == Some(no) {
+            return Ok(());
+        }
+        if retain && !session.dedicated {
+            let subscribes = session.subscribes.iter().filter(|(f, _)| f.matches(&entry.topic));
+            let due: u32 = subscribes.map(|(_, count)| count).sum();
+            let count = session.hand_outs.entry(no).or_default();
+            *count += 1;
+            return Law::OneHandOut.check(*count <= due, || {
+                format!("s{who} subscribed {due} times and is sent the retained m{no} {count} times")
+            });
+        }
+        let copies = self.copies.get(&no);
+        let changed = copies.is_some_and(|copies| session.has_changed(&entry.topic, copies.since));
+        let came = copies.map_or(0, |copies| copies.due(entry.at_broker, changed));
+        let came = if session.dedicated { on_own } else { came };
+        let count = session.copies.entry(no).or_default();
+        *count += 1;
+        Law::OneCopy.check(*count <= came, || {
+            format!("m{no} came {came} times and is sent to s{who} {count} times")
+        })?;
+        // Of what came twice nobody can tell which copy this is.
+        if came == 1 { self.overtaken(who, no, ledger) } else { Ok(()) }
+    }
+
+    /// The PUBLISH is what it should be: from now on it is open.
+    fn publish_leaves(
+        &mut self,
+        who: Who,
+        publish: &Publish<'_>,
+        no: No,
+        resumed: bool,
+        repaired: bool,
+    ) -> Checked {
+        let &Publish { dup, qos, retain, topic, msg_id, .. } = publish;
         let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
         session.repairing = None;
         session.under_way = None;
@@ -388,7 +427,7 @@ impl Air {
         if open.sent == 1 {
             open.first = now;
         }
-        if open.sent == 2 {
+        if open.sent == 2 && !session.dedicated {
             // From here on the broker does not wait for what this client has yet to take, but for the open message.
             let open_no = match kind {
                 // Unless another copy of it waits behind: the broker had sent it again.

@@ -28,8 +28,20 @@ pub(crate) struct Session {
     /// When the connection was set up, and when it was last confirmed.
     pub(super) since: Instant,
     pub(super) connected: Instant,
-    /// When it ended.
-    pub(super) left: Instant,
+    /// When the session ends, once the connection has.
+    pub(super) expires: Instant,
+    /// It has a link of its own, on which the broker had a session of it before this gateway had one.
+    pub(super) dedicated: bool,
+    pub(super) inherited: bool,
+    /// Until when it is not told that this is lost; it is asleep and will be told.
+    pub(super) grace: Option<Instant>,
+    pub(super) overdue: bool,
+    /// When it is next looked whether it was heard.
+    pub(super) watch: Option<Instant>,
+    /// When its filters were last issued again.
+    pub(super) reissued: Option<Instant>,
+    /// What it has unsubscribed from.
+    pub(super) gone: BTreeSet<TopicFilter>,
     pub(super) peer: Option<Peer>,
     pub(super) clean: bool,
     pub(super) keep_alive: Duration,
@@ -148,7 +160,14 @@ impl Session {
             state: State::Away,
             since: now,
             connected: now,
-            left: now,
+            expires: now,
+            dedicated: false,
+            inherited: false,
+            grace: None,
+            overdue: false,
+            watch: None,
+            reissued: None,
+            gone: BTreeSet::new(),
             peer: None,
             clean: true,
             keep_alive: Duration::ZERO,
@@ -246,6 +265,14 @@ impl Session {
         self.unanswered.keys().any(|(name, _)| *name == "SUBSCRIBE")
     }
 
+    /// The client's SUBSCRIBE for this filter has no answer.
+    pub(super) fn is_asking_for(&self, filter: &TopicFilter) -> bool {
+        let mut open = self.unanswered.keys().filter(|(name, _)| *name == "SUBSCRIBE");
+        open.any(|(_, msg_id)| {
+            self.asked.get(msg_id).is_some_and(|asked| asked.filter.as_ref() == Some(filter))
+        })
+    }
+
     /// Whether a copy that comes on this link is for the client, and up to which QoS. With several links it gets the one for
     /// its best filter, of equals the oldest; as long as not everything is certain nobody can tell which that is.
     pub(super) fn due(&self, topic: &TopicName, lane: Lane, has_lanes: bool) -> Option<Qos> {
@@ -268,6 +295,39 @@ impl Session {
 
     pub(super) fn wants(&self, topic: &TopicName) -> bool {
         self.subs.keys().any(|filter| filter.matches(topic))
+    }
+
+    /// Whether the broker may have more of the client than anybody here has heard.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.inherited
+    }
+
+    /// Whether the client is there and is to have a link.
+    pub(crate) fn needs_link(&self) -> bool {
+        self.dedicated && self.is_there()
+    }
+
+    /// Whether the broker has this filter on the client's own link, as far as anybody may say.
+    pub(crate) fn may_have(&self, filter: &TopicFilter) -> bool {
+        self.subs.contains_key(filter) || (self.inherited && !self.gone.contains(filter))
+    }
+
+    /// The QoS at which the client was granted what matches, as long as nothing about that is in doubt, and since when.
+    pub(crate) fn granted(&self, topic: &TopicName) -> Option<(Qos, u64)> {
+        let matching: Vec<&Sub> =
+            self.subs.iter().filter(|(filter, _)| filter.matches(topic)).map(|(_, sub)| sub).collect();
+        let certain = |sub: &&Sub| sub.held && !sub.doubtful && sub.at_broker.is_some();
+        if !matching.iter().all(certain) || self.awaits_suback() {
+            return None;
+        }
+        let since = matching.iter().map(|sub| sub.since).sum();
+        matching.iter().map(|sub| (sub.qos, since)).max()
+    }
+
+    /// What matches, and on which link the broker has it.
+    pub(crate) fn matching(&self, topic: &TopicName) -> impl Iterator<Item = (&TopicFilter, Option<Lane>)> {
+        let matching = self.subs.iter().filter(|(filter, _)| filter.matches(topic));
+        matching.map(|(filter, sub)| (filter, sub.at_broker))
     }
 
     pub(crate) fn filters(&self) -> impl Iterator<Item = &TopicFilter> {

@@ -10,10 +10,10 @@ use mqtt_sn_gateway::topic::TopicName;
 use rumqttc::QoS;
 
 use super::{Event, Five, Stream, World, speaks_5};
-use crate::air::Arrival;
-use crate::law::Checked;
-use crate::ledger::{No, Origin};
-use crate::link::{self, Fact};
+use crate::air::{Arrival, Said, client_id};
+use crate::law::{Checked, Law};
+use crate::ledger::{No, Origin, Who};
+use crate::link::{self, Fact, Lane};
 use crate::plan;
 use crate::trace::Step;
 use crate::translator::{self, Meaning};
@@ -21,12 +21,18 @@ use crate::translator::{self, Meaning};
 impl World<'_> {
     pub(super) fn link_command(&mut self, link: u64, command: LinkCommand) -> Checked {
         match command {
-            LinkCommand::Connect { .. } => {
+            LinkCommand::Connect { client, .. } => {
+                let lane = client.as_ref().map_or(Lane::Gateway(0), |client| link::lane(client.as_str()));
+                if let Lane::Client(who) = lane {
+                    Law::OwnLink.check(self.air.may_connect(who), || {
+                        format!("a link for s{who}, which did not ask")
+                    })?;
+                }
                 self.trace.note(self.now, format!("connection {link} is asked for"));
                 let further = self.streams.values().any(|stream| stream.open && stream.is_own());
                 let (up_at, down_at) = (self.now, self.now);
-                let stream =
-                    Stream { whose: None, further, five: None, up_at, down_at, cut: false, open: true };
+                let (whose, five) = (None, None);
+                let stream = Stream { lane, whose, further, five, up_at, down_at, cut: false, open: true };
                 self.streams.insert(link, stream);
                 let up_at = self.pass(link, true);
                 self.at(up_at, Event::Arrive(link));
@@ -44,6 +50,9 @@ impl World<'_> {
             LinkCommand::Close => {
                 self.trace.note(self.now, format!("connection {link} is closed"));
                 let at = self.pass(link, true);
+                if let Some(who) = self.client_now_on(link) {
+                    self.air.link_closed(who);
+                }
                 if let Some(stream) = self.streams.get_mut(&link) {
                     stream.open = false;
                 }
@@ -68,20 +77,47 @@ impl World<'_> {
             let whose = match &stream.whose {
                 Some(whose) => whose.clone(),
                 None => {
-                    let whose = link::client_id(&octets)?;
-                    self.accounts.entry(whose.clone()).or_default().connected();
-                    self.air.lane(link::lane(&whose));
-                    stream.whose.insert(whose).clone()
+                    let connect = link::connect(&octets)?;
+                    let lane = link::lane(&connect.client_id);
+                    if let Lane::Client(who) = stream.lane {
+                        let clean = self.plan.sensors[who].clean;
+                        let purges = connect.clean_session && self.air.has_expired(who);
+                        let fair = lane == stream.lane && (connect.clean_session == clean || purges);
+                        Law::OwnLink
+                            .check(fair, || format!("{connect:?} for s{who}, CleanSession {clean}"))?;
+                    }
+                    let account = self.accounts.entry(connect.client_id.clone()).or_default();
+                    account.connected(lane, link);
+                    account.all_dedicated = self.plan.all_dedicated();
+                    self.air.lane(lane);
+                    stream.whose.insert(connect.client_id).clone()
                 }
             };
             let lane = link::lane(&whose);
-            for fact in self.accounts.entry(whose).or_default().wrote(&octets, &self.ledger)? {
-                if let Fact::Acked { no, retain, last } = fact {
-                    self.air.ack_out(lane, no, retain, last, self.gateway.counters(), &self.ledger)?;
+            let account = self.accounts.entry(whose).or_default();
+            if account.on != link {
+                // It has been left, and its client has another one.
+                continue;
+            }
+            for fact in account.wrote(&octets, &self.ledger)? {
+                match fact {
+                    Fact::Acked { no, retain, last } => {
+                        self.air.ack_out(lane, no, retain, last, self.gateway.counters(), &self.ledger)?;
+                    }
+                    Fact::Asked(filter) => self.air.subscribe_out(lane, &filter),
+                    _ => {}
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whose link this connection is now, if it is that of a client.
+    fn client_now_on(&self, link: u64) -> Option<Who> {
+        let stream = self.streams.get(&link).filter(|stream| stream.open)?;
+        let Lane::Client(who) = stream.lane else { return None };
+        let mut later = self.streams.range(link + 1..);
+        (!later.any(|(_, other)| other.lane == stream.lane)).then_some(who)
     }
 
     pub(super) fn tcp_delay(&mut self, link: u64) -> Duration {
@@ -141,7 +177,18 @@ impl World<'_> {
                 self.after(self.plan.settings.broker.connect_timeout, Event::DownClosed(link, failure));
                 return Ok(());
             }
-            LinkEvent::Closed(_) => stream.open = false,
+            LinkEvent::Closed(_) => {
+                let who = self.client_now_on(link);
+                if let Some(stream) = self.streams.get_mut(&link) {
+                    stream.open = false;
+                }
+                self.air.begin(self.now);
+                if let Some(who) = who {
+                    self.air.link_says(who, Said::Gone);
+                }
+                self.trace.note(self.now, format!("connection {link}: {event:?}"));
+                return self.tell_gateway(Input::Link(LinkId(link - self.first_link), event));
+            }
             _ => {}
         }
         if !matches!(event, LinkEvent::Drained) {
@@ -157,27 +204,64 @@ impl World<'_> {
         }
         self.trace.add(self.now, Step::Down(link, octets.clone()));
         self.air.begin(self.now);
-        let lane = self.streams.get(&link).and_then(|stream| stream.whose.as_deref()).map_or(0, link::lane);
+        let whose = self.streams.get(&link).and_then(|stream| stream.whose.as_deref());
+        let lane = whose.map_or(Lane::Gateway(0), link::lane);
         for fact in self.read(link, &octets)? {
             match fact {
                 Fact::Message { no, qos, retain, fresh, dup } => {
                     let arrival = Arrival { no, qos, retain, fresh, dup };
                     self.air.message_in(lane, &arrival, &self.ledger);
+                    if let (Lane::Client(who), true) = (lane, fresh) {
+                        self.ledger.came(who, no);
+                    }
                 }
-                Fact::Lost => self.air.broker_forgot(lane),
+                Fact::Accepted { present } => self.accepted(link, lane, present)?,
+                Fact::Refused(code) => {
+                    if let Some(who) = self.client_now_on(link) {
+                        self.air.link_says(who, Said::Refused(code));
+                    }
+                }
+                Fact::Lost => {
+                    self.air.broker_forgot(lane);
+                    if let Lane::Client(who) = lane
+                        && self.plan.sensors[who].clean
+                    {
+                        self.ledger.forget(Some(who));
+                    }
+                }
                 Fact::Filter(filter, has) => self.air.filter_at_broker(lane, &filter, has),
-                Fact::Acked { .. } => {}
+                Fact::Acked { .. } | Fact::Asked(_) => {}
             }
         }
         self.tell_gateway(Input::Link(LinkId(link - self.first_link), LinkEvent::Bytes(octets)))
     }
 
+    /// CONNACK 0. What a client has at the broker with CleanSession 0 it keeps (MQTT 3.1.1 §3.1.2.4).
+    fn accepted(&mut self, link: u64, lane: Lane, present: bool) -> Checked {
+        let Lane::Client(who) = lane else { return Ok(()) };
+        let client = client_id(who);
+        let clean = self.accounts.get(client.as_str()).is_some_and(|account| account.clean);
+        if clean != self.plan.sensors[who].clean {
+            // The gateway removes the session.
+            return Ok(());
+        }
+        Law::SessionResumed.check(present || !self.kept.contains(&who), || {
+            format!("the broker has no session of s{who}, and has not lost it")
+        })?;
+        if !clean && self.broker.session(client.as_str()).is_some() {
+            self.kept.insert(who);
+        }
+        if self.client_now_on(link).is_some() {
+            self.air.link_says(who, Said::Accepted { present });
+        }
+        Ok(())
+    }
+
     /// What the broker says, as the account of that session sees it.
     pub(super) fn read(&mut self, link: u64, octets: &Bytes) -> Checked<Vec<Fact>> {
         let Some(stream) = self.streams.get_mut(&link) else { return Ok(Vec::new()) };
-        let Some(account) = stream.whose.as_ref().and_then(|whose| self.accounts.get_mut(whose)) else {
-            return Ok(Vec::new());
-        };
+        let account = stream.whose.as_ref().and_then(|whose| self.accounts.get_mut(whose));
+        let Some(account) = account.filter(|account| account.on == link) else { return Ok(Vec::new()) };
         let Some(five) = &mut stream.five else { return account.read(octets, &mut self.ledger) };
         five.arrived += octets.len();
         let mut facts = Vec::new();
@@ -248,7 +332,8 @@ impl World<'_> {
                     for seen in seen {
                         let note = format!("broker took {} {:?}", seen.topic, seen.payload);
                         self.trace.note(self.now, note);
-                        self.ledger.at_broker(&seen.payload, &seen.topic)?;
+                        let no = self.ledger.at_broker(&seen.payload, &seen.topic)?;
+                        self.promise(no);
                     }
                     if !answers.is_empty() {
                         self.broker.handle(self.now, BrokerInput::Bytes(id, answers));

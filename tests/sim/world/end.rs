@@ -10,11 +10,11 @@ use rumqttc::QoS;
 use super::{
     COME_BACK, DRAINED_WITHIN, Event, LONG_NAP, LOOK, LOOKS, Phase, REST_WITHIN, T_WAIT, Tally, World,
 };
-use crate::air::sheds;
+use crate::air::{Session, client_id, sheds};
 use crate::figures::Figures;
 use crate::law::{Checked, Law};
 use crate::ledger::{Origin, Who};
-use crate::link;
+use crate::link::{self, Lane};
 use crate::plan;
 use crate::sensor::Sensor;
 
@@ -58,6 +58,9 @@ impl World<'_> {
         let lasting = !matches!(self.phase, Phase::Calm(since) if self.now <= since + COME_BACK);
         let carries = |client: &str| {
             let session = self.broker.session(client);
+            if let Lane::Client(who) = link::lane(client) {
+                return self.air.session(who).is_some_and(|session| session.needs_link());
+            }
             self.air.uses(link::lane(client))
                 || session.is_some_and(|session| !session.subscriptions.is_empty())
         };
@@ -170,20 +173,24 @@ impl World<'_> {
                 let (who, wanted) = (sensor.who, sensor.wants(&entry.topic));
                 let got = self.ledger.has(sensor.client, no);
                 let times = self.ledger.times(who, sensor.session, no);
-                Law::Liveness.check((got || !wanted || shed > 0 || refused) && times <= 1, || {
+                // On a link of its own a client has a copy for each filter, if the broker sends that.
+                let copies = self.ledger.copies(sensor.client, no).max(1);
+                Law::Liveness.check((got || !wanted || shed > 0 || refused) && times <= copies, || {
                     format!("s{who} wants probe m{no} on {} and got it {times} times", entry.topic)
                 })?;
                 // A persistent session may remember what its sensor forgot; and a late copy may ask again.
                 let forgotten = sensor.life > 0 && (!sensor.clean || !self.plan.radio.is_prompt());
                 let forgotten = forgotten || sensor.shared;
                 let borne = sensor.bears(&entry.topic) || forgotten;
-                let strange = got && !wanted && !borne;
+                let inherited = self.air.session(sensor.client).is_some_and(Session::is_inherited);
+                let strange = got && !wanted && !borne && !inherited;
                 Law::DownlinkWanted
                     .check(!strange, || format!("s{who} got probe m{no} on {}", entry.topic))?;
             }
         }
         self.check_subscriptions()?;
         self.check_wills()?;
+        self.check_promises()?;
         let broker = self.broker.counters();
         Law::LinkWellFormed.check(broker.closed_malformed + broker.closed_too_large == 0, || {
             format!("the broker refuses what the gateway says: {broker:?}")
@@ -209,7 +216,9 @@ impl World<'_> {
                     .check(known, || format!("s{} holds {filter}, the gateway does not", sensor.who))?;
             }
         }
-        let sessions = self.accounts.keys().filter_map(|client| self.broker.session(client));
+        self.check_own_subscriptions()?;
+        let own = self.accounts.keys().filter(|client| matches!(link::lane(client), Lane::Gateway(_)));
+        let sessions = own.filter_map(|client| self.broker.session(client));
         let at_broker = sessions.flat_map(|session| session.subscriptions);
         let mut at_broker: Vec<TopicFilter> = at_broker.map(|(filter, _)| filter).collect();
         at_broker.sort();
@@ -218,6 +227,28 @@ impl World<'_> {
         Law::SubscriptionsAgree.check(at_broker == wanted || refused, || {
             format!("the broker has {at_broker:?}, clients have {wanted:?}")
         })
+    }
+
+    /// On a client's own link the broker has what the client has, as it is.
+    fn check_own_subscriptions(&self) -> Checked {
+        let refused = self.gateway.counters().subscriptions_refused > 0;
+        for (who, session) in self.air.dedicated() {
+            let known = self.broker.session(client_id(who).as_str());
+            let known: Vec<TopicFilter> = known
+                .map_or_else(Vec::new, |known| known.subscriptions)
+                .into_iter()
+                .map(|(filter, _)| filter)
+                .collect();
+            let missing = session.filters().find(|filter| !known.contains(filter));
+            Law::SubscriptionsAgree.check(missing.is_none() || refused, || {
+                format!("s{who} has {missing:?} and the broker has not")
+            })?;
+            let surplus = known.iter().find(|filter| !session.may_have(filter));
+            Law::SubscriptionsAgree.check(surplus.is_none() || refused, || {
+                format!("the broker has {surplus:?} of s{who}, which has it not")
+            })?;
+        }
+        Ok(())
     }
 
     pub(super) fn check_wills(&self) -> Checked {
@@ -287,6 +318,8 @@ impl World<'_> {
             ("naps", naps),
             ("naps_too_long", overslept),
             ("deaf_in_a_drain", deaf),
+            ("promises_followed", self.kept_promises.followed),
+            ("promises_void", self.kept_promises.void),
             ("memory_losses", self.ledger.losses.into()),
             ("seconds", self.now.saturating_duration_since(self.base).as_secs()),
             ("steps", self.trace.steps()),

@@ -11,9 +11,9 @@ use rumqttc::{
 };
 
 use super::{Event, LANES_MAX, World};
-use crate::air::Air;
+use crate::air::{Air, client_id};
 use crate::law::Checked;
-use crate::link;
+use crate::link::{self, Lane};
 use crate::plan::GATEWAY;
 
 impl World<'_> {
@@ -69,7 +69,10 @@ impl World<'_> {
             8 => {
                 self.cut();
                 let count = self.rng.usize(1..3);
-                let code = ConnectReturnCode::ServiceUnavailable;
+                let mut code = ConnectReturnCode::ServiceUnavailable;
+                if matches!(link::lane(client.as_str()), Lane::Client(_)) && self.lane_rng.bool() {
+                    code = ConnectReturnCode::NotAuthorized;
+                }
                 fault = Some(Fault::Refuse { client: Some(client), code, count });
             }
             9 if self.plan.tcp.amnesia => return self.forget().and_then(|()| self.disturb_again()),
@@ -105,7 +108,16 @@ impl World<'_> {
         }
         let client = self.some_link();
         self.trace.note(self.now, format!("the broker forgets {client}"));
-        self.ledger.losses += u32::from(link::lane(client.as_str()) == 0);
+        match link::lane(client.as_str()) {
+            Lane::Client(who) => {
+                self.kept.remove(&who);
+                self.ledger.forget(Some(who));
+            }
+            lane => {
+                self.ledger.losses += u32::from(!lane.is_further());
+                self.ledger.broken(None);
+            }
+        }
         self.tally.faults += 1;
         self.broker.inject(self.now, Fault::ForgetSession { client });
         self.pump_broker()
@@ -143,6 +155,11 @@ impl World<'_> {
 
     /// The last connection of the gateway's own link, or, where there are further ones, as often one of them.
     pub(super) fn some_stream(&mut self) -> Option<u64> {
+        if self.plan.has_own_links() {
+            let open = self.streams.iter().filter(|(_, stream)| stream.open && !stream.cut);
+            let open: Vec<u64> = open.map(|(link, _)| *link).collect();
+            return (!open.is_empty()).then(|| open[self.lane_rng.usize(..open.len())]);
+        }
         let open = self.streams.iter().filter(|(_, stream)| stream.open && !stream.cut && !stream.is_own());
         let further: Vec<u64> = open.filter(|(_, stream)| stream.further).map(|(link, _)| *link).collect();
         if !further.is_empty() && self.lane_rng.bool() {
@@ -153,8 +170,9 @@ impl World<'_> {
 
     /// The gateway's own client id, or, where there are further links, as often that of one of them.
     pub(super) fn some_link(&mut self) -> ClientId {
-        let further: Vec<&String> = self.accounts.keys().filter(|client| link::lane(client) > 0).collect();
-        if further.is_empty() || self.lane_rng.bool() {
+        let further = self.accounts.keys().filter(|client| link::lane(client).is_further());
+        let further: Vec<&String> = further.collect();
+        if further.is_empty() || self.lane_rng.u8(0..if self.plan.has_own_links() { 4 } else { 2 }) == 0 {
             return gateway_id();
         }
         ClientId::new(further[self.lane_rng.usize(..further.len())]).expect("a sound id")
@@ -167,6 +185,10 @@ impl World<'_> {
         let lost = self.plan.tcp.amnesia && self.rng.bool();
         let memory = if lost { Memory::Lost } else { Memory::Kept };
         self.ledger.losses += u32::from(lost);
+        if lost {
+            self.kept.clear();
+            self.ledger.broken(None);
+        }
         self.tally.crashes += 1;
         self.trace.note(self.now, format!("the broker crashes, memory {memory:?}"));
         self.cut();
@@ -214,6 +236,9 @@ impl World<'_> {
         // Also those that only the gateway before this one had.
         for lane in 2..=LANES_MAX {
             self.release_one(ClientId::new(format!("{GATEWAY}-{lane}")).expect("a sound id"));
+        }
+        for who in 0..self.sensors.len() {
+            self.release_one(client_id(who));
         }
         self.pump_broker()
     }

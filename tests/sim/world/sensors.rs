@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use mqtt_sn_gateway::node::{Event as NodeEvent, Node, Topic, Will};
-use mqtt_sn_gateway::wire::Qos;
+use mqtt_sn_gateway::wire::{Qos, ReturnCode};
 
 use super::{Event, Phase, QUIET, World};
 use crate::law::{Checked, Law};
@@ -368,8 +368,14 @@ impl World<'_> {
                 sensor.drained = true;
                 self.set_alarm(who);
             }
-            NodeEvent::ConnectRefused(_)
-            | NodeEvent::ConnectionLost(_)
+            NodeEvent::ConnectRefused(code) => {
+                if code != ReturnCode::Congestion {
+                    // Somebody will come and see to it.
+                    let back = self.millis(500..6000);
+                    self.after(back, Event::Connect(who));
+                }
+            }
+            NodeEvent::ConnectionLost(_)
             | NodeEvent::Disconnected
             | NodeEvent::Refused(_)
             | NodeEvent::GatewayFound { .. } => {}

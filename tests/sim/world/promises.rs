@@ -1,0 +1,134 @@
+//! G3 from end to end: from the publisher's act to the broker, and from there to the subscriber's application. What the
+//! accounts of either side say of it is not asked.
+
+use mqtt_sn_gateway::topic::TopicName;
+use mqtt_sn_gateway::wire::Qos;
+
+use super::World;
+use crate::air::sheds;
+use crate::law::{Checked, Law};
+use crate::ledger::{No, Origin, Who};
+use crate::link;
+use crate::sensor::Sensor;
+
+/// A message that a sensor's application is to get: it was granted what matches, and the broker had that.
+pub(super) struct Due {
+    no: No,
+    who: Who,
+    qos: Qos,
+    /// The memory of the sensor, the sessions between it and the broker, and its subscriptions when the broker took the
+    /// message: what has not lasted promises nothing.
+    session: u32,
+    breaks: u32,
+    since: u64,
+}
+
+/// What became of those that are due.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pub(super) followed: u64,
+    pub(super) void: u64,
+}
+
+impl World<'_> {
+    /// The broker has taken a message: to whom is it promised?
+    pub(super) fn promise(&mut self, no: No) {
+        let entry = self.ledger.entry(no);
+        if entry.at_broker > 1 || entry.qos < Qos::AtLeastOnce {
+            return;
+        }
+        let dues: Vec<Due> = self.sensors.iter().filter_map(|sensor| self.due_to(no, sensor)).collect();
+        self.promised.extend(dues);
+    }
+
+    fn due_to(&self, no: No, sensor: &Sensor) -> Option<Due> {
+        let (entry, client) = (self.ledger.entry(no), sensor.client);
+        let topic = &entry.topic;
+        // A late copy of a CONNECT may begin a clean session anew, and nobody is told.
+        let lasting = !sensor.clean || self.plan.radio.is_prompt();
+        let certain = sensor.node.is_some() && !sensor.shared && !sensor.retired && lasting;
+        if !certain || !sensor.wants(topic) || sensor.bears(topic) || sensor.is_asking_about(topic) {
+            return None;
+        }
+        let (granted, since) = self.air.session(client)?.granted(topic)?;
+        let qos = granted.min(entry.qos);
+        (qos > Qos::AtMostOnce && self.broker_has(client, topic)).then(|| Due {
+            no,
+            who: sensor.who,
+            qos,
+            session: sensor.session,
+            breaks: self.ledger.breaks(client),
+            since,
+        })
+    }
+
+    /// Whether the broker has, on the links where it is to have it, what brings a client messages on this topic.
+    fn broker_has(&self, client: Who, topic: &TopicName) -> bool {
+        let Some(session) = self.air.session(client) else { return false };
+        let mut matching = session.matching(topic);
+        matching.all(|(filter, lane)| {
+            let known = lane.and_then(|lane| self.broker.session(&link::client_id(lane)));
+            let known = known.map_or_else(Vec::new, |known| known.subscriptions);
+            known.iter().any(|(other, _)| other == filter)
+        })
+    }
+
+    /// At the end everything promised was kept, or its breach is in a counter.
+    pub(super) fn check_promises(&mut self) -> Checked {
+        self.check_promises_up()?;
+        let mut kept = Kept::default();
+        let mut missing = Vec::new();
+        for due in &self.promised {
+            let &Due { no, who, qos, .. } = due;
+            let sensor = &self.sensors[who];
+            if !self.lasted(due, sensor) {
+                kept.void += 1;
+                continue;
+            }
+            kept.followed += 1;
+            if !self.ledger.has(sensor.client, no) {
+                missing.push((who, no));
+            }
+            // What the broker sends as several messages, one for each filter, it does not mean to be one.
+            let sent = self.ledger.copies(sensor.client, no).max(self.ledger.entry(no).at_broker);
+            let times = self.ledger.times(who, due.session, no);
+            let fair =
+                qos < Qos::ExactlyOnce || times <= sent || self.air.is_split(sensor.client, no, &self.ledger);
+            Law::EndToEndDown
+                .check(fair, || format!("s{who} got m{no} {times} times, the broker sent it {sent} times"))?;
+        }
+        self.kept_promises = kept;
+        let counters = self.gateway.counters();
+        let named = sheds(counters) + counters.downlink_unanswered + counters.downlink_expired;
+        // The broker may refuse what was granted in its absence (design section 3), and clients cannot be told.
+        let refused = counters.subscriptions_refused > 0;
+        Law::EndToEndDown.check(missing.len() as u64 <= named || refused, || {
+            format!("{missing:?} were promised and have not arrived, {named} are in counters")
+        })
+    }
+
+    /// Whether everybody is still the one to whom the promise was made.
+    fn lasted(&self, due: &Due, sensor: &Sensor) -> bool {
+        let topic = &self.ledger.entry(due.no).topic;
+        let session = self.air.session(sensor.client);
+        let since = session.and_then(|session| session.granted(topic)).map(|(_, since)| since);
+        !sensor.retired
+            && sensor.session == due.session
+            && self.ledger.breaks(sensor.client) == due.breaks
+            && since == Some(due.since)
+    }
+
+    /// What a sensor's application was told is acknowledged is at the broker: at least once, and of QoS 2 once.
+    fn check_promises_up(&self) -> Checked {
+        for (no, entry) in self.ledger.iter().filter(|(_, entry)| entry.is_acknowledged()) {
+            let Origin::Sensor { who, persistent, prompt, .. } = entry.origin else { continue };
+            let times = entry.at_broker;
+            let lasted = self.ledger.breaks(self.ledger.client(who)) == entry.breaks;
+            let once = entry.qos == Qos::ExactlyOnce && lasted && (persistent || prompt);
+            Law::EndToEndUp.check(times == 1 || (times > 1 && !once), || {
+                format!("m{no} of s{who} is acknowledged, {:?}, and at the broker {times} times", entry.qos)
+            })?;
+        }
+        Ok(())
+    }
+}
