@@ -4,7 +4,7 @@
 //! many, or large, or has an order of its own is not compared but tells of its changes: topic ids and subscriptions are listed
 //! where they change, messages are put down where they begin and end to be kept.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ const RESUMED_WITHIN: Duration = Duration::from_secs(5);
 pub(super) struct Stored {
     facts: Option<Facts>,
     will: Will,
-    subscriptions: BTreeSet<TopicFilter>,
+    subscriptions: BTreeMap<TopicFilter, SubscriptionRow>,
 }
 
 /// What makes the row of a session.
@@ -124,11 +124,15 @@ impl Session {
         for filter in std::mem::take(&mut self.changed_filters) {
             match self.subscriptions.get(&filter).filter(|subscription| subscription.granted) {
                 Some(Subscription { topic, qos, .. }) => {
-                    let had = !self.stored.subscriptions.insert(filter.clone());
                     let row = SubscriptionRow { topic: *topic, qos: *qos };
-                    put(journal, self.whose(), had, Row::Subscription(self.id.clone(), filter, row));
+                    let before = self.stored.subscriptions.insert(filter.clone(), row.clone());
+                    // Some clients subscribe again each time they wake.
+                    if before.as_ref() != Some(&row) {
+                        let row = Row::Subscription(self.id.clone(), filter, row);
+                        put(journal, self.whose(), before.is_some(), row);
+                    }
                 }
-                None if self.stored.subscriptions.remove(&filter) => {
+                None if self.stored.subscriptions.remove(&filter).is_some() => {
                     journal.delete(self.whose(), self.key_of(ClientKey::Subscription(filter)));
                 }
                 None => {}
@@ -170,7 +174,7 @@ impl Session {
     pub(super) fn restore_subscription(&mut self, filter: TopicFilter, row: SubscriptionRow) {
         let SubscriptionRow { topic, qos } = row;
         self.subscriptions.insert(filter.clone(), Subscription { topic, qos, granted: true });
-        self.stored.subscriptions.insert(filter);
+        self.stored.subscriptions.insert(filter, row);
     }
 
     /// For whom the rows of this session are.

@@ -11,6 +11,7 @@ mod link;
 mod mqtt5;
 mod overlap;
 mod quirks;
+mod restart;
 mod sleep;
 mod states;
 mod transparent;

@@ -11,7 +11,7 @@ use mqtt_sn_gateway::gateway::io::{
     Peer, PortId, PortSettings, Protocol, QueueFull, QueueSettings, Rebind, Route, SessionSettings, Settings,
     Target, Wills,
 };
-use mqtt_sn_gateway::gateway::record::Outcome;
+use mqtt_sn_gateway::gateway::record::{ClientKey, Key, Lsn, Outcome, Record, Row};
 use mqtt_sn_gateway::topic::{ClientId, TopicName};
 use mqtt_sn_gateway::wire::{
     Connect, Disconnect, FilterRef, Frame, MsgIdOnly, Packet, Publish, Qos, Register, Response, ReturnCode,
@@ -48,8 +48,99 @@ pub struct World {
     pub commands: VecDeque<(LinkId, LinkCommand)>,
     pub stopped: bool,
     hold_drained: bool,
+    settings: Settings,
+    pub store: Store,
     /// The broker answers PINGREQ by itself, and the test sees nothing of it.
     pub answers_pings: bool,
+}
+
+/// What a store keeps, and when it says so.
+pub struct Store {
+    /// What is there after a crash.
+    pub rows: BTreeMap<Key, Row>,
+    pub answers: Answers,
+    /// Batches that are not durable.
+    waiting: VecDeque<(Lsn, Vec<Record>)>,
+    last: Lsn,
+    /// Records handed out since the last look, by what is done (`+` insert, `=` update, `-` delete) to what.
+    handed: Vec<String>,
+}
+
+/// When the store answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answers {
+    /// Each batch at once.
+    AtOnce,
+    /// It hangs.
+    Never,
+    /// It cannot write.
+    Unavailable,
+}
+
+impl Store {
+    fn new(rows: BTreeMap<Key, Row>) -> Self {
+        let (waiting, handed) = (VecDeque::new(), Vec::new());
+        Self { rows, answers: Answers::AtOnce, waiting, last: Lsn(0), handed }
+    }
+
+    fn take(&mut self, lsn: Lsn, records: Vec<Record>) {
+        assert_eq!(lsn.0, self.last.0 + 1, "batches are numbered without a gap");
+        assert!(!records.is_empty());
+        self.last = lsn;
+        self.handed.extend(records.iter().map(describe));
+        self.waiting.push_back((lsn, records));
+    }
+
+    /// Makes everything up to this batch durable.
+    fn commit(&mut self, lsn: Lsn) {
+        while self.waiting.front().is_some_and(|(waiting, _)| *waiting <= lsn) {
+            for record in self.waiting.pop_front().unwrap().1 {
+                match record {
+                    Record::Insert(row) => {
+                        let before = self.rows.insert(row.key(), row.clone());
+                        assert_eq!(before, None, "inserted twice: {row:?}");
+                    }
+                    Record::Update(row) => {
+                        let before = self.rows.insert(row.key(), row.clone());
+                        assert!(before.is_some(), "updated and never inserted: {row:?}");
+                        assert_ne!(before, Some(row), "written for nothing");
+                    }
+                    Record::Delete(key) => {
+                        assert!(self.rows.remove(&key).is_some(), "deleted and never inserted: {key:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Rows that sessions and what waits for them have.
+    pub fn rows_of_clients(&self) -> usize {
+        let of_clients = |key: &&Key| matches!(key, Key::Client(..) | Key::Message(_));
+        self.rows.keys().filter(of_clients).count()
+    }
+}
+
+fn describe(record: &Record) -> String {
+    let (sign, key) = match record {
+        Record::Insert(row) => ('+', row.key()),
+        Record::Update(row) => ('=', row.key()),
+        Record::Delete(key) => ('-', key.clone()),
+    };
+    let what = match key {
+        Key::Gateway => "gateway",
+        Key::Message(_) => "message",
+        Key::Received(..) | Key::Client(_, ClientKey::Received(_)) => "received",
+        Key::Filter(..) => "filter",
+        Key::Client(_, ClientKey::Session) => "session",
+        Key::Client(_, ClientKey::Will) => "will",
+        Key::Client(_, ClientKey::Topic(_)) => "topic",
+        Key::Client(_, ClientKey::Subscription(_)) => "subscription",
+        Key::Client(_, ClientKey::Waiting(_)) => "waiting",
+        Key::Client(_, ClientKey::Releasing(_)) => "releasing",
+        Key::Client(_, ClientKey::Exchange(_)) => "exchange",
+        Key::Client(_, ClientKey::Uplink(_)) => "uplink",
+    };
+    format!("{sign}{what}")
 }
 
 pub fn settings() -> Settings {
@@ -116,7 +207,7 @@ pub fn offline_world(change: impl FnOnce(&mut Settings)) -> World {
     let now = Instant::now();
     let mut world = World {
         now,
-        gw: Gateway::new(settings, now),
+        gw: Gateway::new(settings.clone(), now),
         link: None,
         connections: BTreeMap::new(),
         to_broker: BTreeMap::new(),
@@ -129,6 +220,8 @@ pub fn offline_world(change: impl FnOnce(&mut Settings)) -> World {
         commands: VecDeque::new(),
         stopped: false,
         hold_drained: false,
+        settings,
+        store: Store::new(BTreeMap::new()),
         answers_pings: false,
     };
     world.gw.handle_timeout(now);
@@ -155,6 +248,8 @@ impl World {
             match output {
                 Output::Send { to: Target::Broadcast { .. }, frame } => self.broadcasts.push_back(frame),
                 Output::Send { to, frame } => self.frames.push_back((to, frame)),
+                // The driver has no such connection any more.
+                Output::Link(id, LinkCommand::Write(_)) if !self.open.contains(&id) => {}
                 Output::Link(id, LinkCommand::Write(octets))
                     if self.answers_pings && octets[..] == [0xC0, 0] =>
                 {
@@ -186,13 +281,97 @@ impl World {
                     }
                     self.commands.push_back((id, command));
                 }
-                Output::Store { lsn, .. } => self.gw.handle(self.now, Input::Stored(lsn, Outcome::Durable)),
+                Output::Store { lsn, records } => {
+                    self.store.take(lsn, records);
+                    match self.store.answers {
+                        Answers::AtOnce => {
+                            self.store.commit(lsn);
+                            self.gw.handle(self.now, Input::Stored(lsn, Outcome::Durable));
+                        }
+                        Answers::Never => {}
+                        Answers::Unavailable => {
+                            self.gw.handle(self.now, Input::Stored(lsn, Outcome::Unavailable));
+                        }
+                    }
+                }
                 Output::Stopped => self.stopped = true,
             }
         }
         if let Some(at) = self.gw.poll_timeout() {
             assert!(at > self.now || self.frames.len() < 10_000, "a deadline that does not move");
         }
+    }
+
+    // The store.
+
+    /// From now on the store answers like this. When it answers, what waits for it becomes durable.
+    pub fn store_answers(&mut self, answers: Answers) {
+        self.store.answers = answers;
+        let last = self.store.last;
+        match answers {
+            Answers::AtOnce => self.store_commits(last),
+            Answers::Never => {}
+            Answers::Unavailable => self.input(Input::Stored(last, Outcome::Unavailable)),
+        }
+    }
+
+    /// Everything up to this batch is durable.
+    pub fn store_commits(&mut self, lsn: Lsn) {
+        self.store.commit(lsn);
+        self.input(Input::Stored(lsn, Outcome::Durable));
+    }
+
+    /// The batch that was handed out last.
+    pub fn last_batch(&self) -> Lsn {
+        self.store.last
+    }
+
+    /// What was handed out to be stored since the last look.
+    pub fn handed(&mut self) -> String {
+        std::mem::take(&mut self.store.handed).join(" ")
+    }
+
+    /// The process dies; the next one finds what was durable, and has asked for a connection to the broker.
+    pub fn crash(&mut self) {
+        self.crash_with(|_| {});
+    }
+
+    /// As [`World::crash`], with other settings for the next process.
+    pub fn crash_with(&mut self, change: impl FnOnce(&mut Settings)) {
+        self.settings.seed += 1;
+        change(&mut self.settings);
+        let rows: Vec<_> = self.store.rows.values().rev().cloned().collect();
+        self.gw = Gateway::restore(self.settings.clone(), rows, self.now);
+        self.store = Store::new(std::mem::take(&mut self.store.rows));
+        self.link = None;
+        self.connections.clear();
+        self.to_broker.clear();
+        self.owners.clear();
+        self.open.clear();
+        self.answered.clear();
+        self.frames.clear();
+        self.broadcasts.clear();
+        self.commands.clear();
+        (self.writes, self.stopped, self.hold_drained) = (0, false, false);
+        self.gw.handle_timeout(self.now);
+        self.drain();
+    }
+
+    /// The process dies, and the next one finds the broker with its session. What it says there first is passed over.
+    pub fn restart(&mut self) {
+        self.crash();
+        self.broker_up(true);
+        self.stream().clear();
+    }
+
+    /// When everybody has been silent for long enough, nothing is left of them.
+    #[track_caller]
+    pub fn leaves_nothing(mut self) {
+        self.store_answers(Answers::AtOnce);
+        self.pass(2 * self.settings.sessions.expiry + Duration::from_secs(200_000));
+        assert_eq!(self.gw.sessions(), 0, "sessions");
+        assert_eq!((self.gw.waiting_messages(), self.gw.queued_octets()), (0, 0), "messages");
+        assert_eq!(self.store.rows_of_clients(), 0, "{:#?}", self.store.rows);
     }
 
     /// Several frames before outputs are taken.
