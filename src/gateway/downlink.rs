@@ -164,7 +164,8 @@ impl Session {
     fn keep(&self, item: &mut Item, cx: &mut Cx<'_>) {
         if item.qos != QoS::AtMostOnce && item.kept.is_none() {
             cx.journal.keep_message(item.id, &item.message);
-            let number = cx.journal.number();
+            // Not when it is put down but when it came: what came later may have been put down before.
+            let number = item.id.0;
             item.kept = Some(number);
             let row = self.waiting_row(number, item, item.sent_as, cx.now);
             cx.journal.insert(self.whose(), row);
