@@ -218,7 +218,12 @@ impl Session {
     /// Goes on with what a restart has interrupted; MsgIds go on somewhere else.
     pub(super) fn resume_restored(&mut self, msg_id: u16, at: Instant, cx: &mut Cx<'_>) {
         self.downlink.last_msg_id = msg_id;
-        if self.state == State::Active && (self.downlink.waiting() > 0 || self.downlink.exchange.is_some()) {
+        if self.state != State::Active {
+            return;
+        }
+        if self.downlink.exchange.is_some() {
+            self.set_timer(ClientTimer::Retry, at, cx);
+        } else if self.downlink.waiting() > 0 {
             self.downlink.paused = Some(Pause::Everything);
             self.set_timer(ClientTimer::Pause, at, cx);
         }
