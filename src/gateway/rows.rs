@@ -71,7 +71,8 @@ impl Session {
     /// Puts down what has changed since the last time.
     pub(super) fn put_down(&mut self, settings: &Settings, journal: &mut Journal) {
         if self.fresh {
-            return;
+            // It was another session, which has ended.
+            return self.put_down_end(journal);
         }
         let facts = Facts {
             standing: match self.state {
