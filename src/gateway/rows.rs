@@ -4,7 +4,7 @@
 //! many, or large, or has an order of its own is not compared but tells of its changes: topic ids and subscriptions are listed
 //! where they change, messages are put down where they begin and end to be kept.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -244,7 +244,7 @@ impl Gateway {
         for (id, packet) in rest.client_received {
             match self.clients.key(&id) {
                 Some(key) => received.push((Err(key), packet)),
-                None => self.counters.rows_orphaned += 1,
+                None => self.leave_out(Key::Client(id, ClientKey::Received(packet))),
             }
         }
         rest.uplinks.sort_unstable_by_key(|(number, ..)| *number);
@@ -260,7 +260,10 @@ impl Gateway {
             self.restore_waiting(number, &id, row, &mut rest.messages);
         }
         for (id, (_, clients)) in rest.messages {
-            self.journal.restore_message(id, clients);
+            match clients {
+                0 => self.leave_out(Key::Message(id)),
+                _ => self.journal.restore_message(id, clients),
+            }
         }
     }
 
@@ -313,8 +316,14 @@ impl Gateway {
         let answer_by = self.now + self.settings.broker.ack_timeout;
         match self.clients.key(id).and_then(|key| self.clients.get_mut(key)) {
             Some(session) => session.restore_exchange(msg_id, row, released, answer_by, self.now),
-            None => self.counters.rows_orphaned += 1,
+            None => self.leave_out(Key::Client(id.clone(), ClientKey::Exchange(msg_id))),
         }
+    }
+
+    /// A row belongs to nothing: it is of no use, and would be found at every start.
+    fn leave_out(&mut self, key: Key) {
+        self.counters.rows_orphaned += 1;
+        self.journal.delete_in_time(key);
     }
 
     fn restore_session(&mut self, id: &ClientId, mut row: SessionRow) {
@@ -330,9 +339,12 @@ impl Gateway {
     }
 
     fn restore_part(&mut self, row: Row) {
-        let Key::Client(id, _) = row.key() else { return };
+        let Key::Client(id, what) = row.key() else { return };
         let Some(key) = self.clients.key(&id) else {
-            self.counters.rows_orphaned += 1;
+            // What was promised outlives the session.
+            if !matches!(what, ClientKey::Uplink(_)) {
+                self.leave_out(Key::Client(id, what));
+            }
             return;
         };
         let Some(session) = self.clients.get_mut(key) else { return };
@@ -364,13 +376,12 @@ impl Gateway {
         number: u64,
         id: &ClientId,
         row: WaitingRow,
-        messages: &mut HashMap<MessageId, (Arc<Message>, usize)>,
+        messages: &mut BTreeMap<MessageId, (Arc<Message>, usize)>,
     ) {
         self.journal.restore_number(number);
         let session = self.clients.key(id).and_then(|key| self.clients.get_mut(key));
         let (Some(session), Some((message, clients))) = (session, messages.get_mut(&row.message)) else {
-            self.counters.rows_orphaned += 1;
-            return;
+            return self.leave_out(Key::Client(id.clone(), ClientKey::Waiting(number)));
         };
         *clients += 1;
         session.restore_waiting(number, row, message.clone(), self.now, &mut self.queued_octets);
@@ -397,7 +408,7 @@ impl Gateway {
 #[derive(Debug, Default)]
 struct Rest {
     client_id: Option<String>,
-    messages: HashMap<MessageId, (Arc<Message>, usize)>,
+    messages: BTreeMap<MessageId, (Arc<Message>, usize)>,
     filters: Vec<(u16, TopicFilter, FilterRow)>,
     received: Vec<(u16, u16)>,
     client_received: Vec<(ClientId, u16)>,
