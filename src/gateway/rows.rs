@@ -143,15 +143,18 @@ impl Session {
 
     /// The row of the session; then its other rows may follow, in any order.
     pub(super) fn restore(&mut self, row: SessionRow, peer: Option<Peer>, now: Instant) {
+        // Where its transport is no more it sends nothing before it connects, as if it slept, and is lost in its time.
+        let silence = if row.standing == Standing::Active { row.keep_alive } else { row.sleep };
         self.state = match (row.standing, &peer) {
             (Standing::Active, Some(_)) => State::Active,
             (Standing::Asleep, Some(_)) => State::Asleep,
-            // Its transport is no more; nobody hears of it any more before it connects.
+            (Standing::Active | Standing::Asleep, None) if !silence.is_zero() => State::Asleep,
             (Standing::Active | Standing::Asleep | Standing::Lost, _) => State::Lost,
             (Standing::Disconnected, _) => State::Disconnected,
         };
         (self.fresh, self.clean, self.mode, self.inherited) = (false, row.clean, row.mode, row.inherited);
-        (self.keep_alive, self.sleep) = (row.keep_alive, row.sleep);
+        self.keep_alive = row.keep_alive;
+        self.sleep = if peer.is_none() { silence } else { row.sleep };
         (self.last_heard, self.connected) = (now, now);
         self.registry.restore_connections(row.connections);
         self.stored.facts = Some(Facts {
