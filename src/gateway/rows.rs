@@ -19,7 +19,8 @@ use super::record::{
 use super::session::{Session, State, Subscription, Will, WillTopic};
 use super::timer::{ClientTimer, Timer};
 use crate::mqtt::Message;
-use crate::topic::{ClientId, TopicFilter};
+use crate::topic::{ClientId, TopicFilter, TopicName};
+use crate::wire::TopicRef;
 
 /// The key of no session: of a client that has left messages for the broker behind.
 const NOBODY: super::ClientKey = super::ClientKey(0);
@@ -175,8 +176,14 @@ impl Session {
         self.stored.will = self.will.clone();
     }
 
-    pub(super) fn restore_subscription(&mut self, filter: TopicFilter, row: SubscriptionRow) {
-        let SubscriptionRow { topic, qos } = row;
+    /// A subscription that was granted; its topic is named like this from now on.
+    pub(super) fn restore_subscription(
+        &mut self,
+        filter: TopicFilter,
+        topic: TopicRef,
+        row: SubscriptionRow,
+    ) {
+        let qos = row.qos;
         self.subscriptions.insert(filter.clone(), Subscription { topic, qos, granted: true });
         self.stored.subscriptions.insert(filter, row);
     }
@@ -358,7 +365,17 @@ impl Gateway {
                 if session.mode == Mode::Aggregating {
                     self.links.restore_claim(key, &filter, row.qos);
                 }
-                session.restore_subscription(filter, row);
+                let means = |topic: &TopicName| topic.as_str() == filter.as_str();
+                let topic = match row.topic {
+                    // The id means another topic now, or none.
+                    TopicRef::Predefined(number)
+                        if !self.predefined.topic(number, Some(&id)).is_some_and(means) =>
+                    {
+                        TopicRef::Normal(0)
+                    }
+                    topic => topic,
+                };
+                session.restore_subscription(filter, topic, row);
             }
             Row::Releasing(_, msg_id) => session.restore_releasing(msg_id, self.now),
             // They have been sorted out before.
