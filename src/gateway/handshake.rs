@@ -406,7 +406,7 @@ impl Gateway {
         let listens = session.is_receiving();
         self.counters.sessions_taken_over += 1;
         if listens {
-            self.disconnect_peer(&old, route);
+            self.disconnect_peer(&old, route, None);
         }
     }
 

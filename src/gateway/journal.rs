@@ -25,6 +25,8 @@ const HELD_MAX: usize = 65_536;
 pub(super) enum Whose {
     Client(ClientKey),
     Link(LinkId),
+    /// Somebody who may have had a session until a moment ago: it waits for everything.
+    Anybody,
 }
 
 /// Something that is to leave.
@@ -194,7 +196,10 @@ impl Journal {
 
     /// Lets through what waits for nothing; else it comes out of [`Journal::pop_released`] in its time.
     pub(super) fn admit(&mut self, leaving: Leaving, counters: &mut Counters) -> Option<Output> {
-        let mark = leaving.whose.and_then(|whose| self.marks.get(&whose)).copied();
+        let mark = leaving.whose.and_then(|whose| match whose {
+            Whose::Anybody => Some(self.sealed).filter(|sealed| *sealed > self.durable),
+            whose => self.marks.get(&whose).copied(),
+        });
         let Some(lsn) = mark else { return Some(leaving.output) };
         if self.available && self.held_len < HELD_MAX {
             self.held_len += 1;

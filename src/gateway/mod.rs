@@ -35,7 +35,7 @@ pub use self::counters::Counters;
 use self::downlink::Reach;
 use self::handshake::{Asking, Handshakes};
 use self::io::{Control, Input, Output, Peer, PortEvent, PortId, Route, Settings, Wills, WirelessNodeId};
-use self::journal::{Journal, Leaving};
+use self::journal::{Journal, Leaving, Whose};
 use self::links::{Delivery, LinkCx, Links, Parting, Update, UplinkId};
 use self::outbox::Item;
 use self::record::{Lsn, MessageId, Outcome};
@@ -378,7 +378,7 @@ impl Gateway {
         let Some((session, mut cx)) = self.session_cx(key) else { return };
         if is_of_another {
             if let (Some(peer), route) = (session.peer.clone(), session.route) {
-                self.disconnect_stranger(&peer, route, DISCONNECT_INTERVAL);
+                self.disconnect_stranger(&peer, route, DISCONNECT_INTERVAL, None);
             }
         } else if session.state == State::Active {
             session.send(Packet::PingResp, &mut cx);
@@ -430,6 +430,7 @@ impl Gateway {
     fn handle_from_stranger(&mut self, from: &Peer, route: Route, packet: Packet<'_>) {
         // While its Will is being asked for, everything else is dropped (Interpretation: R-027).
         let connecting = self.handshakes.contains_key(from);
+        let mut whose = None;
         let guard = match packet {
             _ if is_answer(&packet) => {
                 self.counters.frames_unexpected += 1;
@@ -437,6 +438,8 @@ impl Gateway {
             }
             Packet::Disconnect(_) => {
                 self.abandon_handshake(from);
+                // It may be a copy, and the end of the session not stored yet.
+                whose = Some(Whose::Anybody);
                 DISCONNECT_GUARD
             }
             _ if connecting => {
@@ -445,15 +448,15 @@ impl Gateway {
             }
             _ => DISCONNECT_INTERVAL,
         };
-        self.disconnect_stranger(from, route, guard);
+        self.disconnect_stranger(from, route, guard, whose);
     }
 
     /// Tells a peer that it has no session here, unless it was told within `guard`.
-    fn disconnect_stranger(&mut self, peer: &Peer, route: Route, guard: Duration) {
+    fn disconnect_stranger(&mut self, peer: &Peer, route: Route, guard: Duration, whose: Option<Whose>) {
         if self.disconnects.within(guard, peer, self.now) {
             self.counters.disconnects_withheld += 1;
         } else {
-            self.disconnect_peer(peer, route);
+            self.disconnect_peer(peer, route, whose);
         }
     }
 
@@ -587,11 +590,11 @@ impl Gateway {
     }
 
     /// Tells a peer that it has no session, and remembers that (Interpretation: R-123).
-    fn disconnect_peer(&mut self, peer: &Peer, route: Route) {
+    fn disconnect_peer(&mut self, peer: &Peer, route: Route, whose: Option<Whose>) {
         self.counters.peers_without_session += 1;
         self.disconnects.remember(peer, self.now);
         let packet = Packet::Disconnect(Disconnect { duration: None });
-        self.air.send(None, peer, route, packet, &mut self.counters);
+        self.air.send(whose, peer, route, packet, &mut self.counters);
     }
 
     /// What the broker has said, to whom it concerns, while there is room for what comes of it.
