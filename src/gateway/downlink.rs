@@ -19,8 +19,9 @@ use tracing::warn;
 
 use super::exchange::{Exchange, Repair, Request, publish};
 use super::io::Settings;
+use super::journal::Whose;
 use super::outbox::{Item, Joined, Outbox};
-use super::record::{ClientKey, Row, WaitingRow};
+use super::record::{ClientKey, Lsn, Row, WaitingRow};
 use super::registry::Naming;
 use super::session::{Cx, Session, State};
 use super::timer::{ClientTimer, Timer, Timers};
@@ -212,7 +213,9 @@ impl Session {
     /// The client has a message of QoS 2, and the end of that was still to come.
     pub(super) fn restore_releasing(&mut self, msg_id: u16, now: Instant) {
         let request = Request::Release;
-        self.downlink.exchange = Some(Exchange { msg_id, request, again: true, repeated: 0, since: now });
+        let after = Lsn::default();
+        self.downlink.exchange =
+            Some(Exchange { msg_id, request, again: true, repeated: 0, since: now, after });
     }
 
     /// Goes on with what a restart has interrupted; MsgIds go on somewhere else.
@@ -354,7 +357,8 @@ impl Session {
         if sent_as.is_none() {
             self.put_down_msg_id(msg_id, &request, cx);
         }
-        self.downlink.exchange = Some(Exchange { msg_id, request, again, repeated: 0, since: cx.now });
+        let (since, after) = (cx.now, cx.journal.next());
+        self.downlink.exchange = Some(Exchange { msg_id, request, again, repeated: 0, since, after });
         // To a sleeper nothing is repeated: it was an answer (Interpretation: R-142).
         if self.is_receiving() {
             self.set_timer(ClientTimer::Retry, cx.now + self.retry_interval(cx.settings), cx);
@@ -636,6 +640,9 @@ impl Session {
 
     /// T_RETRY is over without an answer (§6.13; for gateways Interpretation: ).
     pub(super) fn handle_retry(&mut self, cx: &mut Cx<'_>) -> Reach {
+        if self.is_held_back(cx) {
+            return Reach::There;
+        }
         let Some(mut exchange) = self.downlink.exchange.take() else { return Reach::There };
         if exchange.repeated < self.port(cx.settings).retry_limit {
             exchange.repeated += 1;
@@ -685,6 +692,21 @@ impl Session {
         }
         self.advance(cx);
         Reach::There
+    }
+
+    /// What was asked of the client may not have left, because of the store: it is not to blame, nor asked more often for that.
+    fn is_held_back(&mut self, cx: &mut Cx<'_>) -> bool {
+        let Some(exchange) = self.downlink.exchange.as_mut() else { return false };
+        if self.state != State::Active || !cx.journal.is_waiting(Whose::Client(self.key), exchange.after) {
+            return false;
+        }
+        exchange.since = cx.now;
+        if !cx.journal.is_available() {
+            self.repeat_exchange(cx);
+        }
+        self.release_broker(cx);
+        self.set_timer(ClientTimer::Retry, cx.now + self.retry_interval(cx.settings), cx);
+        true
     }
 
     /// The client connected again, and may have forgotten its topic ids (§6.10): what was open is asked again.

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::outbox::Item;
+use super::record::Lsn;
 use crate::mqtt::QoS;
 use crate::wire::{MsgIdOnly, Packet, Publish, Qos, Register, TopicRef};
 
@@ -17,6 +18,8 @@ pub(super) struct Exchange {
     pub(super) repeated: u32,
     /// When the request left for the first time.
     pub(super) since: Instant,
+    /// The batch before which it may not have left.
+    pub(super) after: Lsn,
 }
 
 /// What is asked of the client.

@@ -106,6 +106,11 @@ impl Journal {
         self.available
     }
 
+    /// Whether what was made for it before this batch was handed out may not have left, because of the store.
+    pub(super) fn is_waiting(&self, whose: Whose, lsn: Lsn) -> bool {
+        lsn > self.durable && self.marks.contains_key(&whose)
+    }
+
     pub(super) fn insert(&mut self, whose: Whose, row: Row) {
         self.put(whose, Record::Insert(row));
     }
@@ -268,7 +273,8 @@ impl Journal {
         }
     }
 
-    fn next(&self) -> Lsn {
+    /// The batch that is handed out next.
+    pub(super) fn next(&self) -> Lsn {
         Lsn(self.sealed.0 + 1)
     }
 }
