@@ -232,7 +232,9 @@ impl Journal {
     pub(super) fn handle(&mut self, lsn: Lsn, outcome: Outcome, counters: &mut Counters) {
         match outcome {
             Outcome::Durable => self.handle_durable(lsn),
-            Outcome::Unavailable | Outcome::Fenced => {
+            // Nothing leaves any more.
+            Outcome::Fenced => {}
+            Outcome::Unavailable => {
                 self.available = false;
                 for leaving in std::mem::take(&mut self.held).into_values().flatten() {
                     let output = self.let_go(leaving, counters);

@@ -90,6 +90,8 @@ pub struct Gateway {
 enum Stopping {
     Asked,
     Done,
+    /// Somebody else owns the state: nothing more may be done, not even waited for.
+    Fenced,
 }
 
 /// Which peers were told that they have no session, and when.
@@ -154,6 +156,9 @@ impl Gateway {
 
     /// Takes in what happened. `now` never goes back.
     pub fn handle(&mut self, now: Instant, input: Input) {
+        if self.stopping == Some(Stopping::Fenced) {
+            return;
+        }
         self.now = now;
         match input {
             Input::Frame { from, route, frame } => self.handle_frame(from, route, frame),
@@ -170,6 +175,9 @@ impl Gateway {
 
     /// Does what is due at `now`; early is harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if self.stopping == Some(Stopping::Fenced) {
+            return;
+        }
         self.now = now;
         let (links, mut cx) = self.links_cx();
         links.handle_timeout(&mut cx);
@@ -185,12 +193,18 @@ impl Gateway {
 
     /// When [`Gateway::handle_timeout`] is due, if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.stopping == Some(Stopping::Fenced) {
+            return None;
+        }
         self.links.poll_timeout().into_iter().chain(self.timers.next()).min()
     }
 
     /// The next thing to be done. What is ready for the broker comes last, in one piece; what is to be stored comes before
     /// everything that depends on it.
     pub fn poll_output(&mut self) -> Option<Output> {
+        if self.stopping == Some(Stopping::Fenced) {
+            return self.air.outputs.pop_front().map(|leaving| leaving.output);
+        }
         loop {
             if let Some(output) = self.journal.pop_released() {
                 return Some(output);
@@ -227,11 +241,14 @@ impl Gateway {
 
     /// What has become of a batch.
     fn handle_stored(&mut self, lsn: Lsn, outcome: Outcome) {
-        self.journal.handle(lsn, outcome, &mut self.counters);
-        if outcome == Outcome::Fenced && self.stopping != Some(Stopping::Done) {
-            self.stopping = Some(Stopping::Done);
+        if outcome == Outcome::Fenced {
             self.air.outputs.clear();
-            self.air.outputs.push_back(Leaving { output: Output::Stopped, whose: None, promises: false });
+            if !matches!(self.stopping, Some(Stopping::Done | Stopping::Fenced)) {
+                self.air.outputs.push_back(Leaving { output: Output::Stopped, whose: None, promises: false });
+            }
+            self.stopping = Some(Stopping::Fenced);
+        } else {
+            self.journal.handle(lsn, outcome, &mut self.counters);
         }
     }
 
