@@ -8,7 +8,7 @@ use tracing::trace;
 use super::counters::Counters;
 use super::io::{Output, Peer, PortId, Route, Target};
 use super::journal::{Leaving, Whose};
-use crate::wire::{Encapsulation, Frame, Packet, Publish, Qos};
+use crate::wire::{Encapsulation, Frame, Packet, Publish, Qos, Response, ReturnCode, SubAck, TopicAck};
 
 /// Octets reserved at a time for frames to be cut from.
 const SCRATCH_LEN: usize = 4096;
@@ -87,10 +87,16 @@ impl Air {
 /// Whether who gets this relies on the gateway knowing of it after a restart. A PUBACK for a message that is with the broker
 /// does not; none leaves for one that is only stored unless the store is there.
 fn promises(packet: &Packet<'_>) -> bool {
-    !matches!(
-        packet,
+    match packet {
         Packet::PingResp
-            | Packet::PubAck(_)
-            | Packet::Publish(Publish { qos: Qos::AtMostOnce | Qos::AtLeastOnce, .. })
-    )
+        | Packet::PubAck(_)
+        | Packet::Publish(Publish { qos: Qos::AtMostOnce | Qos::AtLeastOnce, .. }) => false,
+        // A refusal leaves all as it was.
+        Packet::ConnAck(Response { code })
+        | Packet::RegAck(TopicAck { code, .. })
+        | Packet::SubAck(SubAck { code, .. })
+        | Packet::WillTopicResp(Response { code })
+        | Packet::WillMsgResp(Response { code }) => *code == ReturnCode::Accepted,
+        _ => true,
+    }
 }

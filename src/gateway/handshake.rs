@@ -75,7 +75,7 @@ impl Gateway {
     /// CONNECT (§5.4.4).
     pub(super) fn handle_connect(&mut self, peer: Peer, route: Route, connect: &Connect<'_>, frame: &Bytes) {
         self.hear_connecting(&peer, connect.client_id);
-        if self.is_repeated_connect(&peer, frame) {
+        if self.is_repeated_connect(&peer, frame) && !self.is_unstored(&peer) {
             return self.answer_connect(&peer, route, ReturnCode::Accepted);
         }
         if let Some(session) = self.clients.by_peer_mut(&peer) {
@@ -120,6 +120,13 @@ impl Gateway {
     /// The same octets from a client that sent nothing in between: its CONNACK was lost (Interpretation: A-03).
     fn is_repeated_connect(&mut self, peer: &Peer, frame: &Bytes) -> bool {
         self.clients.by_peer_mut(peer).is_some_and(|session| session.connect.as_ref() == Some(frame))
+    }
+
+    /// Whether what the client at this peer has is not stored, and cannot be at the moment.
+    fn is_unstored(&self, peer: &Peer) -> bool {
+        let key = self.clients.by_peer(peer);
+        !self.journal.is_available()
+            && key.is_some_and(|key| self.journal.is_waiting(Whose::Client(key), self.journal.next()))
     }
 
     fn check_connect(
