@@ -264,6 +264,14 @@ impl Registry {
         self.connections
     }
 
+    /// Whether the client was told an id of this name in this connection, and that was put down: it may be told again.
+    pub(super) fn has_told(&self, name: &TopicName) -> bool {
+        let topic = self.ids.get(name).and_then(|id| self.topics.get(id));
+        topic.is_some_and(|topic| {
+            topic.standing == Standing::Known && topic.stored == Some(TopicStanding::Known(self.connections))
+        })
+    }
+
     /// Rows to be written since the last time: the id, whether it has a row already, and what is to be there instead.
     pub(super) fn take_changes(&mut self) -> Vec<(u16, bool, Option<TopicRow>)> {
         let mut changes: Vec<_> = self.gone.drain(..).map(|id| (id, true, None)).collect();

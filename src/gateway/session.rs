@@ -289,7 +289,7 @@ impl Session {
     pub(super) fn handle_register(&mut self, register: &Register<'_>, cx: &mut Cx<'_>) {
         let (topic_id, code) = match TopicName::portable(register.topic_name) {
             Err(_) => (0, ReturnCode::NotSupported),
-            Ok(_) if cx.is_unstored() => (0, ReturnCode::Congestion),
+            Ok(name) if !self.may_tell_again(&name, cx) && cx.is_unstored() => (0, ReturnCode::Congestion),
             Ok(name) => match self.registry.announce(&name, cx.scope(&self.id)) {
                 Ok(id) => (id, ReturnCode::Accepted),
                 Err(_) => {
@@ -303,10 +303,16 @@ impl Session {
         self.advance(cx);
     }
 
+    /// Whether to tell the client the id of this name changes nothing, and nothing has to be stored before.
+    fn may_tell_again(&self, name: &TopicName, cx: &Cx<'_>) -> bool {
+        self.registry.has_told(name) && !cx.journal.is_waiting(self.whose(), cx.journal.next())
+    }
+
     /// SUBSCRIBE (§5.4.15).
     pub(super) fn handle_subscribe(&mut self, subscribe: &Subscribe<'_>, cx: &mut Cx<'_>) {
+        let unstored = cx.counters.refused_unstored;
         if let Err(code) = self.try_subscribe(subscribe, cx) {
-            if code == ReturnCode::Congestion {
+            if code == ReturnCode::Congestion && cx.counters.refused_unstored == unstored {
                 cx.counters.subscriptions_full += 1;
             }
             self.refuse_subscribe(subscribe.msg_id, code, cx);
