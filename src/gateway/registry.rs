@@ -283,8 +283,12 @@ impl Registry {
                 Standing::Unconfirmed => TopicStanding::Unconfirmed,
                 Standing::Rejected => TopicStanding::Rejected,
             };
-            let before = topic.stored.replace(standing);
-            if before != Some(standing) {
+            let before = topic.stored;
+            // Known in an earlier connection says the same.
+            let is_said = standing == TopicStanding::Unconfirmed
+                && matches!(before, Some(TopicStanding::Known(connection)) if connection != self.connections);
+            if before != Some(standing) && !is_said {
+                topic.stored = Some(standing);
                 let row = TopicRow { name: topic.name.clone(), nth: topic.nth, standing };
                 changes.push((id, before.is_some(), Some(row)));
             }
