@@ -6,6 +6,7 @@
 mod connect;
 mod corners;
 mod downlink;
+mod durable;
 mod limits;
 mod link;
 mod mqtt5;

@@ -357,10 +357,15 @@ impl World {
         self.drain();
     }
 
-    /// The process dies, and the next one finds the broker with its session. What it says there first is passed over.
+    /// The process dies, and the next one finds the broker, which was restarted too. What it says there first is passed over.
     pub fn restart(&mut self) {
-        self.crash();
-        self.broker_up(true);
+        self.restart_with(|_| {});
+    }
+
+    /// As [`World::restart`], with other settings for the next process.
+    pub fn restart_with(&mut self, change: impl FnOnce(&mut Settings)) {
+        self.crash_with(change);
+        self.broker_up(false);
         self.stream().clear();
     }
 
