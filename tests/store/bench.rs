@@ -37,13 +37,14 @@ async fn bench() {
     store.close().await.unwrap();
     let closed = begun.elapsed();
     let octets = std::fs::metadata(dir.path().join("store.redb")).unwrap().len();
-    let begun = Instant::now();
+    let (begun, busy) = (Instant::now(), cpu());
     let (store, rows) = Store::open(&options).unwrap();
     println!(
-        "file {} KiB, closed in {closed:.1?}, opened with {} rows in {:.1?}",
+        "file {} KiB, closed in {closed:.1?}, opened with {} rows in {:.1?}, {:.1?} of it on a processor",
         octets >> 10,
         rows.len(),
-        begun.elapsed()
+        begun.elapsed(),
+        cpu() - busy
     );
     drop(rows);
     for batch in [1, 10, 1000] {
@@ -52,9 +53,16 @@ async fn bench() {
     // As after kill -9.
     let copy = TempDir::new().unwrap();
     std::fs::copy(dir.path().join("store.redb"), copy.path().join("store.redb")).unwrap();
-    let begun = Instant::now();
+    let (begun, busy) = (Instant::now(), cpu());
     let (_store, rows) = Store::open(&Options::new(copy.path())).unwrap();
-    println!("opened after a crash with {} rows in {:.1?}", rows.len(), begun.elapsed());
+    let (took, busy) = (begun.elapsed(), cpu() - busy);
+    println!("opened after a crash with {} rows in {took:.1?}, {busy:.1?} of it on a processor", rows.len());
+}
+
+/// What this thread has had of a processor: on a busy machine the only measure.
+fn cpu() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
 }
 
 /// Messages that come and wait, `batch` of them to a commit.
