@@ -367,17 +367,17 @@ impl TryFrom<StoredMessage<'_>> for Message {
 
 #[derive(Serialize, Deserialize)]
 enum StoredQos {
-    AtMostOnce,
-    AtLeastOnce,
-    ExactlyOnce,
+    Zero,
+    One,
+    Two,
 }
 
 impl From<QoS> for StoredQos {
     fn from(qos: QoS) -> Self {
         match qos {
-            QoS::AtMostOnce => Self::AtMostOnce,
-            QoS::AtLeastOnce => Self::AtLeastOnce,
-            QoS::ExactlyOnce => Self::ExactlyOnce,
+            QoS::AtMostOnce => Self::Zero,
+            QoS::AtLeastOnce => Self::One,
+            QoS::ExactlyOnce => Self::Two,
         }
     }
 }
@@ -385,9 +385,9 @@ impl From<QoS> for StoredQos {
 impl From<StoredQos> for QoS {
     fn from(stored: StoredQos) -> Self {
         match stored {
-            StoredQos::AtMostOnce => Self::AtMostOnce,
-            StoredQos::AtLeastOnce => Self::AtLeastOnce,
-            StoredQos::ExactlyOnce => Self::ExactlyOnce,
+            StoredQos::Zero => Self::AtMostOnce,
+            StoredQos::One => Self::AtLeastOnce,
+            StoredQos::Two => Self::ExactlyOnce,
         }
     }
 }

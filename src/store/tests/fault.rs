@@ -36,6 +36,7 @@ async fn an_outage_is_reported_once_and_nothing_is_lost_in_it() {
         let (mut last, mut durable) = (0, 0);
         let unavailable = loop {
             last += 1;
+            assert!(last < 1000, "{at}: the disk fails");
             store.submit(Lsn(last), world.batch());
             match store.stored().await {
                 (lsn, Outcome::Durable) => durable = lsn.0,

@@ -1,6 +1,7 @@
 //! What a core might store: batches, and what is there after each.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use bytes::Bytes;
 
@@ -28,17 +29,17 @@ impl World {
 
     fn record(&mut self) -> Record {
         let row = self.row();
-        let key = row.key();
-        if !self.rows.contains_key(&key) {
-            self.rows.insert(key, row.clone());
-            return Record::Insert(row);
+        match self.rows.entry(row.key()) {
+            Entry::Vacant(entry) => {
+                entry.insert(row.clone());
+                Record::Insert(row)
+            }
+            Entry::Occupied(entry) if self.rng.bool() => Record::Delete(entry.remove_entry().0),
+            Entry::Occupied(mut entry) => {
+                entry.insert(row.clone());
+                Record::Update(row)
+            }
         }
-        if self.rng.bool() {
-            self.rows.remove(&key);
-            return Record::Delete(key);
-        }
-        self.rows.insert(key, row.clone());
-        Record::Update(row)
     }
 
     fn row(&mut self) -> Row {
