@@ -52,6 +52,11 @@ fn a_bit_that_flips_anywhere_is_found_or_does_not_matter() {
         let mut places: Vec<_> = (0..LAYOUT).flat_map(|at| (0..8).map(move |bit| (at, bit))).collect();
         places.retain(|place| name == "closed" || *place != (GOD_BYTE, 0));
         places.extend((LAYOUT..HEADER).map(|at| (at, rng.u8(..8))));
+        // What kind of page it is, and how many entries it has.
+        places.extend((PAGE..image.len()).step_by(PAGE).flat_map(|at| (0..8).map(move |bit| (at + 2, bit))));
+        places.extend(
+            (PAGE..image.len()).step_by(PAGE).flat_map(|at| [(at, 0), (at, 1), (at + 1, 4), (at + 3, 0)]),
+        );
         places.extend(std::iter::repeat_with(|| (used[rng.usize(..used.len())], rng.u8(..8))).take(300));
         let (mut found, mut harmless) = (0, 0);
         for (at, bit) in places {
