@@ -20,30 +20,38 @@ pub(super) struct Air {
     scratch: BytesMut,
 }
 
+/// To whom a frame goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Addressee<'a> {
+    /// Of whom the frame may say something that has to be stored first.
+    pub(super) whose: Option<Whose>,
+    pub(super) peer: &'a Peer,
+    pub(super) route: Route,
+}
+
+impl<'a> Addressee<'a> {
+    /// Somebody of whom nothing is stored.
+    pub(super) fn stranger(peer: &'a Peer, route: Route) -> Self {
+        Self { whose: None, peer, route }
+    }
+}
+
 impl Air {
-    pub(super) fn send(
-        &mut self,
-        whose: Option<Whose>,
-        peer: &Peer,
-        route: Route,
-        packet: Packet<'_>,
-        counters: &mut Counters,
-    ) {
-        self.send_within(whose, usize::MAX, peer, route, 0, packet, counters);
+    pub(super) fn send(&mut self, to: Addressee<'_>, packet: Packet<'_>, counters: &mut Counters) {
+        self.send_within(usize::MAX, 0, to, packet, counters);
     }
 
     /// Sends unless the frame has more than `mtu` octets; returns whether it was sent. Towards a forwarder `radius` says
     /// how far a broadcast shall go, 0 for unicast.
     pub(super) fn send_within(
         &mut self,
-        whose: Option<Whose>,
         mtu: usize,
-        peer: &Peer,
-        route: Route,
         radius: u8,
+        to: Addressee<'_>,
         packet: Packet<'_>,
         counters: &mut Counters,
     ) -> bool {
+        let Addressee { whose, peer, route } = to;
         let node = peer.node.as_ref();
         let encapsulation = node.map(|node| Encapsulation { radius, node_id: &node.0 });
         let to = Target::Unicast { port: peer.port, addr: peer.addr, route };

@@ -1,6 +1,7 @@
 //! ADVERTISE, SEARCHGW and GWINFO (§6.1).
 
 use super::Gateway;
+use super::air::Addressee;
 use super::io::{Mode, Peer, PortId, Route};
 use super::timer::Timer;
 use crate::wire::{Advertise, GwInfo, Packet, SearchGw};
@@ -19,7 +20,8 @@ impl Gateway {
         }
         let info = Packet::GwInfo(GwInfo { gw_id: self.settings.gw_id, gw_add: &[] });
         let radius = search.radius.min(FORWARDER_RADIUS_MAX);
-        self.air.send_within(None, usize::MAX, peer, route, radius, info, &mut self.counters);
+        let to = Addressee::stranger(peer, route);
+        self.air.send_within(usize::MAX, radius, to, info, &mut self.counters);
     }
 
     /// Broadcasts ADVERTISE and sets the time of the next one. Silent while the broker is away (§6.1).

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
+use super::air::Addressee;
 use super::exchange::{Exchange, Repair, Request, publish};
 use super::io::Settings;
 use super::journal::Whose;
@@ -390,7 +391,8 @@ impl Session {
     fn send_within_mtu(&self, packet: Packet<'_>, cx: &mut Cx<'_>) -> bool {
         let Some(peer) = &self.peer else { return false };
         let mtu = self.port(cx.settings).mtu;
-        cx.air.send_within(Some(self.whose()), mtu, peer, self.route, 0, packet, cx.counters)
+        let to = Addressee { whose: Some(self.whose()), peer, route: self.route };
+        cx.air.send_within(mtu, 0, to, packet, cx.counters)
     }
 
     /// Says once for each topic that messages on it do not fit (§6.10, Interpretation: A-42).

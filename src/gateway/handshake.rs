@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::air::Addressee;
 use super::io::{Mode, Peer, Route, Wills};
 use super::journal::Whose;
 use super::links::{Opened, Opening, id_at_broker, is_own_id};
@@ -103,7 +104,7 @@ impl Gateway {
         let port = &self.settings.ports[usize::from(peer.port.0)];
         let patience = port.retry_interval.saturating_mul(port.retry_limit.saturating_add(1));
         self.timers.set(Timer::Handshake(peer.clone()), self.now + patience);
-        self.air.send(None, &peer, route, Packet::WillTopicReq, &mut self.counters);
+        self.air.send(Addressee::stranger(&peer, route), Packet::WillTopicReq, &mut self.counters);
         self.handshakes.insert(peer, Handshake { params, topic: None });
     }
 
@@ -173,7 +174,7 @@ impl Gateway {
                 if let Some(handshake) = self.handshakes.get_mut(&peer) {
                     handshake.topic = Some(topic);
                 }
-                self.air.send(None, &peer, route, Packet::WillMsgReq, &mut self.counters);
+                self.air.send(Addressee::stranger(&peer, route), Packet::WillMsgReq, &mut self.counters);
             }
             None => {
                 self.abandon_handshake(&peer);
@@ -420,6 +421,7 @@ impl Gateway {
     /// CONNACK. One that accepts waits until the session is durable, also when it is repeated.
     fn answer_connect(&mut self, peer: &Peer, route: Route, code: ReturnCode) {
         let whose = self.clients.by_peer(peer).filter(|_| code == ReturnCode::Accepted).map(Whose::Client);
-        self.air.send(whose, peer, route, Packet::ConnAck(Response { code }), &mut self.counters);
+        let to = Addressee { whose, peer, route };
+        self.air.send(to, Packet::ConnAck(Response { code }), &mut self.counters);
     }
 }

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tracing::{debug, info, trace, warn};
 
-use self::air::Air;
+use self::air::{Addressee, Air};
 use self::clients::Clients;
 pub use self::counters::Counters;
 use self::downlink::Reach;
@@ -611,7 +611,7 @@ impl Gateway {
         self.counters.peers_without_session += 1;
         self.disconnects.remember(peer, self.now);
         let packet = Packet::Disconnect(Disconnect { duration: None });
-        self.air.send(whose, peer, route, packet, &mut self.counters);
+        self.air.send(Addressee { whose, peer, route }, packet, &mut self.counters);
     }
 
     /// What the broker has said, to whom it concerns, while there is room for what comes of it.

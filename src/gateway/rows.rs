@@ -239,7 +239,7 @@ impl Gateway {
 
     fn restore_rest(&mut self, mut rest: Rest) {
         let same = self.restore_own_id(rest.client_id.take());
-        rest.filters.sort_unstable_by(|(a, ..), (b, ..)| a.cmp(b));
+        rest.filters.sort_unstable_by_key(|(number, ..)| *number);
         for (number, filter, row) in rest.filters {
             if same {
                 self.links.restore_filter(number, filter, row, self.now);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tracing::debug;
 
 use super::ClientKey;
-use super::air::Air;
+use super::air::{Addressee, Air};
 use super::counters::Counters;
 use super::downlink::Downlink;
 use super::io::{Mode, Peer, PortSettings, Route, Settings, Wills};
@@ -625,7 +625,8 @@ impl Session {
     /// Sends to where the client was last heard.
     pub(super) fn send(&self, packet: Packet<'_>, cx: &mut Cx<'_>) {
         if let Some(peer) = &self.peer {
-            cx.air.send(Some(self.whose()), peer, self.route, packet, cx.counters);
+            let to = Addressee { whose: Some(self.whose()), peer, route: self.route };
+            cx.air.send(to, packet, cx.counters);
         }
     }
 

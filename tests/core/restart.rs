@@ -820,7 +820,7 @@ fn a_hundred_thousand_sessions_are_restored() {
         };
         rows.push(Row::Session(id.clone(), session));
         for topic in 0..5 {
-            let name = TopicName::new(&format!("site/{n}/sensor/{topic}")).unwrap();
+            let name = TopicName::new(format!("site/{n}/sensor/{topic}")).unwrap();
             let row = TopicRow { name, nth: topic + 1, standing: TopicStanding::Known(1) };
             rows.push(Row::Topic(id.clone(), 0x100 + topic, row));
         }
