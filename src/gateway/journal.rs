@@ -20,6 +20,9 @@ use crate::mqtt::Message;
 /// Frames that may wait for a store which neither writes nor says that it cannot: a few for each client of a large network.
 const HELD_MAX: usize = 65_536;
 
+/// Marks that are forgotten together: few enough to cost nothing, enough for that to be rare.
+const MARKED_IDLE_MAX: usize = 1024;
+
 /// For whom something is: what leaves for it leaves in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Whose {
@@ -196,6 +199,7 @@ impl Journal {
                 self.marked.push_back((lsn, whose));
             }
         }
+        self.tidy_marks();
         Some(Output::Store { lsn, records: std::mem::take(&mut self.records) })
     }
 
@@ -242,6 +246,13 @@ impl Journal {
                 }
                 self.held_len = 0;
             }
+        }
+    }
+
+    /// Forgets what later marks have made idle, so that a store which hangs for long costs no more than there are clients.
+    fn tidy_marks(&mut self) {
+        if self.marked.len() >= 2 * self.marks.len() + MARKED_IDLE_MAX {
+            self.marked.retain(|(lsn, whose)| self.marks.get(whose) == Some(lsn));
         }
     }
 
