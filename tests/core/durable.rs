@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use mqtt_sn_gateway::gateway::io::{Input, Settings};
+use mqtt_sn_gateway::gateway::io::{Control, Input, LinkCommand, Settings};
 use mqtt_sn_gateway::gateway::record::{Lsn, Outcome};
 use mqtt_sn_gateway::wire::{
     Disconnect, FilterRef, Packet, PingReq, Qos, Register, Response, ReturnCode, SubAck, TopicRef,
@@ -624,5 +624,55 @@ fn a_client_that_leaves_and_comes_back_while_the_store_hangs_has_its_answers_in_
     w.store_answers(Answers::AtOnce);
     assert_eq!(names(&mut w), "DISCONNECT CONNACK REGACK");
     assert_eq!(w.store.rows_of_clients(), 2);
+    w.leaves_nothing();
+}
+
+/// A goodbye to the broker is no reason for it to hear less.
+#[test]
+fn a_link_is_left_after_what_waits_for_the_store_has_left() {
+    for answers in [Answers::Never, Answers::Unavailable] {
+        let mut w = lasting();
+        w.active(A, "n1");
+        w.store_answers(Answers::Never);
+        w.send(A, subscribe(2, "s/1", Qos::AtLeastOnce));
+        w.input(Input::Control(Control::Shutdown));
+        w.broker_quiet();
+        assert!(!w.stopped);
+        if answers == Answers::Unavailable {
+            w.store_answers(Answers::Unavailable);
+        } else {
+            w.store_answers(Answers::AtOnce);
+        }
+        w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
+        assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+        let (_, last) = w.commands.pop_back().unwrap();
+        assert_eq!(last, LinkCommand::Close);
+        assert!(w.stopped);
+    }
+}
+
+#[test]
+fn a_store_that_hangs_for_thousands_of_batches_is_caught_up_with() {
+    let mut w = lasting();
+    w.active(A, "n1");
+    w.active(B, "n2");
+    w.store_answers(Answers::Never);
+    w.send(B, register(1, "t/1"));
+    for seconds in 0..5000 {
+        w.send(A, sleep(60 + seconds % 2));
+    }
+    w.quiet();
+    let last = w.last_batch();
+    w.store_commits(Lsn(last.0 - 1));
+    assert_eq!(w.taken().len(), 5000);
+    w.send(A, wake());
+    w.quiet();
+    w.store_commits(last);
+    assert_eq!(names(&mut w), "DISCONNECT PINGRESP");
+    w.store_answers(Answers::AtOnce);
+    for (at, id) in [(A, "n1"), (B, "n2")] {
+        w.send(at, Packet::PingReq(PingReq { client_id: id.as_bytes() }));
+        w.expect(at, Packet::PingResp);
+    }
     w.leaves_nothing();
 }
