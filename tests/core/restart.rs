@@ -576,7 +576,7 @@ fn a_client_that_begins_anew_leaves_no_row_of_its_old_session() {
     w.send(A, wake());
     w.expect_publish(A, topic, Qos::AtLeastOnce, false, "a");
     w.active(A, "n1");
-    assert_eq!(w.store.rows.len(), 1, "{:#?}", w.store.rows);
+    assert_eq!(w.store.rows_of_clients(), 1, "{:#?}", w.store.rows);
     w.restart();
     w.send(A, publish(topic, Qos::AtLeastOnce, 9, "x"));
     w.expect(A, puback(topic, 9, ReturnCode::InvalidTopicId));
@@ -731,7 +731,7 @@ fn rows_that_belong_to_nothing_are_counted_and_removed() {
     let mut w = lasting();
     let _ = asleep(&mut w, QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "a", QoS::AtLeastOnce);
-    let rows = w.store.rows.len();
+    let rows = w.store.rows_of_clients();
     w.store.rows.remove(&Key::Client(client("n1"), ClientKey::Session));
     assert_eq!(rows, 5);
     w.restart();
