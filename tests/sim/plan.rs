@@ -197,7 +197,7 @@ impl Plan {
 
     /// Clients with links of their own. On which of two transports a sensor is, its port says.
     fn add_links(&mut self, rng: &mut Rng) {
-        self.settings.broker.grace = Duration::from_secs(rng.u64(4..40));
+        self.settings.broker.grace = Duration::from_secs(rng.u64(2..12));
         let aggregating = self.settings.ports[0].clone();
         self.settings.ports[0].mode = Mode::Transparent;
         if self.seed % 4 == 3 {

@@ -409,7 +409,7 @@ impl Air {
             ReturnCode::InvalidTopicId => {
                 session.under_way = Some(ledger.entry(no).topic.clone());
                 if qos == Qos::ExactlyOnce {
-                    session.resumable.push((ack.msg_id, no, qos, retain));
+                    session.resumable.push((ack.msg_id, no, qos, retain, None));
                 }
                 session.repairing = Some(no);
                 if let TopicRef::Normal(id) = topic {

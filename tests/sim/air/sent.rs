@@ -277,9 +277,13 @@ impl Air {
         Law::DownlinkFaithful
             .check(faithful, || format!("m{no} on {} is sent as {publish:?}", entry.topic))?;
         let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
-        let open = session.resumable.len();
-        session.resumable.retain(|(id, sent, ..)| (*id, *sent) != (msg_id, no));
-        let resumed = session.resumable.len() < open;
+        let at = session.resumable.iter().position(|(id, sent, ..)| (*id, *sent) == (msg_id, no));
+        let before = at.map(|at| session.resumable.remove(at));
+        let resumed = before.is_some();
+        let named = before.and_then(|(.., named)| named);
+        Law::Retransmission.check(named.is_none_or(|named| named == topic), || {
+            format!("m{no} is sent again to s{who} on {topic:?} and was on {named:?}")
+        })?;
         let repaired = session.repairing == Some(no);
         if !repeated && !resumed {
             self.check_new(who, publish, no, ledger)?;

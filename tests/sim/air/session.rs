@@ -75,8 +75,8 @@ pub(crate) struct Session {
     pub(super) silent: bool,
     /// It was so once: from then on messages overtake those whose topic it does not learn.
     pub(super) overtaking: bool,
-    /// What was open when the connection ended: it may go on.
-    pub(super) resumable: Vec<(u16, No, Qos, bool)>,
+    /// What was open when the connection ended: it may go on, and its topic is named as it was, unless the client refused that.
+    pub(super) resumable: Vec<(u16, No, Qos, bool, Option<TopicRef>)>,
     /// What the client did not know the topic id of: it is sent once more.
     pub(super) repairing: Option<No>,
     /// What was registered last and may be published though nobody subscribes any more.
@@ -223,8 +223,8 @@ impl Session {
     /// What is open stops, to be asked again under its MsgId.
     pub(super) fn freeze(&mut self, now: Instant, ledger: &Ledger) {
         match self.exchange.take() {
-            Some(Exchange { kind: Kind::Publish { no, qos, retain, .. }, msg_id, .. }) => {
-                self.resumable.push((msg_id, no, qos, retain));
+            Some(Exchange { kind: Kind::Publish { no, topic, qos, retain }, msg_id, .. }) => {
+                self.resumable.push((msg_id, no, qos, retain, Some(topic)));
             }
             Some(Exchange { kind: Kind::Release, msg_id, .. }) => {
                 self.exchange = Some(Exchange::release(msg_id, now));
@@ -239,8 +239,8 @@ impl Session {
 
     /// The client has what was to be sent to it again under this MsgId, and what is asked of it for that is void.
     pub(super) fn take_resumable(&mut self, msg_id: u16, qos: Qos) -> Option<(No, bool)> {
-        let at = self.resumable.iter().position(|(id, _, at, _)| (*id, *at) == (msg_id, qos))?;
-        let (_, no, _, retain) = self.resumable.remove(at);
+        let at = self.resumable.iter().position(|(id, _, at, ..)| (*id, *at) == (msg_id, qos))?;
+        let (_, no, _, retain, _) = self.resumable.remove(at);
         self.exchange.take_if(|open| matches!(open.kind, Kind::Register(..)));
         self.repairing = None;
         Some((no, retain))
