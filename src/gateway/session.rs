@@ -503,7 +503,7 @@ impl Session {
     /// UNSUBSCRIBE (§5.4.17). UNSUBACK has no place for a refusal: it is always the answer.
     pub(super) fn handle_unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>, cx: &mut Cx<'_>) {
         if let Ok(filter) = self.filter(unsubscribe.topic, cx.predefined)
-            && self.subscriptions.remove(&filter).is_some()
+            && (self.subscriptions.remove(&filter).is_some() || self.inherited)
         {
             self.changed_filters.push(filter.clone());
             self.requests.retain(|request| request.filter != filter);

@@ -1317,3 +1317,16 @@ fn what_is_sent_again_names_its_topic_as_it_did() {
     world.send(A, regack(again, msg_id, ReturnCode::Accepted));
     assert_eq!(world.expect_publish(A, TopicRef::Normal(id), Qos::ExactlyOnce, true, "on"), sent_as);
 }
+
+#[test]
+fn what_a_client_unsubscribes_from_in_a_session_older_than_the_gateway_ends_at_the_broker() {
+    let mut world = world();
+    world.send(A, connect_with("c1", false, false, 60));
+    world.broker_sees_connect("c1");
+    world.broker_accepts(true);
+    world.expect(A, connack(ReturnCode::Accepted));
+    world.send(A, Packet::Unsubscribe(Unsubscribe { msg_id: 3, topic: FilterRef::Name(b"t") }));
+    world.expect(A, Packet::UnsubAck(MsgIdOnly { msg_id: 3 }));
+    let v4::Packet::Unsubscribe(unsubscribe) = world.broker_next() else { panic!() };
+    assert_eq!(unsubscribe.topics, ["t"]);
+}

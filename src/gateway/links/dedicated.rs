@@ -94,6 +94,8 @@ pub(super) struct Own {
     purposes: BTreeMap<Token, Purpose>,
     /// What the client has subscribed to, at the QoS it asked for.
     filters: BTreeMap<TopicFilter, QoS>,
+    /// The broker had a session of the client before this link: what is subscribed to there is not all known here.
+    inherited: bool,
     /// When they were issued again.
     reissued: Option<Instant>,
 }
@@ -189,7 +191,21 @@ impl Dedicated {
         self.by_link.insert(link, client);
         let phase = if at.is_some() { Phase::Waiting } else { Phase::Resting };
         let (accepted, taken_back, purposes, reissued) = (None, 0, BTreeMap::new(), None);
-        let own = Own { link, id, clean, will, phase, accepted, taken_back, purposes, filters, reissued };
+        // It may be so, and if it is not, that costs an UNSUBSCRIBE in vain.
+        let inherited = true;
+        let own = Own {
+            link,
+            id,
+            clean,
+            will,
+            phase,
+            accepted,
+            taken_back,
+            purposes,
+            filters,
+            inherited,
+            reissued,
+        };
         self.clients.insert(client, own);
     }
 
@@ -231,6 +247,7 @@ impl Dedicated {
             taken_back: 0,
             purposes,
             filters,
+            inherited: false,
             reissued: None,
         };
         self.clients.insert(client, own);
@@ -364,7 +381,7 @@ impl Own {
     }
 
     pub(super) fn unsubscribe(&mut self, filter: &TopicFilter, pool: &mut Pool) {
-        if self.filters.remove(filter).is_some()
+        if (self.filters.remove(filter).is_some() || self.inherited)
             && let Some(connection) = pool.connection_mut(self.link)
         {
             // A client that asks for thousands at a time is not told of the rest (UNSUBACK knows no refusal).
@@ -415,7 +432,11 @@ impl Own {
 
     fn handle_connected(&mut self, client: ClientKey, session_present: bool, now: Instant) -> Option<Update> {
         let update = match self.phase {
-            Phase::Asking(before) => Update::Accepted(client, session_present && before == Before::Nothing),
+            Phase::Asking(before) => {
+                let inherited = session_present && before == Before::Nothing;
+                self.inherited |= inherited;
+                Update::Accepted(client, inherited)
+            }
             Phase::Waiting => Update::Back(client),
             Phase::Serving | Phase::Resting => return None,
         };
