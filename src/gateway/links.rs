@@ -11,7 +11,7 @@ mod link;
 mod pool;
 mod retained;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use tracing::warn;
 use self::aggregate::Aggregate;
 pub(super) use self::aggregate::is_own_id;
 pub(super) use self::backlog::Sender;
-use self::backlog::{Backlog, Via};
+use self::backlog::{Backlog, Keeping, Via};
 use self::dedicated::Dedicated;
 pub(super) use self::dedicated::{Opened, Opening, id_at_broker};
 pub(super) use self::link::LinkCx;
@@ -33,7 +33,7 @@ use super::record::{self, Key, Row};
 use crate::mqtt::{
     Credentials, DeliveryId, Full, Message, Options, QoS, Refused, Restored, RestoredPublish, Trace,
 };
-use crate::topic::TopicFilter;
+use crate::topic::{ClientId, TopicFilter};
 use crate::wire::ReturnCode;
 
 /// Wills that wait for the broker to come back. One per client of a small network; more are shed and counted.
@@ -184,12 +184,19 @@ impl Links {
 
     /// Opens a link for this client, or keeps the one it has if that is what [`Opening`] asks for.
     pub(super) fn open(&mut self, client: ClientKey, opening: Opening, cx: &mut LinkCx<'_>) -> Opened {
+        if !self.dedicated.goes_on(client, &opening) {
+            self.leave_behind(client, cx.journal);
+        }
         self.dedicated.open(client, opening, &mut self.pool, cx)
     }
 
     /// The client does not go on with what [`Links::open`] began. Whether the link that it had before is still there.
     pub(super) fn abandon(&mut self, client: ClientKey, cx: &mut LinkCx<'_>) -> bool {
-        self.dedicated.abandon(client, &mut self.pool, cx)
+        let has_link = self.dedicated.abandon(client, &mut self.pool, cx);
+        if !has_link {
+            self.leave_behind(client, cx.journal);
+        }
+        has_link
     }
 
     /// The client has gone. Of a session that lives on, what the broker has not heard the end of is remembered.
@@ -199,12 +206,17 @@ impl Links {
 
     /// The client and its session are gone, at the broker too if `purge`. What it was promised goes by the gateway's own link.
     pub(super) fn forget(&mut self, client: ClientKey, purge: bool, cx: &mut LinkCx<'_>) {
-        if let Some(own) = self.dedicated.get_mut(client) {
-            let link = own.link();
-            self.forget_received(link, None, cx.journal);
-            self.backlog.hand_over(client, cx.journal);
-        }
+        self.leave_behind(client, cx.journal);
         self.dedicated.forget(client, purge, &mut self.pool, cx);
+    }
+
+    /// The link of a client goes: what the client was promised does not go with it.
+    fn leave_behind(&mut self, client: ClientKey, journal: &mut Journal) {
+        if let Some(link) = self.dedicated.link(client) {
+            self.forget_received(link, None, journal);
+        }
+        self.backlog.hand_over(client, journal);
+        self.pool.touch(self.own);
     }
 
     /// Shows another Will of the client to the broker, if that keeps it.
@@ -223,7 +235,7 @@ impl Links {
         let id = UplinkId(journal.number());
         let via = self.via(sender.key);
         let matters = message.qos != QoS::AtMostOnce;
-        let full = if matters && self.backlog.has_waiting(sender.key) {
+        let full = if matters && self.backlog.has_waiting(&sender.id) {
             Full::Queue
         } else {
             match self.publish_now(via, sender.key, id, message.clone()) {
@@ -239,7 +251,13 @@ impl Links {
         };
         let limits = self.outage_queue.filter(|_| !full.is_final() && journal.is_available());
         let limits = limits.ok_or(full)?;
-        self.backlog.take(id, sender, via, message, matters, &limits, now, journal)?;
+        let whose = matters.then_some(Whose::Client(sender.key));
+        let keeping = Keeping { id, sender, via, message };
+        self.backlog.take(keeping, whose, &limits, now, journal)?;
+        // What it waits behind may have gone.
+        if let Some(link) = self.link_of(via) {
+            self.pool.touch(link);
+        }
         Ok(Publishing::Kept)
     }
 
@@ -347,20 +365,25 @@ impl Links {
         }
     }
 
-    /// Lets what is kept for the broker leave, as far as links have room.
+    /// Lets what is kept for the broker leave, as far as links have room. Those have that were heard of.
     fn pass_backlog(&mut self, cx: &mut LinkCx<'_>) {
-        for via in self.backlog.waiting_links() {
-            while let Some((id, client, message)) = self.backlog.front(via) {
+        for link in self.pool.touched() {
+            let via = match self.dedicated.client(link) {
+                Some(client) => Via::Client(client),
+                None if link == self.own => Via::Gateway,
+                None => continue,
+            };
+            while self.pool.is_up(link)
+                && let Some((id, client, message)) = self.backlog.front(via)
+            {
                 match self.publish_now(via, client, id, message) {
-                    Ok(true) => self.backlog.pass(via),
+                    Ok(true) => self.backlog.pass(id),
                     Ok(false) => {
-                        self.backlog.pass(via);
                         self.backlog.finish(id, cx.journal);
                     }
                     Err(full) if full.is_final() => {
                         warn!(reason = %full, "a message that was kept for the broker is lost");
                         cx.counters.uplink_refused += 1;
-                        self.backlog.pass(via);
                         self.backlog.finish(id, cx.journal);
                     }
                     Err(_) => break,
@@ -384,7 +407,11 @@ impl Links {
     ) -> bool {
         if let Some(limits) = &self.outage_queue {
             let id = UplinkId(journal.number());
-            return self.backlog.take(id, sender, Via::Gateway, will, true, limits, now, journal).is_ok();
+            // It does not leave before it is stored that the client is lost, or it would fire again after a crash.
+            let whose = self.pool.socket_or_last(self.own).map(Whose::Link);
+            let keeping = Keeping { id, sender, via: Via::Gateway, message: will };
+            self.pool.touch(self.own);
+            return self.backlog.take(keeping, whose, limits, now, journal).is_ok();
         }
         if self.wills.len() >= WILLS_MAX {
             return false;
@@ -443,28 +470,34 @@ impl Links {
         now: Instant,
         journal: &mut Journal,
     ) {
+        let kept = self.links_to_restore(same);
         let mut restored: BTreeMap<LinkKey, (Restored, Vec<(UplinkId, ClientKey)>)> = BTreeMap::new();
+        let mut packets = Packets::new(&uplinks);
         for (id, sender, mut row) in uplinks {
             journal.restore_number(id.0);
             let via = if row.dedicated { self.via(sender.key) } else { Via::Gateway };
-            let goes_on = row.dedicated == (via != Via::Gateway) && (same || via != Via::Gateway);
-            if !goes_on {
+            let stays = row.dedicated == (via != Via::Gateway);
+            let link = self.link_of(via).filter(|link| stays && kept.contains(link));
+            let changed = !stays || (link.is_none() && row.packet.is_some());
+            if link.is_none() {
                 row.packet = None;
             }
-            let client = sender.key;
             let publish = match (row.packet, row.message.clone()) {
                 (Some(packet), Some(message)) => Some(RestoredPublish::Sent(packet, message)),
                 (Some(packet), None) => Some(RestoredPublish::Released(packet)),
-                (None, Some(_)) => None,
-                // Who was to hear PUBREL is not there any more.
-                (None, None) => {
-                    let key = record::ClientKey::Uplink(id.0);
-                    journal.delete_in_time(Key::Client(sender.id, key));
-                    continue;
+                (None, Some(message)) if link.is_some() && packets.has_later(&sender.id, id) => {
+                    Some(RestoredPublish::Sent(packets.free(), message))
                 }
+                (None, _) => None,
             };
-            let link = self.link_of(via);
-            self.backlog.restore(id, sender, via, row, now);
+            let client = sender.key;
+            // Who was to hear PUBREL is not there any more.
+            let over = row.packet.is_none() && row.message.is_none();
+            let waits = publish.is_none() && !over;
+            self.backlog.restore(id, sender, via, row, (waits, changed), now, journal);
+            if over {
+                self.updates.push_back(Update::Completed(client, id, Ok(())));
+            }
             if let Some((publish, link)) = publish.zip(link) {
                 let (restored, ids) = restored.entry(link).or_default();
                 restored.publishes.push(publish);
@@ -483,7 +516,7 @@ impl Links {
                 journal.delete_in_time(Key::Received(number, packet));
             }
         }
-        for link in self.links_to_restore(same) {
+        for link in kept {
             let (restored, ids) = restored.remove(&link).unwrap_or_default();
             let tokens = self.pool.restore(link, restored);
             for ((id, client), token) in ids.into_iter().zip(tokens) {
@@ -509,8 +542,13 @@ impl Links {
     }
 
     /// Whether a message is on its way or waits, and whether the broker has taken it over.
-    pub(super) fn is_released(&self, id: UplinkId) -> Option<bool> {
-        self.backlog.is_released(id)
+    pub(super) fn is_released(&self, id: UplinkId, client: &ClientId) -> Option<bool> {
+        self.backlog.is_released(id, client)
+    }
+
+    /// Whether messages are kept for a broker that is away or slow.
+    pub(super) fn keeps(&self) -> bool {
+        self.outage_queue.is_some()
     }
 
     /// A client had this subscription before a restart.
@@ -643,6 +681,34 @@ impl Links {
     fn next_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
+    }
+}
+
+/// Packet ids for messages of QoS 1 that were on their way when the process ended: they have none in their rows, and would
+/// leave behind those of QoS 2 of the same client that came later.
+struct Packets {
+    used: BTreeSet<u16>,
+    /// The last message of a client that has one.
+    last: HashMap<ClientId, UplinkId>,
+}
+
+impl Packets {
+    fn new(uplinks: &[(UplinkId, Sender, record::UplinkRow)]) -> Self {
+        let with_packet = || uplinks.iter().filter_map(|(id, sender, row)| Some((row.packet?, id, sender)));
+        let used = with_packet().map(|(packet, ..)| packet).collect();
+        let last = with_packet().map(|(_, id, sender)| (sender.id.clone(), *id)).collect();
+        Self { used, last }
+    }
+
+    fn has_later(&self, client: &ClientId, id: UplinkId) -> bool {
+        self.last.get(client).is_some_and(|last| *last > id)
+    }
+
+    /// One that no other has, or 0 if there is none left.
+    fn free(&mut self) -> u16 {
+        let free = (1..=u16::MAX).rev().find(|packet| !self.used.contains(packet)).unwrap_or(0);
+        self.used.insert(free);
+        free
     }
 }
 

@@ -320,7 +320,15 @@ impl Gateway {
 
     fn restore_exchange(&mut self, id: &ClientId, msg_id: u16, row: ExchangeRow) {
         let released = match row.state {
-            ExchangeState::Open(number) => self.links.is_released(UplinkId(number)),
+            ExchangeState::Open(number) => {
+                self.journal.restore_number(number);
+                let released = self.links.is_released(UplinkId(number), id);
+                if released.is_none() {
+                    // It has not left: the client sends it again.
+                    return self.journal.delete_in_time(Key::Client(id.clone(), ClientKey::Exchange(msg_id)));
+                }
+                released
+            }
             ExchangeState::Received | ExchangeState::Finished => None,
         };
         let answer_by = self.now + self.settings.broker.ack_timeout;

@@ -12,7 +12,7 @@
 //! What was promised has a row from the promise on, what has QoS 2 from when it has a packet id. Of one client everything
 //! of QoS 1 and 2 leaves in the order in which it came.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
 use super::UplinkId;
@@ -61,19 +61,28 @@ impl Entry {
         self.message.as_ref().map_or(0, |message| message.topic.as_str().len() + message.payload.len())
     }
 
+    /// Whether what the client publishes after it leaves after it.
+    fn has_an_order(&self) -> bool {
+        self.message.as_ref().is_some_and(|message| message.qos != QoS::AtMostOnce)
+    }
+
     fn key(&self, id: UplinkId) -> Key {
         Key::Client(self.sender.id.clone(), ClientKey::Uplink(id.0))
     }
 
-    /// Writes the row, for something of `whose` to wait for it.
-    fn put_down(&mut self, id: UplinkId, whose: Whose, journal: &mut Journal) {
+    fn row(&self, id: UplinkId) -> Row {
         let row = UplinkRow {
             message: self.message.clone(),
             dedicated: self.via != Via::Gateway,
             packet: self.packet,
             promised: self.promised,
         };
-        let row = Row::Uplink(self.sender.id.clone(), id.0, row);
+        Row::Uplink(self.sender.id.clone(), id.0, row)
+    }
+
+    /// Writes the row, for something of `whose` to wait for it.
+    fn put_down(&mut self, id: UplinkId, whose: Whose, journal: &mut Journal) {
+        let row = self.row(id);
         if std::mem::replace(&mut self.stored, true) {
             journal.update(whose, row);
         } else {
@@ -83,15 +92,30 @@ impl Entry {
 }
 
 /// All of them.
+///
+/// Numbers grow with time: of those that wait, the one with the lowest has waited longest.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
     entries: BTreeMap<UplinkId, Entry>,
-    waiting: BTreeMap<Via, VecDeque<UplinkId>>,
-    /// How many messages of QoS 1 and 2 of a client wait.
-    waiting_of: HashMap<SessionKey, usize>,
+    waiting: BTreeSet<(Via, UplinkId)>,
+    /// The same by age.
+    ages: BTreeSet<UplinkId>,
+    /// What goes by a client's own link, waiting or not.
+    dedicated: BTreeSet<(SessionKey, UplinkId)>,
+    /// How many messages of QoS 1 and 2 of a client wait. By id, for what a session has left behind goes before what the next
+    /// one publishes.
+    waiting_of: HashMap<ClientId, usize>,
     /// Messages that count for the limits, and their octets.
     kept: usize,
     octets: usize,
+}
+
+/// A message for the backlog, and by which link it goes.
+pub(super) struct Keeping {
+    pub(super) id: UplinkId,
+    pub(super) sender: Sender,
+    pub(super) via: Via,
+    pub(super) message: Message,
 }
 
 impl Backlog {
@@ -101,27 +125,24 @@ impl Backlog {
     }
 
     /// Whether what the client publishes now has to wait behind something.
-    pub(super) fn has_waiting(&self, client: SessionKey) -> bool {
-        self.waiting_of.contains_key(&client)
+    pub(super) fn has_waiting(&self, client: &ClientId) -> bool {
+        self.waiting_of.contains_key(client)
     }
 
-    /// Takes a message that cannot leave now; it is written if it `matters`, else kept in memory only.
+    /// Takes a message that cannot leave now; if something of `whose` waits for it, it is written, else kept in memory only.
     ///
     /// # Errors
     /// [`Full::Queue`].
     pub(super) fn take(
         &mut self,
-        id: UplinkId,
-        sender: Sender,
-        via: Via,
-        message: Message,
-        matters: bool,
+        keeping: Keeping,
+        whose: Option<Whose>,
         limits: &OutageQueue,
         now: Instant,
         journal: &mut Journal,
     ) -> Result<(), Full> {
-        let whose = Whose::Client(sender.key);
-        let entry = Entry {
+        let Keeping { id, sender, via, message } = keeping;
+        let mut entry = Entry {
             sender,
             via,
             message: Some(message),
@@ -135,10 +156,10 @@ impl Backlog {
             return Err(Full::Queue);
         }
         self.count_in(&entry);
-        self.entries.insert(id, entry);
-        if matters && let Some(entry) = self.entries.get_mut(&id) {
+        if let Some(whose) = whose {
             entry.put_down(id, whose, journal);
         }
+        self.insert(id, entry);
         self.wait(id);
         Ok(())
     }
@@ -155,7 +176,7 @@ impl Backlog {
             waits: false,
             since: now,
         };
-        self.entries.insert(id, entry);
+        self.insert(id, entry);
     }
 
     /// Keeps a message that is under way, because the client is to be told now that it is taken care of.
@@ -221,62 +242,43 @@ impl Backlog {
 
     /// The broker is done with it, or it is given up. Whether its client was told before that all is well.
     pub(super) fn finish(&mut self, id: UplinkId, journal: &mut Journal) -> bool {
+        self.stop_waiting(id);
         let Some(entry) = self.entries.remove(&id) else { return false };
+        if let Via::Client(client) = entry.via {
+            self.dedicated.remove(&(client, id));
+        }
         if entry.stored {
             journal.delete_in_time(entry.key(id));
         }
-        let promised = entry.promised;
         self.count_out(&entry);
-        if entry.waits {
-            self.stop_waiting(&entry);
-            if let Some(waiting) = self.waiting.get_mut(&entry.via) {
-                waiting.retain(|waiting| *waiting != id);
-            }
-        }
-        promised
+        entry.promised
     }
 
     /// The next message that waits for this link.
     pub(super) fn front(&self, via: Via) -> Option<(UplinkId, SessionKey, Message)> {
-        let id = *self.waiting.get(&via)?.front()?;
+        let (_, id) = *self.waiting.range((via, UplinkId(0))..=(via, UplinkId(u64::MAX))).next()?;
         let entry = self.entries.get(&id)?;
         Some((id, entry.sender.key, entry.message.clone()?))
     }
 
-    /// Links for which something waits.
-    pub(super) fn waiting_links(&self) -> Vec<Via> {
-        self.waiting.keys().copied().collect()
-    }
-
     /// What was at the front is under way.
-    pub(super) fn pass(&mut self, via: Via) {
-        let Some(waiting) = self.waiting.get_mut(&via) else { return };
-        let id = waiting.pop_front();
-        if waiting.is_empty() {
-            self.waiting.remove(&via);
-        }
-        let Some(id) = id else { return };
-        let Some(mut entry) = self.entries.remove(&id) else { return };
-        self.stop_waiting(&entry);
-        entry.waits = false;
-        self.entries.insert(id, entry);
+    pub(super) fn pass(&mut self, id: UplinkId) {
+        self.stop_waiting(id);
     }
 
     /// The client has no link of its own any more: what it was promised goes by the gateway's, the rest is nobody's.
     pub(super) fn hand_over(&mut self, client: SessionKey, journal: &mut Journal) {
-        let via = Via::Client(client);
-        let theirs = self.entries.iter().filter(|(_, entry)| entry.via == via);
-        let theirs: Vec<_> = theirs.map(|(id, _)| *id).collect();
-        self.waiting.remove(&via);
-        self.waiting_of.remove(&client);
+        let theirs = self.dedicated.range((client, UplinkId(0))..=(client, UplinkId(u64::MAX)));
+        let theirs: Vec<_> = theirs.map(|(_, id)| *id).collect();
         for id in theirs {
+            self.stop_waiting(id);
             let Some(entry) = self.entries.get_mut(&id) else { continue };
-            entry.waits = false;
             // What the broker has taken over under its name needs no more.
             if !entry.promised || entry.message.is_none() {
                 self.finish(id, journal);
                 continue;
             }
+            self.dedicated.remove(&(client, id));
             (entry.via, entry.packet) = (Via::Gateway, None);
             if entry.stored {
                 entry.put_down(id, Whose::Client(client), journal);
@@ -288,7 +290,9 @@ impl Backlog {
     /// Gives up what has waited for too long. How many.
     pub(super) fn expire(&mut self, limits: &OutageQueue, now: Instant, journal: &mut Journal) -> u64 {
         let mut expired = 0;
-        while let Some(id) = self.oldest().filter(|(since, _)| *since + limits.age <= now).map(|(_, id)| id) {
+        while self.poll_timeout(limits).is_some_and(|at| at <= now)
+            && let Some(id) = self.ages.first().copied()
+        {
             self.finish(id, journal);
             expired += 1;
         }
@@ -297,17 +301,22 @@ impl Backlog {
 
     /// When [`Backlog::expire`] has something to do.
     pub(super) fn poll_timeout(&self, limits: &OutageQueue) -> Option<Instant> {
-        self.oldest().and_then(|(since, _)| since.checked_add(limits.age))
+        let oldest = self.entries.get(self.ages.first()?)?;
+        oldest.since.checked_add(limits.age)
     }
 
-    fn oldest(&self) -> Option<(Instant, UplinkId)> {
-        let fronts = self.waiting.values().filter_map(|waiting| waiting.front());
-        let oldest = fronts.filter_map(|id| self.entries.get(id).map(|entry| (entry.since, *id)));
-        oldest.min()
-    }
-
-    /// A message that was there before a restart. What has a packet id is under way, the others wait.
-    pub(super) fn restore(&mut self, id: UplinkId, sender: Sender, via: Via, row: UplinkRow, now: Instant) {
+    /// A message that was there before a restart, and whether it waits for its link or that goes on with it. `changed` says
+    /// that its row is not as this one.
+    pub(super) fn restore(
+        &mut self,
+        id: UplinkId,
+        sender: Sender,
+        via: Via,
+        row: UplinkRow,
+        (waits, changed): (bool, bool),
+        now: Instant,
+        journal: &mut Journal,
+    ) {
         let entry = Entry {
             sender,
             via,
@@ -318,38 +327,53 @@ impl Backlog {
             waits: false,
             since: now,
         };
-        let waits = entry.packet.is_none();
+        if changed {
+            journal.update_in_time(entry.row(id));
+        }
         if entry.promised {
             self.count_in(&entry);
         }
-        self.entries.insert(id, entry);
+        self.insert(id, entry);
         if waits {
             self.wait(id);
         }
     }
 
-    /// Whether a message is here, and whether the broker has taken it over.
-    pub(super) fn is_released(&self, id: UplinkId) -> Option<bool> {
-        self.entries.get(&id).map(|entry| entry.message.is_none())
+    /// Whether a message of this client is here, and whether the broker has taken it over.
+    pub(super) fn is_released(&self, id: UplinkId, client: &ClientId) -> Option<bool> {
+        let entry = self.entries.get(&id).filter(|entry| entry.sender.id == *client)?;
+        Some(entry.message.is_none())
+    }
+
+    fn insert(&mut self, id: UplinkId, entry: Entry) {
+        if let Via::Client(client) = entry.via {
+            self.dedicated.insert((client, id));
+        }
+        self.entries.insert(id, entry);
     }
 
     fn wait(&mut self, id: UplinkId) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.waits = true;
-        if entry.message.as_ref().is_some_and(|message| message.qos != QoS::AtMostOnce) {
-            *self.waiting_of.entry(entry.sender.key).or_insert(0) += 1;
+        self.waiting.insert((entry.via, id));
+        self.ages.insert(id);
+        if entry.has_an_order() {
+            *self.waiting_of.entry(entry.sender.id.clone()).or_insert(0) += 1;
         }
-        self.waiting.entry(entry.via).or_default().push_back(id);
     }
 
-    fn stop_waiting(&mut self, entry: &Entry) {
-        if entry.message.as_ref().is_some_and(|message| message.qos == QoS::AtMostOnce) {
+    fn stop_waiting(&mut self, id: UplinkId) {
+        let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.waits) else { return };
+        entry.waits = false;
+        self.waiting.remove(&(entry.via, id));
+        self.ages.remove(&id);
+        if !entry.has_an_order() {
             return;
         }
-        let Some(waiting) = self.waiting_of.get_mut(&entry.sender.key) else { return };
+        let Some(waiting) = self.waiting_of.get_mut(&entry.sender.id) else { return };
         *waiting -= 1;
         if *waiting == 0 {
-            self.waiting_of.remove(&entry.sender.key);
+            self.waiting_of.remove(&entry.sender.id);
         }
     }
 

@@ -217,6 +217,12 @@ impl Dedicated {
         self.clients.get_mut(&client)
     }
 
+    /// Whether the client keeps its link, if it has one: a session at the broker goes on only where neither the old nor the new
+    /// one is to be forgotten.
+    pub(super) fn goes_on(&self, client: ClientKey, opening: &Opening) -> bool {
+        self.clients.get(&client).is_some_and(|own| !own.clean && !opening.clean)
+    }
+
     /// See [`super::Links::open`].
     pub(super) fn open(
         &mut self,
@@ -225,8 +231,8 @@ impl Dedicated {
         pool: &mut Pool,
         cx: &mut LinkCx<'_>,
     ) -> Opened {
-        // A session at the broker goes on only where neither the old nor the new one is to be forgotten.
-        if let Some(own) = self.clients.get_mut(&client).filter(|own| !own.clean && !opening.clean) {
+        let goes_on = self.goes_on(client, &opening);
+        if let Some(own) = self.clients.get_mut(&client).filter(|_| goes_on) {
             return own.resume(opening.will, pool, cx);
         }
         self.forget(client, false, pool, cx);
@@ -313,10 +319,6 @@ impl Dedicated {
 }
 
 impl Own {
-    pub(super) fn link(&self) -> LinkKey {
-        self.link
-    }
-
     /// A message goes on under this token.
     pub(super) fn restore_publish(&mut self, id: UplinkId, token: Token) {
         self.purposes.insert(token, Purpose::Publish(id));

@@ -74,6 +74,16 @@ impl Pool {
         Some(&mut entry.link.connection)
     }
 
+    /// There may be something for the link to write.
+    pub(super) fn touch(&mut self, key: LinkKey) {
+        self.touched.insert(key);
+    }
+
+    /// Links that may have something to write.
+    pub(super) fn touched(&self) -> Vec<LinkKey> {
+        self.touched.iter().copied().collect()
+    }
+
     /// Tells the broker that a message is settled, if the link on which it came is still there.
     pub(super) fn settle(&mut self, delivery: Delivery) {
         if let Some(connection) = self.connection_mut(delivery.link) {
