@@ -58,6 +58,13 @@ impl Air {
         self.put(whose, mtu, to, Frame { encapsulation, packet }, counters)
     }
 
+    /// Who gets what was sent last relies on the gateway knowing of it after a restart.
+    pub(super) fn promise(&mut self) {
+        if let Some(leaving) = self.outputs.back_mut() {
+            leaving.promises = true;
+        }
+    }
+
     pub(super) fn broadcast(
         &mut self,
         port: PortId,
@@ -93,7 +100,7 @@ impl Air {
 }
 
 /// Whether who gets this relies on the gateway knowing of it after a restart. A PUBACK for a message that is with the broker
-/// does not; none leaves for one that is only stored unless the store is there.
+/// does not; for one that is only stored see [`Air::promise`].
 fn promises(packet: &Packet<'_>) -> bool {
     match packet {
         Packet::PingResp

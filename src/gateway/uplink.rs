@@ -66,6 +66,17 @@ struct Open {
     answer_by: Instant,
 }
 
+impl Open {
+    /// Whether the client waits for the broker: for its first word, and if messages are kept, for the last too.
+    fn is_awaited(&self, keeps: bool) -> bool {
+        match self.broker {
+            Broker::Silent => !self.late,
+            Broker::Received => keeps && self.released,
+            Broker::Done(_) => false,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Broker {
     Silent,
@@ -81,6 +92,8 @@ struct Finished {
     msg_id: u16,
     digest: u64,
     code: ReturnCode,
+    /// The client was told so because the message is stored.
+    kept: bool,
     at: Instant,
 }
 
@@ -89,10 +102,17 @@ const NOWHERE: UplinkId = UplinkId(0);
 
 impl Uplink {
     /// Remembers an exchange. Returns the MsgId of one that is forgotten for it.
-    fn finish(&mut self, msg_id: u16, digest: u64, code: ReturnCode, now: Instant) -> Option<u16> {
+    fn finish(
+        &mut self,
+        msg_id: u16,
+        digest: u64,
+        code: ReturnCode,
+        kept: bool,
+        now: Instant,
+    ) -> Option<u16> {
         let full = self.finished.len() >= FINISHED_MAX;
         let forgotten = if full { self.finished.pop_front() } else { None };
-        self.finished.push_back(Finished { msg_id, digest, code, at: now });
+        self.finished.push_back(Finished { msg_id, digest, code, kept, at: now });
         let forgotten = forgotten?.msg_id;
         let is_used = self.open.contains_key(&forgotten)
             || self.finished.iter().any(|finished| finished.msg_id == forgotten);
@@ -178,7 +198,7 @@ impl Session {
     fn accept_kept(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
         let Some(open) = self.uplink.open.get_mut(&msg_id) else { return };
         if open.qos != QoS::ExactlyOnce {
-            return self.close_uplink(msg_id, ReturnCode::Accepted, cx);
+            return self.close_uplink(msg_id, ReturnCode::Accepted, true, cx);
         }
         (open.id, open.broker) = (NOWHERE, Broker::Done(ReturnCode::Accepted));
         let released = open.released;
@@ -245,11 +265,16 @@ impl Session {
         let (id, broker) = match (state, released) {
             (ExchangeState::Finished, _) => {
                 let code = ReturnCode::Accepted;
-                return self.uplink.finished.push_back(Finished { msg_id, digest, code, at: now });
+                return self.uplink.finished.push_back(Finished {
+                    msg_id,
+                    digest,
+                    code,
+                    kept: true,
+                    at: now,
+                });
             }
             (ExchangeState::Open(id), Some(true)) => (UplinkId(id), Broker::Received),
             (ExchangeState::Open(id), Some(false)) => (UplinkId(id), Broker::Silent),
-            // It has not left: the client sends it again. The row is overwritten then.
             (ExchangeState::Open(_), None) => return,
             (ExchangeState::Received, _) => (NOWHERE, Broker::Done(ReturnCode::Accepted)),
         };
@@ -322,7 +347,7 @@ impl Session {
             }
             match (open.broker, open.qos) {
                 (Broker::Silent, _) => self.await_broker(cx),
-                (Broker::Done(code), QoS::AtLeastOnce) => self.close_uplink(msg_id, code, cx),
+                (Broker::Done(code), QoS::AtLeastOnce) => self.close_uplink(msg_id, code, false, cx),
                 _ => self.send(Packet::PubRec(MsgIdOnly { msg_id }), cx),
             }
             return true;
@@ -337,10 +362,10 @@ impl Session {
                 && cx.now.saturating_duration_since(finished.at) < window
                 && (publish.dup || publish.qos == Qos::ExactlyOnce)
         });
-        let Some(Finished { code, .. }) = finished else { return false };
+        let Some(Finished { code, kept, .. }) = finished else { return false };
         match (publish.qos, *code) {
             (Qos::ExactlyOnce, ReturnCode::Accepted) => self.send(Packet::PubRec(MsgIdOnly { msg_id }), cx),
-            (_, code) => self.refuse(publish, code, cx),
+            (_, code) => self.send_puback(publish.topic, msg_id, code, *kept, cx),
         }
         true
     }
@@ -387,7 +412,7 @@ impl Session {
                 }
             }
             _ if late => {}
-            (_, code) => self.close_uplink(msg_id, code, cx),
+            (_, code) => self.close_uplink(msg_id, code, false, cx),
         }
     }
 
@@ -396,7 +421,12 @@ impl Session {
         match self.uplink.open.get_mut(&msg_id) {
             Some(open) if open.qos == QoS::ExactlyOnce => match open.broker {
                 Broker::Silent => {}
-                Broker::Received => open.released = true,
+                Broker::Received => {
+                    if !std::mem::replace(&mut open.released, true) {
+                        open.answer_by = cx.now + cx.settings.broker.ack_timeout;
+                        self.await_broker(cx);
+                    }
+                }
                 Broker::Done(_) => self.complete(msg_id, cx),
             },
             _ => self.send(Packet::PubComp(MsgIdOnly { msg_id }), cx),
@@ -405,13 +435,13 @@ impl Session {
 
     fn complete(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
         if let Some(open) = self.uplink.open.remove(&msg_id) {
-            self.finish_exchange(msg_id, &open, ReturnCode::Accepted, cx);
+            self.finish_exchange(msg_id, &open, ReturnCode::Accepted, true, cx);
         }
         self.send(Packet::PubComp(MsgIdOnly { msg_id }), cx);
     }
 
-    fn finish_exchange(&mut self, msg_id: u16, open: &Open, code: ReturnCode, cx: &mut Cx<'_>) {
-        let forgotten = self.uplink.finish(msg_id, open.digest, code, cx.now);
+    fn finish_exchange(&mut self, msg_id: u16, open: &Open, code: ReturnCode, kept: bool, cx: &mut Cx<'_>) {
+        let forgotten = self.uplink.finish(msg_id, open.digest, code, kept, cx.now);
         if let Some(forgotten) = forgotten {
             self.forget_exchange(forgotten, cx);
         }
@@ -423,11 +453,18 @@ impl Session {
     }
 
     /// PUBACK ends the exchange of a QoS 1 message, and of any that is refused.
-    fn close_uplink(&mut self, msg_id: u16, code: ReturnCode, cx: &mut Cx<'_>) {
+    fn close_uplink(&mut self, msg_id: u16, code: ReturnCode, kept: bool, cx: &mut Cx<'_>) {
         let Some(open) = self.uplink.open.remove(&msg_id) else { return };
-        self.finish_exchange(msg_id, &open, code, cx);
-        let topic_id = open.topic.raw();
-        self.send(Packet::PubAck(TopicAck { topic_id, msg_id, code }), cx);
+        self.finish_exchange(msg_id, &open, code, kept, cx);
+        self.send_puback(open.topic, msg_id, code, kept, cx);
+    }
+
+    /// PUBACK; `kept` if it relies on the store.
+    fn send_puback(&self, topic: TopicRef, msg_id: u16, code: ReturnCode, kept: bool, cx: &mut Cx<'_>) {
+        self.send(Packet::PubAck(TopicAck { topic_id: topic.raw(), msg_id, code }), cx);
+        if kept && self.peer.is_some() {
+            cx.air.promise();
+        }
     }
 
     /// PUBACK with a refusal, whatever the QoS (§6.6, Interpretation: A-07).
@@ -438,7 +475,8 @@ impl Session {
 
     /// The broker has had its time: the client is told `congestion` before it takes the gateway for dead.
     pub(super) fn handle_broker_late(&mut self, cx: &mut Cx<'_>) {
-        let late = |open: &Open| open.broker == Broker::Silent && !open.late && open.answer_by <= cx.now;
+        let keeps = cx.links.keeps();
+        let late = |open: &Open| open.is_awaited(keeps) && open.answer_by <= cx.now;
         let due = self.uplink.open.iter().filter(|(_, open)| late(open));
         let due: Vec<_> = due.map(|(msg_id, open)| (*msg_id, open.id, open.topic.raw())).collect();
         for (msg_id, id, topic_id) in due {
@@ -447,9 +485,13 @@ impl Session {
                 self.accept_kept(msg_id, cx);
                 continue;
             }
-            if let Some(open) = self.uplink.open.get_mut(&msg_id) {
-                open.late = true;
+            let Some(open) = self.uplink.open.get_mut(&msg_id) else { continue };
+            if open.broker != Broker::Silent {
+                // There is no refusal of PUBREL: it is repeated.
+                open.answer_by = cx.now + cx.settings.broker.ack_timeout;
+                continue;
             }
+            open.late = true;
             cx.counters.uplink_late += 1;
             self.send(Packet::PubAck(TopicAck { topic_id, msg_id, code: ReturnCode::Congestion }), cx);
         }
@@ -468,7 +510,8 @@ impl Session {
 
     /// Sets the timer for the first thing the broker owes this client.
     pub(super) fn await_broker(&mut self, cx: &mut Cx<'_>) {
-        let silent = self.uplink.open.values().filter(|open| open.broker == Broker::Silent && !open.late);
+        let keeps = cx.links.keeps();
+        let silent = self.uplink.open.values().filter(|open| open.is_awaited(keeps));
         let requests = self.requests.iter().map(|request| request.answer_by);
         if let Some(at) = silent.map(|open| open.answer_by).chain(requests).min() {
             self.set_timer(ClientTimer::BrokerAnswer, at, cx);
