@@ -10,6 +10,7 @@ mod durable;
 mod limits;
 mod link;
 mod mqtt5;
+mod outage;
 mod overlap;
 mod quirks;
 mod restart;

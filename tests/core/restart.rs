@@ -687,7 +687,8 @@ fn a_client_whose_transport_is_gone_comes_back_by_another_and_has_its_session() 
 fn a_peer_is_one_client_after_a_restart_whatever_the_rows_say() {
     let mut w = lasting();
     w.active(A, "n1");
-    let mut row = w.store.rows.values().next().unwrap().clone();
+    let session = Key::Client(client("n1"), ClientKey::Session);
+    let mut row = w.store.rows[&session].clone();
     if let Row::Session(id, _) = &mut row {
         *id = client("n0");
     }

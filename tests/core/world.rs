@@ -207,7 +207,11 @@ pub fn offline_world(change: impl FnOnce(&mut Settings)) -> World {
     let now = Instant::now();
     let mut world = World {
         now,
-        gw: Gateway::new(settings.clone(), now),
+        gw: if settings.lasting {
+            Gateway::restore(settings.clone(), [], now)
+        } else {
+            Gateway::new(settings.clone(), now)
+        },
         link: None,
         connections: BTreeMap::new(),
         to_broker: BTreeMap::new(),
@@ -226,6 +230,7 @@ pub fn offline_world(change: impl FnOnce(&mut Settings)) -> World {
     };
     world.gw.handle_timeout(now);
     world.drain();
+    world.store.handed.clear();
     world
 }
 
@@ -576,6 +581,20 @@ impl World {
     #[track_caller]
     pub fn broker_next(&mut self) -> v4::Packet {
         v4::Packet::read(self.stream(), usize::MAX).expect("a packet at the broker")
+    }
+
+    /// The next packet at the broker, if there is one.
+    pub fn broker_try_next(&mut self) -> Option<v4::Packet> {
+        self.link.filter(|link| self.open.contains(link))?;
+        v4::Packet::read(self.stream(), usize::MAX).ok()
+    }
+
+    /// As [`World::on_link_of`], if the gateway has such a connection.
+    pub fn try_link_of(&mut self, client: Option<&str>) -> bool {
+        let client = client.map(|id| ClientId::new(id.as_bytes()).unwrap());
+        let link = self.connections.get(&(client, 0)).copied();
+        self.link = link.filter(|link| self.open.contains(link));
+        self.link.is_some()
     }
 
     #[track_caller]

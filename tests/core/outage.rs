@@ -1,0 +1,778 @@
+//! The broker is away or slow: what clients publish is kept for it (design promises G1 and G3), over a crash too.
+
+use std::time::Duration;
+
+use mqtt_sn_gateway::gateway::io::{Control, Input, LinkCommand, Mode, OutageQueue, Settings};
+use mqtt_sn_gateway::gateway::record::{ClientKey, Key};
+use mqtt_sn_gateway::wire::{
+    Disconnect, Packet, Qos, ReturnCode, SearchGw, TopicRef, WillMsg, WillTopic, decode,
+};
+use rumqttc::QoS;
+use rumqttc::mqttbytes::v4;
+
+use crate::world::*;
+
+const A: At = 1;
+const B: At = 2;
+
+/// On a short name, so that nothing has to be registered.
+const T: TopicRef = TopicRef::Short(*b"tt");
+
+/// After this the gateway has asked for another connection.
+const PAUSE: Duration = Duration::from_secs(31);
+
+fn lasting() -> World {
+    lasting_with(|_| {})
+}
+
+fn lasting_with(change: impl FnOnce(&mut Settings)) -> World {
+    world_with(|settings| keeping(settings, change))
+}
+
+fn keeping(settings: &mut Settings, change: impl FnOnce(&mut Settings)) {
+    settings.lasting = true;
+    let age = Duration::from_secs(3600);
+    settings.broker.outage_queue = Some(OutageQueue { messages: 50, bytes: 2000, age });
+    change(settings);
+}
+
+/// Its gateway serves each client by a link of its own.
+fn transparent() -> World {
+    transparent_with(|_| {})
+}
+
+fn transparent_with(change: impl FnOnce(&mut Settings)) -> World {
+    lasting_with(|settings| {
+        settings.ports[0].mode = Mode::Transparent;
+        change(settings);
+    })
+}
+
+/// A client that the broker has accepted on a link of its own, on which the test plays the broker.
+#[track_caller]
+fn served(w: &mut World, at: At, id: &str, clean: bool) {
+    w.send(at, connect_with(id, false, clean, 0));
+    w.on_link_of(Some(id));
+    w.broker_up(false);
+    w.expect(at, connack(ReturnCode::Accepted));
+}
+
+/// A client that may be silent for as long as it likes.
+#[track_caller]
+fn active(w: &mut World, at: At, id: &str) {
+    w.send(at, connect_with(id, false, true, 0));
+    w.expect(at, connack(ReturnCode::Accepted));
+}
+
+/// What is stored that belongs to messages on their way to the broker.
+fn under_way(w: &World) -> usize {
+    let is_uplink = |key: &&Key| matches!(key, Key::Client(_, ClientKey::Uplink(_)));
+    w.store.rows.keys().filter(is_uplink).count()
+}
+
+#[track_caller]
+fn acknowledged(w: &mut World, at: At, msg_id: u16) {
+    w.expect(at, puback(T, msg_id, ReturnCode::Accepted));
+}
+
+/// The client publishes and is told that all is well.
+#[track_caller]
+fn publishes(w: &mut World, at: At, msg_id: u16, qos: Qos, data: &str) {
+    w.send(at, publish(T, qos, msg_id, data));
+    match qos {
+        Qos::AtLeastOnce => acknowledged(w, at, msg_id),
+        Qos::ExactlyOnce => {
+            w.expect(at, pubrec(msg_id));
+            w.send(at, pubrel(msg_id));
+            w.expect(at, pubcomp(msg_id));
+        }
+        Qos::AtMostOnce | Qos::MinusOne => w.quiet(),
+    }
+}
+
+#[track_caller]
+fn back(w: &mut World, session_present: bool) {
+    w.pass(PAUSE);
+    w.broker_up(session_present);
+}
+
+/// The broker gets this and says that it has it.
+#[track_caller]
+fn arrives(w: &mut World, data: &str, qos: QoS) {
+    let pkid = gets(w, data, qos);
+    match qos {
+        QoS::AtMostOnce => {}
+        QoS::AtLeastOnce => w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid })),
+        QoS::ExactlyOnce => {
+            w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+            releases(w, pkid);
+        }
+    }
+}
+
+/// The broker gets this; before it PUBREL, where the gateway does not know what the broker has under the packet id.
+#[track_caller]
+fn gets(w: &mut World, data: &str, qos: QoS) -> u16 {
+    let packet = match w.broker_next() {
+        v4::Packet::PubRel(v4::PubRel { pkid }) if qos == QoS::ExactlyOnce => {
+            w.broker_says(v4::Packet::PubComp(v4::PubComp { pkid }));
+            w.broker_next()
+        }
+        packet => packet,
+    };
+    match packet {
+        v4::Packet::Publish(publish) => {
+            assert_eq!((&publish.payload[..], publish.qos), (data.as_bytes(), qos));
+            publish.pkid
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[track_caller]
+fn releases(w: &mut World, pkid: u16) {
+    assert_eq!(w.broker_next(), v4::Packet::PubRel(v4::PubRel { pkid }));
+    w.broker_says(v4::Packet::PubComp(v4::PubComp { pkid }));
+}
+
+/// When the client is gone too, nothing is left.
+#[track_caller]
+fn leaves(mut w: World) {
+    w.send(A, disconnect());
+    w.leaves_nothing();
+}
+
+#[track_caller]
+fn over(w: &mut World) {
+    w.quiet();
+    w.broker_quiet();
+    assert_eq!((w.gw.kept_messages(), under_way(w)), (0, 0), "{:#?}", w.store.rows);
+}
+
+// The broker is away.
+
+#[test]
+fn a_message_of_qos_1_is_acknowledged_when_it_is_durable_and_goes_when_the_broker_is_back() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    w.broker_down();
+    w.store_answers(Answers::Never);
+    w.send(A, publish(T, Qos::AtLeastOnce, 7, "a"));
+    w.quiet();
+    w.store_answers(Answers::AtOnce);
+    acknowledged(&mut w, A, 7);
+    assert_eq!((w.gw.kept_messages(), under_way(&w)), (1, 1));
+    back(&mut w, true);
+    arrives(&mut w, "a", QoS::AtLeastOnce);
+    over(&mut w);
+    leaves(w);
+}
+
+#[test]
+fn a_message_of_qos_2_is_taken_when_it_is_durable_and_goes_when_the_broker_is_back() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    w.broker_down();
+    w.store_answers(Answers::Never);
+    w.send(A, publish(T, Qos::ExactlyOnce, 7, "a"));
+    w.send(A, publish_again(T, Qos::ExactlyOnce, 7, "a"));
+    w.quiet();
+    w.store_answers(Answers::AtOnce);
+    w.expect(A, pubrec(7));
+    w.expect(A, pubrec(7));
+    w.send(A, publish_again(T, Qos::ExactlyOnce, 7, "a"));
+    w.expect(A, pubrec(7));
+    w.send(A, pubrel(7));
+    w.expect(A, pubcomp(7));
+    w.send(A, pubrel(7));
+    w.expect(A, pubcomp(7));
+    w.send(A, publish_again(T, Qos::ExactlyOnce, 7, "a"));
+    w.expect(A, pubrec(7));
+    back(&mut w, true);
+    arrives(&mut w, "a", QoS::ExactlyOnce);
+    over(&mut w);
+    leaves(w);
+}
+
+#[test]
+fn clients_without_a_session_are_served_while_the_broker_is_away() {
+    let mut w = lasting();
+    w.broker_down();
+    w.send(A, Packet::SearchGw(SearchGw { radius: 1 }));
+    assert!(matches!(decode(&w.next(A)).unwrap().packet, Packet::GwInfo(_)));
+    active(&mut w, A, "n1");
+    w.send(A, subscribe(2, "s/1", Qos::AtLeastOnce));
+    assert!(
+        matches!(decode(&w.next(A)).unwrap().packet, Packet::SubAck(ack) if ack.code == ReturnCode::Accepted)
+    );
+    publishes(&mut w, A, 3, Qos::AtLeastOnce, "a");
+    back(&mut w, true);
+    w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
+    arrives(&mut w, "a", QoS::AtLeastOnce);
+}
+
+#[test]
+fn what_waits_leaves_in_order_and_what_comes_later_leaves_behind_it() {
+    let mut w = lasting_with(|settings| {
+        settings.broker.outage_queue =
+            Some(OutageQueue { messages: 100_000, bytes: 100_000_000, age: Duration::from_secs(3600) });
+    });
+    active(&mut w, A, "n1");
+    active(&mut w, B, "n2");
+    w.broker_down();
+    // More than the connection takes at a time: 1024 under way and 4096 that wait for them.
+    for number in 0..5200_u16 {
+        let qos = if number % 7 == 0 { Qos::ExactlyOnce } else { Qos::AtLeastOnce };
+        publishes(&mut w, A, number + 1, qos, &format!("{number}"));
+    }
+    back(&mut w, true);
+    // Another client's does not wait for them, nor its answer.
+    w.send(B, publish(T, Qos::AtMostOnce, 0, "other"));
+    w.send(A, publish(T, Qos::AtLeastOnce, 9000, "late"));
+    acknowledged(&mut w, A, 9000);
+    let mut got = Vec::new();
+    for _ in 0..40_000 {
+        let Some(packet) = w.broker_try_next() else { break };
+        match packet {
+            v4::Packet::Publish(publish) => {
+                let data = String::from_utf8(publish.payload.to_vec()).unwrap();
+                let pkid = publish.pkid;
+                got.push((publish.qos, data));
+                match publish.qos {
+                    QoS::AtMostOnce => {}
+                    QoS::AtLeastOnce => w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid })),
+                    QoS::ExactlyOnce => w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid })),
+                }
+            }
+            v4::Packet::PubRel(v4::PubRel { pkid }) => {
+                w.broker_says(v4::Packet::PubComp(v4::PubComp { pkid }));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let of = |qos: QoS| got.iter().filter(move |(it, _)| *it == qos).map(|(_, data)| data.as_str());
+    assert_eq!(of(QoS::AtMostOnce).collect::<Vec<_>>(), ["other"]);
+    assert_eq!(of(QoS::AtLeastOnce).last(), Some("late"));
+    let numbers = |qos| of(qos).filter_map(|data| data.parse().ok()).collect::<Vec<u16>>();
+    let expected = |twos| (0..5200).filter(|number| (number % 7 == 0) == twos).collect::<Vec<u16>>();
+    assert_eq!(numbers(QoS::AtLeastOnce), expected(false));
+    assert_eq!(numbers(QoS::ExactlyOnce), expected(true));
+    over(&mut w);
+}
+
+#[test]
+fn messages_of_qos_0_are_kept_in_memory() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    w.broker_down();
+    publishes(&mut w, A, 0, Qos::AtMostOnce, "a");
+    publishes(&mut w, A, 0, Qos::AtMostOnce, "b");
+    assert_eq!((w.gw.kept_messages(), under_way(&w)), (2, 0));
+    back(&mut w, true);
+    arrives(&mut w, "a", QoS::AtMostOnce);
+    arrives(&mut w, "b", QoS::AtMostOnce);
+    over(&mut w);
+}
+
+#[test]
+fn a_full_queue_says_congestion() {
+    for (messages, bytes) in [(2, 1000), (10, 6)] {
+        let age = Duration::from_secs(3600);
+        let queue = OutageQueue { messages, bytes, age };
+        let mut w = lasting_with(|settings| settings.broker.outage_queue = Some(queue));
+        active(&mut w, A, "n1");
+        w.broker_down();
+        publishes(&mut w, A, 1, Qos::AtLeastOnce, "a");
+        publishes(&mut w, A, 2, Qos::AtLeastOnce, "b");
+        for (msg_id, qos) in [(3, Qos::AtLeastOnce), (4, Qos::ExactlyOnce), (0, Qos::AtMostOnce)] {
+            w.send(A, publish(T, qos, msg_id, "c"));
+            w.expect(A, puback(T, msg_id, ReturnCode::Congestion));
+        }
+        assert_eq!(w.gw.counters().uplink_congestion, 3);
+        back(&mut w, true);
+        arrives(&mut w, "a", QoS::AtLeastOnce);
+        arrives(&mut w, "b", QoS::AtLeastOnce);
+        over(&mut w);
+        w.broker_down();
+        publishes(&mut w, A, 5, Qos::AtLeastOnce, "d");
+    }
+}
+
+#[test]
+fn while_the_store_is_unavailable_nothing_is_promised() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    w.send(A, publish(T, Qos::AtLeastOnce, 9, "slow"));
+    w.broker_gets("tt", "slow", QoS::AtLeastOnce);
+    w.broker_down();
+    w.store_answers(Answers::Never);
+    w.send(A, publish(T, Qos::AtLeastOnce, 1, "a"));
+    w.store_answers(Answers::Unavailable);
+    // Its PUBACK is lost, for nothing was stored; nothing else is promised.
+    w.quiet();
+    for (msg_id, qos) in [(3, Qos::AtLeastOnce), (4, Qos::ExactlyOnce)] {
+        w.send(A, publish(T, qos, msg_id, "c"));
+        w.expect(A, puback(T, msg_id, ReturnCode::Congestion));
+    }
+    w.pass(Duration::from_secs(8));
+    w.expect(A, puback(T, 9, ReturnCode::Congestion));
+    w.quiet();
+    w.store_answers(Answers::AtOnce);
+    publishes(&mut w, A, 5, Qos::AtLeastOnce, "d");
+}
+
+#[test]
+fn reject_says_congestion_at_once() {
+    for mode in [Mode::Aggregating, Mode::Transparent] {
+        let mut w = lasting_with(|settings| {
+            settings.broker.outage_queue = None;
+            settings.ports[0].mode = mode;
+        });
+        if mode == Mode::Transparent {
+            served(&mut w, A, "n1", true);
+        } else {
+            active(&mut w, A, "n1");
+        }
+        w.broker_down();
+        for (msg_id, qos) in [(3, Qos::AtLeastOnce), (4, Qos::ExactlyOnce), (0, Qos::AtMostOnce)] {
+            w.send(A, publish(T, qos, msg_id, "c"));
+            w.expect(A, puback(T, msg_id, ReturnCode::Congestion));
+        }
+        assert_eq!(w.gw.kept_messages(), 0);
+    }
+}
+
+#[test]
+fn what_has_waited_for_too_long_is_given_up_and_counted() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    w.broker_down();
+    publishes(&mut w, A, 1, Qos::AtLeastOnce, "a");
+    w.pass(Duration::from_secs(1800));
+    publishes(&mut w, A, 2, Qos::ExactlyOnce, "b");
+    w.pass(Duration::from_secs(1799));
+    assert_eq!((w.gw.counters().uplink_expired, w.gw.kept_messages()), (0, 2));
+    w.pass(Duration::from_secs(1));
+    assert_eq!((w.gw.counters().uplink_expired, w.gw.kept_messages(), under_way(&w)), (1, 1, 1));
+    // A restart begins it anew: no clock runs while there is no process.
+    w.crash();
+    w.pass(Duration::from_secs(3599));
+    assert_eq!((w.gw.counters().uplink_expired, w.gw.kept_messages()), (0, 1));
+    w.pass(Duration::from_secs(1));
+    assert_eq!((w.gw.counters().uplink_expired, w.gw.kept_messages(), under_way(&w)), (1, 0, 0));
+    back(&mut w, true);
+    over(&mut w);
+}
+
+/// Nobody notices how many there are.
+#[test]
+fn very_many_messages_expire_at_once() {
+    let age = Duration::from_secs(60);
+    let queue = OutageQueue { messages: 100_000, bytes: 100_000_000, age };
+    let mut w = lasting_with(|settings| settings.broker.outage_queue = Some(queue));
+    active(&mut w, A, "n1");
+    w.broker_down();
+    for number in 0..20_000_u32 {
+        w.send(A, publish(T, Qos::AtLeastOnce, number as u16 + 1, &number.to_string()));
+    }
+    assert_eq!((w.taken().len(), w.gw.kept_messages()), (20_000, 20_000));
+    w.pass(Duration::from_secs(60));
+    assert_eq!((w.gw.counters().uplink_expired, w.gw.kept_messages(), under_way(&w)), (20_000, 0, 0));
+}
+
+// The broker is slow.
+
+#[test]
+fn a_message_that_the_broker_is_slow_to_acknowledge_is_kept_and_not_sent_twice() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    w.send(A, publish(T, Qos::AtLeastOnce, 1, "a"));
+    let pkid = w.broker_gets("tt", "a", QoS::AtLeastOnce);
+    assert_eq!(under_way(&w), 0);
+    w.pass(Duration::from_millis(7999));
+    w.quiet();
+    w.store_answers(Answers::Never);
+    w.pass(Duration::from_millis(1));
+    w.quiet();
+    w.store_answers(Answers::AtOnce);
+    acknowledged(&mut w, A, 1);
+    assert_eq!((w.gw.kept_messages(), under_way(&w), w.gw.counters().uplink_kept), (1, 1, 1));
+    w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+    over(&mut w);
+    // It is a message as any other from here on.
+    w.send(A, publish_again(T, Qos::AtLeastOnce, 1, "a"));
+    acknowledged(&mut w, A, 1);
+    over(&mut w);
+    leaves(w);
+}
+
+#[test]
+fn a_message_of_qos_2_that_the_broker_is_slow_to_take_is_kept_and_not_sent_twice() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    w.send(A, publish(T, Qos::ExactlyOnce, 1, "a"));
+    let pkid = w.broker_gets("tt", "a", QoS::ExactlyOnce);
+    w.pass(Duration::from_secs(8));
+    w.expect(A, pubrec(1));
+    w.send(A, pubrel(1));
+    w.expect(A, pubcomp(1));
+    w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+    w.quiet();
+    releases(&mut w, pkid);
+    over(&mut w);
+    leaves(w);
+}
+
+#[test]
+fn pubrel_is_answered_in_time_also_if_the_broker_is_slow_to_end_the_exchange() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    w.send(A, publish(T, Qos::ExactlyOnce, 1, "a"));
+    let pkid = w.broker_gets("tt", "a", QoS::ExactlyOnce);
+    w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+    w.expect(A, pubrec(1));
+    w.pass(Duration::from_secs(20));
+    w.send(A, pubrel(1));
+    w.pass(Duration::from_secs(8));
+    w.expect(A, pubcomp(1));
+    w.send(A, pubrel(1));
+    w.expect(A, pubcomp(1));
+    releases(&mut w, pkid);
+    over(&mut w);
+    leaves(w);
+}
+
+#[test]
+fn a_broker_that_goes_away_with_messages_under_way_gets_them_again_after_what_was_before_them() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    w.send(A, publish(T, Qos::AtLeastOnce, 1, "a"));
+    w.send(A, publish(T, Qos::ExactlyOnce, 2, "b"));
+    w.broker_gets("tt", "a", QoS::AtLeastOnce);
+    w.broker_gets("tt", "b", QoS::ExactlyOnce);
+    w.broker_down();
+    publishes(&mut w, A, 3, Qos::AtLeastOnce, "c");
+    w.pass(Duration::from_secs(8));
+    acknowledged(&mut w, A, 1);
+    w.expect(A, pubrec(2));
+    w.send(A, pubrel(2));
+    w.expect(A, pubcomp(2));
+    back(&mut w, true);
+    arrives(&mut w, "a", QoS::AtLeastOnce);
+    let pkid = w.broker_gets("tt", "b", QoS::ExactlyOnce);
+    arrives(&mut w, "c", QoS::AtLeastOnce);
+    w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+    releases(&mut w, pkid);
+    over(&mut w);
+    leaves(w);
+}
+
+/// Its row has no packet id that the broker does not know.
+#[test]
+fn a_broker_that_has_lost_its_session_gets_what_was_under_way_as_new() {
+    for crashes in [false, true] {
+        let mut w = lasting();
+        active(&mut w, A, "n1");
+        w.send(A, publish(T, Qos::ExactlyOnce, 1, "a"));
+        w.broker_gets("tt", "a", QoS::ExactlyOnce);
+        w.pass(Duration::from_secs(8));
+        w.expect(A, pubrec(1));
+        w.broker_down();
+        w.pass(PAUSE);
+        if crashes {
+            w.crash();
+        }
+        w.broker_up(false);
+        arrives(&mut w, "a", QoS::ExactlyOnce);
+        over(&mut w);
+        w.send(A, pubrel(1));
+        w.expect(A, pubcomp(1));
+        leaves(w);
+    }
+}
+
+// Links of clients' own.
+
+#[test]
+fn a_client_with_a_link_of_its_own_is_served_while_that_is_away_and_what_it_published_goes_by_it() {
+    let mut w = transparent();
+    served(&mut w, A, "n1", false);
+    w.broker_down();
+    w.store_answers(Answers::Never);
+    w.send(A, publish(T, Qos::AtLeastOnce, 7, "a"));
+    w.quiet();
+    w.store_answers(Answers::AtOnce);
+    acknowledged(&mut w, A, 7);
+    publishes(&mut w, A, 8, Qos::ExactlyOnce, "b");
+    publishes(&mut w, A, 0, Qos::AtMostOnce, "c");
+    w.pass(PAUSE);
+    w.on_link_of(Some("n1"));
+    w.broker_up(true);
+    arrives(&mut w, "a", QoS::AtLeastOnce);
+    let pkid = w.broker_gets("tt", "b", QoS::ExactlyOnce);
+    arrives(&mut w, "c", QoS::AtMostOnce);
+    w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+    releases(&mut w, pkid);
+    over(&mut w);
+    w.on_link_of(None);
+    w.broker_quiet();
+}
+
+#[test]
+fn what_was_promised_to_a_client_goes_by_the_gateways_own_link_when_its_session_ends() {
+    for crashes in [false, true] {
+        let mut w = transparent();
+        served(&mut w, A, "n1", true);
+        w.send(A, publish(T, Qos::AtLeastOnce, 1, "a"));
+        w.broker_gets("tt", "a", QoS::AtLeastOnce);
+        w.pass(Duration::from_secs(8));
+        acknowledged(&mut w, A, 1);
+        w.broker_down();
+        publishes(&mut w, A, 2, Qos::ExactlyOnce, "b");
+        publishes(&mut w, A, 3, Qos::AtLeastOnce, "c");
+        w.send(A, disconnect());
+        w.expect(A, disconnect());
+        if crashes {
+            w.crash();
+            w.on_link_of(None);
+            w.broker_up(true);
+        }
+        w.on_link_of(None);
+        arrives(&mut w, "a", QoS::AtLeastOnce);
+        let pkid = w.broker_gets("tt", "b", QoS::ExactlyOnce);
+        arrives(&mut w, "c", QoS::AtLeastOnce);
+        w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+        releases(&mut w, pkid);
+        over(&mut w);
+        leaves(w);
+    }
+}
+
+/// Its CONNECT replaces the link that they were on.
+#[test]
+fn what_was_promised_to_a_client_outlives_its_next_clean_session() {
+    for accepted in [true, false] {
+        let mut w = transparent();
+        served(&mut w, A, "n1", true);
+        w.send(A, publish(T, Qos::AtLeastOnce, 1, "a"));
+        w.broker_gets("tt", "a", QoS::AtLeastOnce);
+        w.pass(Duration::from_secs(8));
+        acknowledged(&mut w, A, 1);
+        w.broker_down();
+        publishes(&mut w, A, 2, Qos::ExactlyOnce, "b");
+        w.send(B, connect_with("n1", false, true, 0));
+        publishes(&mut w, A, 3, Qos::AtLeastOnce, "c");
+        w.on_link_of(Some("n1"));
+        if accepted {
+            w.broker_up(false);
+        } else {
+            w.broker_down();
+        }
+        w.taken();
+        let mut got = Vec::new();
+        for client in [None, Some("n1"), None] {
+            while w.try_link_of(client)
+                && let Some(packet) = w.broker_try_next()
+            {
+                match packet {
+                    v4::Packet::Publish(publish) => {
+                        let pkid = publish.pkid;
+                        got.push(String::from_utf8(publish.payload.to_vec()).unwrap());
+                        if publish.qos == QoS::AtLeastOnce {
+                            w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+                        } else {
+                            w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+                        }
+                    }
+                    v4::Packet::PubRel(v4::PubRel { pkid }) => {
+                        w.broker_says(v4::Packet::PubComp(v4::PubComp { pkid }));
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        got.sort();
+        assert_eq!(got, ["a", "b", "c"], "accepted {accepted}");
+        assert_eq!((w.gw.kept_messages(), under_way(&w)), (0, 0));
+    }
+}
+
+#[test]
+fn a_restart_brings_the_messages_of_a_clean_session_to_the_broker() {
+    let mut w = transparent();
+    served(&mut w, A, "n1", true);
+    w.send(A, publish(T, Qos::ExactlyOnce, 1, "a"));
+    w.broker_gets("tt", "a", QoS::ExactlyOnce);
+    w.pass(Duration::from_secs(8));
+    w.expect(A, pubrec(1));
+    w.crash();
+    w.on_link_of(None);
+    w.broker_up(true);
+    w.pass(Duration::from_secs(5));
+    w.on_link_of(Some("n1"));
+    w.broker_up(false);
+    arrives(&mut w, "a", QoS::ExactlyOnce);
+    over(&mut w);
+    w.send(A, pubrel(1));
+    w.expect(A, pubcomp(1));
+}
+
+// Refusals.
+
+#[test]
+fn a_message_that_the_broker_refuses_after_it_was_promised_is_counted() {
+    let mut w = offline_world(|settings| {
+        keeping(settings, |settings| {
+            settings.broker.protocol = mqtt_sn_gateway::gateway::io::Protocol::V5;
+        });
+    });
+    active(&mut w, A, "n1");
+    publishes(&mut w, A, 1, Qos::AtLeastOnce, "a");
+    publishes(&mut w, A, 2, Qos::ExactlyOnce, "b");
+    publishes(&mut w, A, 3, Qos::AtLeastOnce, "c");
+    w.broker_answers_tcp();
+    w.broker_takes_octets();
+    // CONNACK: at most QoS 1.
+    w.broker_octets(bytes::Bytes::from_static(&[0x20, 5, 0, 0, 2, 0x24, 1]));
+    let octets = w.broker_takes_octets();
+    let publishes: Vec<_> = [b'a', b'b', b'c'].iter().filter(|data| octets.contains(data)).collect();
+    assert_eq!(publishes, [&b'a', &b'c']);
+    assert_eq!((w.gw.counters().uplink_refused, w.gw.kept_messages(), under_way(&w)), (1, 2, 2));
+    // PUBACK: not authorized.
+    w.broker_octets(bytes::Bytes::from_static(&[0x40, 3, 0, 1, 0x87]));
+    assert_eq!((w.gw.counters().uplink_refused, w.gw.kept_messages(), under_way(&w)), (2, 1, 1));
+    w.quiet();
+    w.broker_octets(bytes::Bytes::from_static(&[0x40, 2, 0, 2]));
+    assert_eq!((w.gw.counters().uplink_refused, w.gw.kept_messages(), under_way(&w)), (2, 0, 0));
+}
+
+// Wills.
+
+#[track_caller]
+fn active_with_will(w: &mut World, at: At, id: &str, qos: Qos) {
+    w.send(at, connect_with(id, true, true, 60));
+    w.expect(at, Packet::WillTopicReq);
+    w.send(at, Packet::WillTopic(WillTopic { qos, retain: false, topic: b"tt" }));
+    w.expect(at, Packet::WillMsgReq);
+    w.send(at, Packet::WillMsg(WillMsg { message: b"bye" }));
+    w.expect(at, connack(ReturnCode::Accepted));
+}
+
+#[test]
+fn a_will_that_fires_while_the_broker_is_away_survives_a_crash_and_is_published_once() {
+    for (asked, qos) in [
+        (Qos::AtMostOnce, QoS::AtMostOnce),
+        (Qos::AtLeastOnce, QoS::AtLeastOnce),
+        (Qos::ExactlyOnce, QoS::ExactlyOnce),
+    ] {
+        for durable in [true, false] {
+            let mut w = lasting();
+            active_with_will(&mut w, A, "n1", asked);
+            w.broker_down();
+            if !durable {
+                w.store_answers(Answers::Never);
+            }
+            w.pass(Duration::from_secs(200));
+            assert_eq!(w.gw.sessions(), 0);
+            w.crash();
+            w.store_answers(Answers::AtOnce);
+            w.broker_up(true);
+            if !durable {
+                w.broker_quiet();
+                w.pass(Duration::from_secs(200));
+            }
+            arrives(&mut w, "bye", qos);
+            over(&mut w);
+            w.pass(Duration::from_secs(400));
+            over(&mut w);
+            leaves(w);
+        }
+    }
+}
+
+/// It does not reach the broker before it is stored that the client is lost.
+#[test]
+fn a_will_that_a_crash_interrupts_is_published_once() {
+    for (asked, qos) in [(Qos::AtLeastOnce, QoS::AtLeastOnce), (Qos::ExactlyOnce, QoS::ExactlyOnce)] {
+        let mut w = lasting();
+        active_with_will(&mut w, A, "n1", asked);
+        w.store_answers(Answers::Never);
+        w.pass(Duration::from_secs(200));
+        w.broker_quiet();
+        w.crash();
+        w.store_answers(Answers::AtOnce);
+        w.broker_up(true);
+        w.broker_quiet();
+        w.pass(Duration::from_secs(200));
+        arrives(&mut w, "bye", qos);
+        over(&mut w);
+        leaves(w);
+    }
+}
+
+// The end.
+
+#[test]
+fn an_orderly_stop_says_nothing_to_clients_and_leaves_sessions_at_the_broker() {
+    for mode in [Mode::Aggregating, Mode::Transparent] {
+        let mut w = lasting_with(|settings| {
+            settings.ports[0].mode = mode;
+            settings.broker.client_id_is_random = true;
+        });
+        let own = if mode == Mode::Transparent {
+            served(&mut w, A, "n1", false);
+            Some("n1")
+        } else {
+            active(&mut w, A, "n1");
+            None
+        };
+        w.input(Input::Control(Control::Shutdown));
+        w.quiet();
+        w.on_link_of(own);
+        assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+        w.commands.clear();
+        w.pass(PAUSE);
+        w.quiet();
+        assert!(w.stopped);
+        let connects = |(_, command): &(_, LinkCommand)| matches!(command, LinkCommand::Connect { .. });
+        assert!(!w.commands.iter().any(connects), "{:?}", w.commands);
+    }
+}
+
+/// What the broker knew by the other name is nothing to rely on.
+#[test]
+fn a_gateway_with_another_client_id_than_before_loses_nothing_that_was_promised() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    w.subscribed(A, "s/1", QoS::ExactlyOnce);
+    w.broker_publishes(5, "s/1", "x", QoS::ExactlyOnce);
+    assert_eq!(w.broker_next(), v4::Packet::PubRec(v4::PubRec { pkid: 5 }));
+    w.taken();
+    w.send(A, publish(T, Qos::ExactlyOnce, 1, "a"));
+    w.broker_gets("tt", "a", QoS::ExactlyOnce);
+    w.pass(Duration::from_secs(8));
+    w.taken();
+    w.broker_down();
+    publishes(&mut w, A, 2, Qos::AtLeastOnce, "b");
+    w.crash_with(|settings| settings.broker.client_id = "other".into());
+    for again in [true, false] {
+        w.broker_up(false);
+        let (mut got, mut filters) = (Vec::new(), 0);
+        while let Some(packet) = w.broker_try_next() {
+            match packet {
+                v4::Packet::Publish(publish) => got.push((publish.dup, publish.payload)),
+                v4::Packet::Subscribe(_) => filters += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(got, [(false, "a".into()), (false, "b".into())]);
+        assert_eq!(filters, 1);
+        assert!(!w.store.rows.contains_key(&Key::Received(1, 5)));
+        if again {
+            w.crash();
+        }
+    }
+    // An old packet id is nothing to rely on either.
+    w.broker_publishes(5, "s/1", "y", QoS::ExactlyOnce);
+    assert_eq!(w.broker_next(), v4::Packet::PubRec(v4::PubRec { pkid: 5 }));
+}
