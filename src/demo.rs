@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 
-use crate::config::{Broker, BrokerUrl, Config, Transport, TransportKind, Udp};
+use crate::config::{Broker, BrokerUrl, Config, Place, Transport, TransportKind, Udp};
 use crate::gateway::io::PortId;
 use crate::mqtt::{self, Connection, Message, QoS};
 use crate::node::{self, Filter, Node, Outcome, Topic};
@@ -185,6 +185,8 @@ pub async fn run(exit_after: Option<Duration>) -> Result<(), DemoError> {
 /// The configuration a user would write for this.
 fn config(broker: SocketAddr, gateway: SocketAddr) -> Config {
     let mut config = Config::default();
+    // It leaves nothing behind.
+    config.store.path = Place::None;
     config.broker = Broker { urls: vec![BrokerUrl::Embedded], listen: broker, ..config.broker };
     if let Ok(name) = TopicName::new(BUTTON.1) {
         config.topics.predefined = [(BUTTON.0, name)].into();
