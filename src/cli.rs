@@ -19,13 +19,14 @@ use crate::config::{
 };
 use crate::demo::{self, DemoError};
 use crate::runtime::{self, RuntimeError, Setup};
-use crate::setup::{SetupError, SetupErrors};
-use crate::store::StoreError;
+use crate::setup::{SetupError, SetupErrors, state_dir};
+use crate::store::{self, StoreError};
+use crate::topic::{ClientId, NameError};
 use crate::transport::OpenError;
 use crate::wire;
 
 /// Commands of later versions.
-const LATER: [&str; 9] = ["devices", "nodes", "topics", "kick", "forget", "top", "tap", "health", "reload"];
+const LATER: [&str; 8] = ["devices", "nodes", "topics", "kick", "top", "tap", "health", "reload"];
 
 /// Where `run` and `check` look when they are not told, in this order; `init` writes the first.
 const CONFIG_FILES: [&str; 2] = ["./gateway.yaml", "/etc/mqtt-sn-gateway/gateway.yaml"];
@@ -75,6 +76,16 @@ enum Command {
         /// The serial port of a radio, to be used by a later version
         #[arg(long, value_name = "PATH", value_parser = device)]
         serial: Option<String>,
+    },
+    /// Remove everything that the store of a gateway that is not running has of a client
+    #[command(after_help = "Example:  mqtt-sn-gateway forget pump-7")]
+    Forget {
+        /// The client
+        #[arg(value_name = "ID", value_parser = client_id)]
+        id: ClientId,
+        /// The configuration, which says where the store is [default: as for run]
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
     /// Explain an MQTT-SN frame
     #[command(after_help = "Example:  mqtt-sn-gateway decode 09 0C 62 61 62 00 00 68 69")]
@@ -139,6 +150,8 @@ enum Failure {
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Demo(#[from] DemoError),
+    #[error("cannot forget {0}")]
+    Forget(ClientId, #[source] StoreError),
 }
 
 impl Failure {
@@ -155,6 +168,7 @@ impl Failure {
             }
             Self::Setup(_) => Exit::Configuration,
             Self::Runtime(error) | Self::Demo(DemoError::Gateway(error)) => exit_of(error),
+            Self::Forget(_, error) => exit_of_store(error),
             Self::Write { .. } | Self::NotAFrame(_) | Self::Demo(_) => Exit::Failure,
         }
     }
@@ -166,11 +180,15 @@ fn exit_of(error: &RuntimeError) -> Exit {
             Exit::NoPermission
         }
         RuntimeError::Port { source: OpenError::Group { .. }, .. } => Exit::Configuration,
-        RuntimeError::Store(StoreError::Newer { .. } | StoreError::Damaged { .. }) => Exit::Configuration,
-        RuntimeError::Store(
-            StoreError::InUse { .. } | StoreError::Exposed { .. } | StoreError::Io { .. },
-        ) => Exit::NoPermission,
+        RuntimeError::Store(error) => exit_of_store(error),
         RuntimeError::Reactor(_) | RuntimeError::Signals(_) => Exit::Failure,
+    }
+}
+
+fn exit_of_store(error: &StoreError) -> Exit {
+    match error {
+        StoreError::Newer { .. } | StoreError::Damaged { .. } => Exit::Configuration,
+        StoreError::InUse { .. } | StoreError::Exposed { .. } | StoreError::Io { .. } => Exit::NoPermission,
     }
 }
 
@@ -185,6 +203,7 @@ pub fn main() -> ExitCode {
         Command::Demo { exit_after } => demo(exit_after),
         Command::Check { file } => check(file),
         Command::Init { broker, serial } => init(broker.as_ref(), serial.as_deref()),
+        Command::Forget { id, config } => forget(id, config),
         Command::Decode { hex } => decode(&hex),
     });
     match done {
@@ -255,10 +274,32 @@ fn check(file: Option<PathBuf>) -> Result<Exit, Failure> {
     let file = find(file)?;
     let config = load(&file)?;
     let defaults = if config == Config::default() { "; every option has its default" } else { "" };
-    let summary = summary(&config);
-    Setup::new(config)?;
+    let (summary, notes, path) = (summary(&config), config.notes(), config.store.path.clone());
+    let setup = Setup::new(config)?;
     say(format_args!("{}: no errors{defaults}", name(&file)));
     say(summary);
+    say(match (path, setup.store) {
+        (Place::Auto, Some(store)) => format!("store: {} (auto)", store.dir.display()),
+        (_, Some(store)) => format!("store: {}", store.dir.display()),
+        (_, None) => "store: none".into(),
+    });
+    notes.into_iter().for_each(|note| say(format_args!("note: {note}")));
+    Ok(Exit::Ok)
+}
+
+/// Removes a client from the store. That nothing is there to be removed is no failure: it is what was asked for.
+fn forget(id: ClientId, file: Option<PathBuf>) -> Result<Exit, Failure> {
+    let config = load(&find(file)?)?;
+    let Some(dir) = state_dir(&config.store.path)? else {
+        say(format_args!("{id}: nothing is stored, for store.path is none"));
+        return Ok(Exit::Ok);
+    };
+    let rows = store::forget(&dir, &id).map_err(|error| Failure::Forget(id.clone(), error))?;
+    say(match rows {
+        0 => format!("{id}: nothing of it in the store in {}", dir.display()),
+        1 => format!("{id}: 1 row removed from the store in {}", dir.display()),
+        rows => format!("{id}: {rows} rows removed from the store in {}", dir.display()),
+    });
     Ok(Exit::Ok)
 }
 
@@ -324,12 +365,6 @@ fn summary(config: &Config) -> String {
     let common = config.topics.predefined.len();
     let single: usize = config.topics.clients.values().map(BTreeMap::len).sum();
     lines.push(format!("predefined topics: {common} for all clients, {single} for single ones"));
-    lines.push(match &config.store.path {
-        Place::None => "store: none".into(),
-        Place::Auto => "store: auto".into(),
-        Place::Path(dir) => format!("store: {}", dir.display()),
-    });
-    lines.extend(config.notes().into_iter().map(|note| format!("note: {note}")));
     lines.join("\n")
 }
 
@@ -400,6 +435,11 @@ fn octets(hex: &[String]) -> Result<Vec<u8>, Failure> {
 /// `--exit-after`
 fn time(text: &str) -> Result<Duration, &'static str> {
     parse_duration(text).ok_or("expected a number and a unit such as 5s, 500ms or 2m")
+}
+
+/// `ID`
+fn client_id(text: &str) -> Result<ClientId, NameError> {
+    ClientId::new(text)
 }
 
 /// `--broker`

@@ -124,14 +124,26 @@ impl Setup {
     }
 }
 
-/// Where state is kept, if it is.
+/// The directory of state that `store.path` means, if any is kept.
+///
+/// # Errors
+/// [`SetupErrors`] with [`SetupError::NoPlace`] alone.
+pub fn state_dir(path: &Place) -> Result<Option<PathBuf>, SetupErrors> {
+    dir(path).map_err(|error| SetupErrors(vec![error]))
+}
+
+fn dir(path: &Place) -> Result<Option<PathBuf>, SetupError> {
+    match path {
+        Place::None => Ok(None),
+        Place::Path(dir) => Ok(Some(dir.clone())),
+        Place::Auto => usual_place().map(Some).ok_or(SetupError::NoPlace),
+    }
+}
+
+/// Where state is kept and how, if it is.
 fn store(store: &config::Store) -> Result<Option<store::Options>, SetupError> {
-    let dir = match &store.path {
-        Place::None => return Ok(None),
-        Place::Path(dir) => dir.clone(),
-        Place::Auto => usual_place().ok_or(SetupError::NoPlace)?,
-    };
-    Ok(Some(store::Options { commit: store.commit, ..store::Options::new(dir) }))
+    let options = |dir| store::Options { commit: store.commit, ..store::Options::new(dir) };
+    Ok(dir(&store.path)?.map(options))
 }
 
 /// Where systemd wants it, else where root or a user keeps such things.

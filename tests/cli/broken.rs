@@ -316,10 +316,6 @@ const TABLE: &[(&str, &str)] = &[
         "transports:\n  - { name: a, type: dtls, psk_file: /psk }\n",
         "2:22: transports[0].type: \"dtls\" is not in this version",
     ),
-    (
-        "store:\n  path: /var/lib/mqtt-sn-gateway\n",
-        "2:9: store.path: \"/var/lib/mqtt-sn-gateway\" is not in this version",
-    ),
 ];
 
 #[test]

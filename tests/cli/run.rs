@@ -9,21 +9,22 @@ use std::time::Duration;
 use super::{Ended, Folder, watch};
 
 /// A gateway that runs; killed when it is dropped.
-struct Running {
-    child: Child,
+pub(super) struct Running {
+    pub(super) child: Child,
     log: BufReader<ChildStderr>,
     /// What has been read of the log.
     seen: String,
-    _folder: Folder,
+    pub(super) folder: Folder,
     _watched: Sender<()>,
 }
 
 impl Running {
-    fn start(folder: Folder, env: &[(&str, &str)]) -> Self {
+    pub(super) fn start(folder: Folder, env: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_mqtt-sn-gateway"))
             .arg("run")
             .current_dir(folder.path())
             .env_clear()
+            .env("STATE_DIRECTORY", folder.path().join("state"))
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -32,12 +33,12 @@ impl Running {
             .unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         let watched = watch(&child);
-        Self { child, log, seen: String::new(), _folder: folder, _watched: watched }
+        Self { child, log, seen: String::new(), folder, _watched: watched }
     }
 
     /// The rest of the next line of the log that has `words` in it.
     #[track_caller]
-    fn logs(&mut self, words: &str) -> String {
+    pub(super) fn logs(&mut self, words: &str) -> String {
         loop {
             let from = self.seen.len();
             let read = self.log.read_line(&mut self.seen).unwrap();
@@ -70,7 +71,7 @@ impl Drop for Running {
 }
 
 /// One UDP transport on a free port, and a broker that nobody answers for.
-const LOCAL: &str = "gateway: { id: 42 }\nbroker: { url: mqtt://127.0.0.1:1 }\n\
+pub(super) const LOCAL: &str = "gateway: { id: 42 }\nbroker: { url: mqtt://127.0.0.1:1 }\n\
                      transports: [{ name: lan, type: udp, listen: '127.0.0.1:0' }]\n";
 
 #[test]
@@ -88,7 +89,8 @@ fn a_gateway_answers_with_its_id_and_ends_with_sigterm() {
         gateway.signal(signal);
         let ended = gateway.end();
         assert_eq!((ended.stdout.as_str(), ended.code), ("", 0), "{}", ended.stderr);
-        assert!(ended.stderr.contains("store.path: not in this version"), "{}", ended.stderr);
+        let store = ended.stderr.lines().find(|line| line.contains("store opened"));
+        assert!(store.is_some_and(|line| line.contains("/state/store.redb")), "{}", ended.stderr);
     }
 }
 
