@@ -21,7 +21,7 @@ const LAYERS: [(&str, &[&str]); 15] = [
     ("config", &["topic"]),
     ("setup", &["config", "gateway::io", "link", "runtime", "store", "topic", "transport"]),
     ("demo", &["config", "gateway::io", "mqtt", "node", "runtime", "setup", "topic", "wire"]),
-    ("cli", &["config", "demo", "runtime", "setup", "store", "transport", "wire"]),
+    ("cli", &["config", "demo", "runtime", "setup", "store", "topic", "transport", "wire"]),
     ("main", &["cli"]),
 ];
 
