@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::io::{Control, Input, LinkCommand, Mode, OutageQueue, Settings};
 use mqtt_sn_gateway::gateway::record::{ClientKey, Key};
-use mqtt_sn_gateway::wire::{
-    Disconnect, Packet, Qos, ReturnCode, SearchGw, TopicRef, WillMsg, WillTopic, decode,
-};
+use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, SearchGw, TopicRef, WillMsg, WillTopic, decode};
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
 

@@ -589,11 +589,10 @@ impl World {
         v4::Packet::read(self.stream(), usize::MAX).ok()
     }
 
-    /// As [`World::on_link_of`], if the gateway has such a connection.
+    /// As [`World::on_link_of`], if there is such a connection: the youngest, for the store may hold back that another is closed.
     pub fn try_link_of(&mut self, client: Option<&str>) -> bool {
         let client = client.map(|id| ClientId::new(id.as_bytes()).unwrap());
-        let link = self.connections.get(&(client, 0)).copied();
-        self.link = link.filter(|link| self.open.contains(link));
+        self.link = self.open.iter().rfind(|link| self.owners[link].0 == client).copied();
         self.link.is_some()
     }
 
