@@ -14,6 +14,7 @@ mod mqtt5;
 mod outage;
 mod overlap;
 mod quirks;
+mod relink;
 mod restart;
 mod sleep;
 mod states;
