@@ -519,6 +519,7 @@ impl World {
     /// Accepts the connection that the gateway asked for.
     pub fn broker_up(&mut self, session_present: bool) {
         let id = self.link.expect("the gateway asked for a connection");
+        self.answered.insert(id);
         self.input(Input::Link(id, LinkEvent::Connected));
         let connect = self.broker_next();
         assert!(matches!(connect, v4::Packet::Connect(_)), "{connect:?}");
