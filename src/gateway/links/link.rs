@@ -239,8 +239,8 @@ impl Link {
                 Event::Refused(refusal) => self.handle_refused(refusal, shared, cx),
                 Event::Purged => self.parting = Some(Parting::Leave),
                 event => {
-                    if let Event::Connected { session_present } = event {
-                        self.handle_accepted(session_present, shared, cx);
+                    if let Event::Connected { .. } = event {
+                        self.handle_accepted(shared, cx);
                     }
                     return Some(News::Mqtt(event));
                 }
@@ -354,11 +354,15 @@ impl Link {
     }
 
     /// CONNACK 0.
-    fn handle_accepted(&mut self, session_present: bool, shared: &mut Shared, cx: &mut LinkCx<'_>) {
+    fn handle_accepted(&mut self, shared: &mut Shared, cx: &mut LinkCx<'_>) {
         let (broker, protocol) = (self.broker(cx.settings), self.connection.options().protocol);
+        // After a restart of ours the broker may have our session, though nobody can tell what of it still holds.
+        let resumed = self.connection.has_resumed();
         match &self.client {
-            None => info!(%broker, %protocol, session_present, "connected to the broker"),
-            Some(client) => debug!(%client, %broker, %protocol, session_present, "connected to the broker"),
+            None => info!(%broker, %protocol, session_present = resumed, "connected to the broker"),
+            Some(client) => {
+                debug!(%client, %broker, %protocol, session_present = resumed, "connected to the broker");
+            }
         }
         self.failures = 0;
         self.told.clear();
