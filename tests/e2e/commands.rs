@@ -7,7 +7,7 @@ use std::time::Instant;
 use mqtt_sn_gateway::node::{Event, Loss};
 use tempfile::TempDir;
 
-use crate::process::{Beside, Gateway, Process, configuration, free_udp, gateway_program, wait_until};
+use crate::process::{Gateway, Mosquitto, Process, configuration, free_udp, gateway_program, wait_until};
 use crate::sensor::{Sensor, options};
 
 #[test]
@@ -16,6 +16,7 @@ fn the_demo_tells_its_story_and_leaves_nothing_behind() {
     let started = Instant::now();
     let mut command = Command::new(gateway_program());
     let command = command.args(["demo", "--exit-after", "5s"]).current_dir(folder.path());
+    let command = command.env("STATE_DIRECTORY", folder.path().join("state"));
     let mut demo = Process::start(command);
     demo.wait_for_line("→ broker");
     let first = started.elapsed();
@@ -67,9 +68,13 @@ fn an_address_in_use_ends_with_77_and_names_it() {
 }
 
 #[test]
-fn sigterm_tells_clients_and_ends_with_0_and_sighup_does_not_end_it() {
+fn sigterm_without_a_store_tells_clients_and_ends_with_0_and_sighup_does_not_end_it() {
     for signal in ["TERM", "INT"] {
-        let mut gateway = Gateway::beside(Beside::Mosquitto);
+        let mosquitto = Mosquitto::start();
+        let (url, port) = (format!("mqtt://127.0.0.1:{}", mosquitto.port), mosquitto.port);
+        let mut gateway =
+            Gateway::start(&url, port, "  grace: 60s\nstore: { path: none }\n", Some(mosquitto));
+        gateway.process.wait_for_line("connected to the broker");
         let mut sensor = Sensor::connected(gateway.port, options("n1"));
         gateway.process.signal("HUP");
         wait_until("a word on SIGHUP", || gateway.process.printed().contains("reload"));
@@ -82,6 +87,7 @@ fn sigterm_tells_clients_and_ends_with_0_and_sighup_does_not_end_it() {
         assert_eq!(lost, Loss::Disconnected);
         let status = gateway.process.wait_for_end();
         assert_eq!(status.code(), Some(0), "{}", gateway.process.printed());
+        assert!(!gateway.folder().join("state").exists());
     }
 }
 
@@ -90,7 +96,10 @@ fn what_init_writes_is_what_check_accepts_and_run_runs() {
     let folder = TempDir::new().unwrap();
     let here = |arguments: &[&str]| {
         let mut command = Command::new(gateway_program());
-        command.args(arguments).current_dir(folder.path());
+        command
+            .args(arguments)
+            .current_dir(folder.path())
+            .env("STATE_DIRECTORY", folder.path().join("state"));
         command
     };
     let mut init = Process::start(&mut here(&["init", "--broker", "mqtt://127.0.0.1:9"]));

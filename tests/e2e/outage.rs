@@ -20,8 +20,8 @@ fn without_a_broker_the_gateway_runs_says_so_and_connects_when_it_can() {
     let mut gateway = Gateway::start(&url, mosquitto.port, "", None);
     gateway.process.wait_for_line("no connection to the broker");
     let mut sensor = Sensor::connected(gateway.port, options("n1"));
-    let refused = sensor.publish(name("a/b"), "lost?", Qos::AtLeastOnce, false);
-    assert_eq!(refused, Outcome::Refused(ReturnCode::Congestion));
+    let kept = sensor.publish(name("a/b"), "kept", Qos::AtLeastOnce, true);
+    assert_eq!(kept, Outcome::Acknowledged);
     sensor.subscribe("s/1", Qos::AtLeastOnce);
     mosquitto.up();
     gateway.process.wait_for_line("connected to the broker");
@@ -33,7 +33,22 @@ fn without_a_broker_the_gateway_runs_says_so_and_connects_when_it_can() {
         sensor.node.counters().frames_received > 4
     });
     assert_eq!(sensor.message().payload, "on");
+    // As is what was published.
+    App::subscribed(mosquitto.port, "a/b").expect("a/b", "kept", QoS::AtLeastOnce, true);
     assert!(gateway.process.is_running());
+}
+
+#[test]
+fn without_a_broker_messages_are_refused_where_nothing_is_to_be_kept() {
+    for more in ["  outage: reject\n", "  outage: queue\nstore: { path: none }\n"] {
+        let gateway = Gateway::start("mqtt://127.0.0.1:1", 1, more, None);
+        gateway.process.wait_for_line("no connection to the broker");
+        let mut sensor = Sensor::connected(gateway.port, options("n1"));
+        for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
+            let refused = sensor.publish(name("a/b"), "lost?", qos, false);
+            assert_eq!(refused, Outcome::Refused(ReturnCode::Congestion), "{more}");
+        }
+    }
 }
 
 #[test]

@@ -164,6 +164,35 @@ impl Mosquitto {
         })
     }
 
+    /// One that keeps sessions and messages over [`Mosquitto::leave`].
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn persistent() -> Self {
+        Self::start_with(|folder, _| {
+            format!("user root\npersistence true\npersistence_location {}/\n", folder.display())
+        })
+    }
+
+    /// One that logs each subscription.
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn that_names_subscriptions() -> Self {
+        let types = ["error", "warning", "notice", "information", "subscribe"];
+        Self::start_with(|_, _| types.map(|name| format!("log_type {name}\n")).concat())
+    }
+
+    /// Ends it in an orderly manner, so that one that is persistent writes down what it knows.
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn leave(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.signal("TERM");
+            process.wait_for_end();
+        }
+    }
+
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn signal(&self, name: &str) {
+        self.process.as_ref().unwrap().signal(name);
+    }
+
     /// Speaks no newer TLS than 1.2 from the next start on.
     #[allow(dead_code, reason = "not every binary needs it")]
     pub fn limit_to_tls_1_2(&mut self) {
@@ -239,7 +268,7 @@ pub struct Gateway {
     /// Where its broker is.
     pub broker_port: u16,
     pub process: Process,
-    _folder: TempDir,
+    folder: TempDir,
     /// Kept alive with the gateway.
     pub mosquitto: Option<Mosquitto>,
 }
@@ -294,30 +323,69 @@ impl Gateway {
         for _ in 1..PORTS_TRIED {
             let port = free_udp();
             let process = start(port);
-            wait_until("listening, or not", || {
-                let printed = process.printed();
-                printed.contains("listening on udp") || printed.contains("cannot listen on udp")
-            });
-            if process.printed().contains("listening on udp") {
-                return Self { port, broker_port, process, _folder: folder, mosquitto };
+            if listens(&process) {
+                return Self { port, broker_port, process, folder, mosquitto };
             }
         }
         let port = free_udp();
         let process = start(port);
         process.wait_for_line("listening on udp");
-        Self { port, broker_port, process, _folder: folder, mosquitto }
+        Self { port, broker_port, process, folder, mosquitto }
+    }
+
+    /// Its folder, with its configuration and its state.
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Ends it by `kill -9` if it is still there, and starts it again with the same configuration and state.
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn restart(&mut self) {
+        self.process.signal("KILL");
+        self.process.wait_for_end();
+        self.start_again();
+    }
+
+    /// Starts it again with the same configuration and state, after its end.
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn start_again(&mut self) {
+        for _ in 0..PORTS_TRIED {
+            let mut command = Command::new(gateway_program());
+            self.process =
+                Process::start(command.arg("run").arg("-c").arg(self.folder.path().join("gateway.yaml")));
+            if listens(&self.process) {
+                return;
+            }
+        }
+        panic!("its port is somebody else's now:\n{}", self.process.printed());
     }
 }
 
-/// Writes a gateway.yaml; `more` goes below `broker:`.
+/// Waits until a gateway listens, or cannot since its port is taken.
+fn listens(process: &Process) -> bool {
+    wait_until("listening, or not", || {
+        let printed = process.printed();
+        printed.contains("listening on udp") || printed.contains("cannot listen on udp")
+    });
+    process.printed().contains("listening on udp")
+}
+
+/// Writes a gateway.yaml; `more` goes below `broker:`. State is kept in the same folder, unless
+/// `more` says otherwise on a line of its own that begins with `store:`.
 pub fn configuration(folder: &Path, url: &str, port: u16, more: &str) -> PathBuf {
     let file = folder.join("gateway.yaml");
+    let store = match more.contains("\nstore:") {
+        true => String::new(),
+        false => format!("store: {{ path: {} }}\n", folder.join("state").display()),
+    };
     let text = format!(
         "version: 1\n\
          gateway: {{ id: 42 }}\n\
          broker:\n  url: {url}\n{more}\
          transports:\n  - {{ name: lan, type: udp, listen: [\"127.0.0.1:{port}\"], mtu: 65000, retry_interval: 1s }}\n\
-         topics:\n  predefined: {{ 1: pre/one }}\n"
+         topics:\n  predefined: {{ 1: pre/one }}\n\
+         {store}"
     );
     std::fs::write(&file, text).unwrap();
     file

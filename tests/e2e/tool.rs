@@ -1,41 +1,12 @@
 //! `mqtt-sn-node` against the real gateway, as a user types it.
 
-use std::path::PathBuf;
-use std::process::Command;
-use std::sync::LazyLock;
-
 use mqtt_sn_gateway::mqtt::QoS;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::app::App;
-use crate::process::{Beside, Gateway, Process, free_udp, gateway_program};
-
-/// The program beside the gateway's; built if it is not there.
-static NODE: LazyLock<PathBuf> = LazyLock::new(|| {
-    let program = gateway_program().with_file_name("mqtt-sn-node");
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "-p", "mqtt-sn-node"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    if !gateway_program().components().any(|part| part.as_os_str() == "debug") {
-        build.arg("--release");
-    }
-    assert!(build.status().unwrap().success(), "mqtt-sn-node cannot be built");
-    program
-});
-
-fn node(port: u16, arguments: &[&str]) -> Process {
-    let (command, rest) = arguments.split_first().unwrap();
-    let port = port.to_string();
-    let arguments = [*command, "-h", "127.0.0.1", "-p", &port];
-    Process::start(Command::new(&*NODE).args(arguments).args(rest))
-}
-
-#[track_caller]
-fn expect_end(mut process: Process, code: i32) -> String {
-    let status = process.wait_for_end();
-    assert_eq!(status.code(), Some(code), "{}", process.printed());
-    process.printed()
-}
+use crate::node::{expect_end, node};
+use crate::process::{Beside, Gateway, free_udp};
 
 #[test]
 fn what_pub_publishes_is_at_the_broker() {

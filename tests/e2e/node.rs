@@ -1,0 +1,34 @@
+//! `mqtt-sn-node` as a process.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::LazyLock;
+
+use crate::process::{Process, gateway_program};
+
+/// The program beside the gateway's; built if it is not there.
+static NODE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let program = gateway_program().with_file_name("mqtt-sn-node");
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "-p", "mqtt-sn-node"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    if !gateway_program().components().any(|part| part.as_os_str() == "debug") {
+        build.arg("--release");
+    }
+    assert!(build.status().unwrap().success(), "mqtt-sn-node cannot be built");
+    program
+});
+
+/// Runs it against the gateway at this port of ours.
+pub fn node(port: u16, arguments: &[&str]) -> Process {
+    let (command, rest) = arguments.split_first().unwrap();
+    let port = port.to_string();
+    let arguments = [*command, "-h", "127.0.0.1", "-p", &port];
+    Process::start(Command::new(&*NODE).args(arguments).args(rest))
+}
+
+#[track_caller]
+pub fn expect_end(mut process: Process, code: i32) -> String {
+    let status = process.wait_for_end();
+    assert_eq!(status.code(), Some(code), "{}", process.printed());
+    process.printed()
+}
