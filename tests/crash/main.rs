@@ -1,0 +1,174 @@
+//! The gateway killed by `kill -9` again and again under load, and started again on the same store. Nothing that was
+//! acknowledged is lost, in neither direction, and at QoS 2 nothing comes twice.
+//!
+//! `CRASHES=5000 cargo test --test crash -- --nocapture` goes on for longer; `CRASH_LOGS=/dir` keeps what the gateways logged.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    unreachable_pub,
+    dead_code,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "parts of the end-to-end tests are used"
+)]
+
+#[path = "../e2e/node.rs"]
+mod node;
+#[path = "../e2e/pki.rs"]
+mod pki;
+#[path = "../e2e/process.rs"]
+mod process;
+#[path = "../e2e/proxy.rs"]
+mod proxy;
+
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::node::node;
+use crate::process::{Gateway, Mosquitto, Process, wait_until};
+use crate::proxy::Proxy;
+
+/// Unless the environment says more.
+const CRASHES: u32 = 200;
+
+/// How long a gateway lives once it listens.
+const LIFE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
+
+/// How long the fleets may take to finish when the crashes are over, on a machine that is busy.
+const FINISH: Duration = Duration::from_secs(240);
+
+/// In each fleet.
+const SENSORS: usize = 30;
+
+/// The sensors of a fleet: a third sleeps, all keep their sessions, and all are sent messages.
+const FLEET: &str = "fleet --spread 1s --sleepers 30% --keepalive 1 --rate 1/3s --down 1/2s --retry 300ms --retry-limit 1000 \
+                     --loss 1% --duration 10h --settle 40s -c";
+
+#[test]
+fn nothing_acknowledged_is_lost_and_nothing_doubled_when_the_gateway_is_killed_again_and_again() {
+    let crashes = std::env::var("CRASHES").map_or(CRASHES, |text| text.parse().unwrap());
+    let mosquitto = Mosquitto::that_names_subscriptions();
+    let verify = format!("mqtt://127.0.0.1:{}", mosquitto.port);
+    let way = Proxy::to(mosquitto.port);
+    let more = "  ack_timeout: 1s\n";
+    let mut gateway =
+        Gateway::start(&format!("mqtt://127.0.0.1:{}", way.port), way.port, more, Some(mosquitto));
+    let logs = Logs::new();
+    let (folder, sensors) = (TempDir::new().unwrap(), SENSORS.to_string());
+    let mut fleets = ["1", "2"].map(|qos| {
+        let report = folder.path().join(qos);
+        let topic = format!("q{qos}/{{node}}");
+        let mut arguments: Vec<_> = FLEET.split_whitespace().collect();
+        arguments.extend([
+            "--nodes", &sensors, "--seed", qos, "--qos", qos, "--topic", &topic, "--verify", &verify,
+        ]);
+        arguments.extend(["--report", report.to_str().unwrap()]);
+        (qos, node(gateway.port, &arguments), report)
+    });
+
+    // While the broker is away SUBSCRIBE is granted all the same, but the broker cannot keep what it has not been asked for.
+    let subscriptions = || gateway.mosquitto.as_ref().unwrap().printed().matches("/down").count();
+    wait_until("the subscription of each sensor", || subscriptions() >= 2 * SENSORS);
+
+    let mut random = Random(1);
+    let (began, mut ready) = (Instant::now(), Vec::new());
+    for crash in 0..crashes {
+        let life = random.between(LIFE.0, LIFE.1);
+        // Every second crash happens while the broker is away, and most of them before it is back.
+        let away = (crash % 2 == 1).then(|| life.mul_f64(random.share()));
+        if let Some(cut) = away {
+            sleep(cut);
+            way.cut();
+        }
+        sleep(life - away.unwrap_or_default());
+        let started = Instant::now();
+        logs.keep(crash, &gateway.process);
+        gateway.restart();
+        ready.push(started.elapsed());
+        if away.is_some() {
+            sleep(random.between(Duration::ZERO, LIFE.1));
+            way.mend();
+        }
+        for (qos, fleet, _) in &mut fleets {
+            assert!(fleet.is_running(), "the fleet of QoS {qos} has ended after {crash} crashes");
+        }
+    }
+    ready.sort();
+    println!(
+        "{crashes} crashes in {:.1?}; from kill to listening {:.0?} in the middle, {:.0?} at most",
+        began.elapsed(),
+        ready[ready.len() / 2],
+        ready[ready.len() - 1],
+    );
+
+    for (_, fleet, _) in &fleets {
+        fleet.signal("INT");
+    }
+    let end = Instant::now() + FINISH;
+    let mut kept = true;
+    for (qos, fleet, report) in &mut fleets {
+        while fleet.is_running() && Instant::now() < end {
+            sleep(Duration::from_millis(20));
+        }
+        logs.keep(crashes, &gateway.process);
+        kept &= judge(qos, fleet, report);
+    }
+    if !kept {
+        panic!("a promise is broken, see above; the logs are in {}", logs.leave());
+    }
+}
+
+/// Prints what became of a fleet's messages; whether every promise was kept, and there was something to promise.
+fn judge(qos: &str, fleet: &mut Process, report: &PathBuf) -> bool {
+    if fleet.is_running() {
+        println!("the fleet of QoS {qos} does not end:\n{}", fleet.printed());
+        return false;
+    }
+    let code = fleet.wait_for_end().code();
+    println!("QoS {qos}:\n{}", fleet.printed());
+    let report: Value =
+        serde_json::from_slice(&std::fs::read(report).unwrap_or_default()).unwrap_or_default();
+    let number = |part: &str, name: &str| report[part][name].as_u64().unwrap_or(0);
+    code == Some(0)
+        && report["acked"].as_u64().unwrap_or(0) > 100
+        && number("to_sensors", "delivered") > 100
+        && number("to_sensors", "fetched_by_sleepers") > 10
+}
+
+/// What the gateways have logged, one file for each.
+struct Logs(TempDir);
+
+impl Logs {
+    fn new() -> Self {
+        let folder = std::env::var_os("CRASH_LOGS").map(PathBuf::from).unwrap_or_else(std::env::temp_dir);
+        Self(TempDir::new_in(folder).unwrap())
+    }
+
+    fn keep(&self, number: u32, process: &Process) {
+        std::fs::write(self.0.path().join(format!("{number:05}.log")), process.printed()).unwrap();
+    }
+
+    /// Leaves them behind, and says where.
+    fn leave(self) -> String {
+        self.0.keep().display().to_string()
+    }
+}
+
+/// A generator of numbers: when a gateway dies is to be different each time, and no more.
+struct Random(u64);
+
+impl Random {
+    /// From 0 to 1.
+    fn share(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    fn between(&mut self, least: Duration, most: Duration) -> Duration {
+        least + (most - least).mul_f64(self.share())
+    }
+}
