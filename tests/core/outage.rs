@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mqtt_sn_gateway::gateway::io::{Control, Input, LinkCommand, Mode, OutageQueue, Settings};
+use mqtt_sn_gateway::gateway::io::{Control, Input, LinkCommand, LinkEvent, Mode, OutageQueue, Settings};
 use mqtt_sn_gateway::gateway::record::{ClientKey, Key};
 use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, SearchGw, TopicRef, WillMsg, WillTopic, decode};
 use rumqttc::QoS;
@@ -256,6 +256,27 @@ fn what_waits_leaves_in_order_and_what_comes_later_leaves_behind_it() {
     assert_eq!(numbers(QoS::AtLeastOnce), expected(false));
     assert_eq!(numbers(QoS::ExactlyOnce), expected(true));
     over(&mut w);
+}
+
+/// The shell takes CONNACK and a frame in before it lets anything leave.
+#[test]
+fn what_is_published_in_the_moment_when_the_broker_is_back_leaves_behind_what_waits() {
+    for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
+        let mut w = lasting();
+        active(&mut w, A, "n1");
+        w.broker_down();
+        publishes(&mut w, A, 1, qos, "a");
+        w.pass(PAUSE);
+        let (link, _) = w.commands.pop_back().unwrap();
+        w.broker_answers_tcp();
+        w.broker_takes_octets();
+        let connack = bytes::Bytes::from_static(&[0x20, 2, 1, 0]);
+        w.gw.handle(w.now, Input::Link(link, LinkEvent::Bytes(connack)));
+        w.send(A, publish(T, qos, 2, "b"));
+        let qos = if qos == Qos::AtLeastOnce { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
+        w.broker_gets("tt", "a", qos);
+        w.broker_gets("tt", "b", qos);
+    }
 }
 
 #[test]
