@@ -401,7 +401,8 @@ impl Link {
                 return self.fall_back(&refusal, shared, cx);
             }
         }
-        self.give_up(Lost::Refused(refusal), &refusal, shared, cx);
+        self.tell("refused by the broker", &refusal, cx.settings);
+        self.give_up(Lost::Refused(refusal), shared, cx);
     }
 
     fn may_fall_back(&self, settings: &BrokerSettings) -> bool {
@@ -431,11 +432,11 @@ impl Link {
             Failure::Disconnected(code) => Lost::Dismissed(code),
             _ => Lost::Away,
         };
-        self.give_up(lost, &failure, shared, cx);
+        self.tell("leaving the connection to the broker", &failure, cx.settings);
+        self.give_up(lost, shared, cx);
     }
 
-    fn give_up(&mut self, lost: Lost, reason: &dyn Display, shared: &mut Shared, cx: &mut LinkCx<'_>) {
-        self.tell("leaving the connection to the broker", reason, cx.settings);
+    fn give_up(&mut self, lost: Lost, shared: &mut Shared, cx: &mut LinkCx<'_>) {
         cx.outputs.push_back(Leaving::on_link(self.id, LinkCommand::Close));
         self.retry_later(lost, shared, cx);
     }
