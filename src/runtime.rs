@@ -308,6 +308,7 @@ impl Runtime {
                 }
                 Output::Link(id, command) => self.links.command(id, command),
                 Output::Store { lsn, records } => self.store.submit(lsn, records),
+                Output::Answer(..) => {}
                 Output::Stopped => self.stopped = true,
             }
         }

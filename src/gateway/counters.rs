@@ -60,6 +60,8 @@ counters! {
     clients_dismissed,
     /// Sessions ended by their life time.
     sessions_expired,
+    /// Clients forgotten because the operator wants it.
+    clients_forgotten,
     /// Changes of Wills refused: something in them is not supported, or too long.
     wills_refused,
     /// Wills published.
@@ -136,13 +138,14 @@ counters! {
 }
 
 /// Facts that are no loss. A counter that is not named here is told when it moves.
-const ROUTINE: [&str; 17] = [
+const ROUTINE: [&str; 18] = [
     "frames_received",
     "frames_sent",
     "connects_accepted",
     "sessions_taken_over",
     "sessions_rebound",
     "sessions_expired",
+    "clients_forgotten",
     "wills_published",
     "uplink_messages",
     "uplink_kept",

@@ -100,6 +100,11 @@ impl Downlink {
         self.outbox.len() + usize::from(under_way)
     }
 
+    /// Whether the client has yet to finish the last message of QoS 2 that it has.
+    pub(super) fn is_releasing(&self) -> bool {
+        self.exchange.as_ref().is_some_and(|exchange| matches!(exchange.request, Request::Release))
+    }
+
     /// Takes the exchange if `matches`.
     fn take_exchange(&mut self, matches: impl Fn(&Exchange) -> bool) -> Option<Exchange> {
         self.exchange.take_if(|exchange| matches(exchange))

@@ -49,6 +49,7 @@ pub(super) struct Asked {
 /// A CONNECT whose Will is being asked for.
 #[derive(Debug)]
 pub(super) struct Handshake {
+    route: Route,
     params: Params,
     /// What WILLTOPIC said, once it came.
     topic: Option<session::WillTopic>,
@@ -105,7 +106,7 @@ impl Gateway {
         let patience = port.retry_interval.saturating_mul(port.retry_limit.saturating_add(1));
         self.timers.set(Timer::Handshake(peer.clone()), self.now + patience);
         self.air.send(Addressee::stranger(&peer, route), Packet::WillTopicReq, &mut self.counters);
-        self.handshakes.insert(peer, Handshake { params, topic: None });
+        self.handshakes.insert(peer, Handshake { route, params, topic: None });
     }
 
     /// What a client sends to connect again is heard too: it is not lost over the prompts.
@@ -222,6 +223,25 @@ impl Gateway {
         if self.handshakes.remove(peer).is_some() {
             self.timers.cancel(&Timer::Handshake(peer.clone()));
         }
+    }
+
+    /// From where a client connects: peers whose CONNECT is not answered yet.
+    pub(super) fn connecting(&self, id: &ClientId) -> Vec<(Peer, Route)> {
+        #[expect(clippy::disallowed_methods, reason = "sorted before anybody sees the order")]
+        let (prompted, asking) = (self.handshakes.iter(), self.asking.iter());
+        let prompted = prompted.map(|(peer, it)| (peer, &it.params.id, it.route));
+        let asking = asking.map(|(peer, it)| (peer, &it.params.id, it.route));
+        let connecting = prompted.chain(asking).filter(|(_, connecting, _)| *connecting == id);
+        let mut connecting: Vec<_> = connecting.map(|(peer, _, route)| (peer.clone(), route)).collect();
+        connecting.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        connecting.dedup_by(|(a, _), (b, _)| a == b);
+        connecting
+    }
+
+    /// Ends a CONNECT that is under way; the client may try again.
+    pub(super) fn end_connect(&mut self, peer: &Peer, route: Route) {
+        self.abandon_handshake(peer);
+        self.answer_connect(peer, route, ReturnCode::Congestion);
     }
 
     /// The time of a handshake is over. The broker's silence is the client's to know, before it takes the gateway for dead.

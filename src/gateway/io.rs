@@ -122,10 +122,51 @@ pub enum LinkFailure {
 }
 
 /// What the operator wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
     /// Take leave: tell clients (§6.12), take leave of the broker. Ends with [`Output::Stopped`].
     Shutdown,
+    /// Remove everything of a client. Answered by [`Output::Answer`] with the same number.
+    Forget(RequestId, ClientId),
+}
+
+/// Numbers what the operator wants an answer to. Never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// What the operator is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The client is forgotten, and will be after a crash.
+    Forgotten(Forgotten),
+    /// Nothing was done: what is asked for cannot be stored at the moment.
+    Unstored,
+}
+
+/// What there was of a client that is forgotten; all of it nothing for one that was not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Forgotten {
+    /// A session, or a CONNECT under way.
+    pub session: bool,
+    /// A Will. It is not published.
+    pub will: bool,
+    /// Topic ids, whether or not the client has learnt them.
+    pub topics: usize,
+    /// Subscriptions that were granted.
+    pub subscriptions: usize,
+    /// Messages that waited for the client.
+    pub waiting: usize,
+    /// Exchanges of QoS 2 that were not finished, in both directions.
+    pub exchanges: usize,
+    /// Messages of the client that were kept for the broker. Those that are on their way already arrive.
+    pub kept: usize,
+}
+
+impl Forgotten {
+    /// Whether there was something.
+    pub fn is_something(&self) -> bool {
+        *self != Self::default()
+    }
 }
 
 /// What the core wants done.
@@ -148,6 +189,8 @@ pub enum Output {
         /// What changes.
         records: Vec<Record>,
     },
+    /// Tell the operator.
+    Answer(RequestId, Answer),
     /// Everything [`Control::Shutdown`] asked for is done.
     Stopped,
 }

@@ -67,6 +67,8 @@ pub(super) struct Journal {
     released: VecDeque<Output>,
     /// What the broker is told when a batch is durable.
     settling: VecDeque<(Lsn, Delivery)>,
+    /// What the operator is told when a batch is durable, however long that takes.
+    answers: VecDeque<(Lsn, Output)>,
     /// For how many clients messages are kept.
     messages: HashMap<MessageId, usize>,
     last_number: u64,
@@ -86,6 +88,7 @@ impl Default for Journal {
             held_len: 0,
             released: VecDeque::new(),
             settling: VecDeque::new(),
+            answers: VecDeque::new(),
             messages: HashMap::new(),
             last_number: 0,
         }
@@ -175,8 +178,27 @@ impl Journal {
 
     /// Everything that was put here so far is about a message that the broker has sent: it is told when that is durable.
     pub(super) fn settle_when_durable(&mut self, delivery: Delivery) {
-        let lsn = if self.records.is_empty() { self.sealed } else { self.next() };
+        let lsn = self.last();
         self.settling.push_back((lsn, delivery));
+    }
+
+    /// Lets an answer out when everything that was put here so far is durable.
+    pub(super) fn answer_when_durable(&mut self, answer: Output) {
+        let lsn = self.last();
+        if lsn <= self.durable {
+            return self.released.push_back(answer);
+        }
+        self.answers.push_back((lsn, answer));
+    }
+
+    /// Lets an answer out that waits for nothing.
+    pub(super) fn answer_at_once(&mut self, answer: Output) {
+        self.released.push_back(answer);
+    }
+
+    /// The batch with which everything that was put here so far is durable.
+    fn last(&self) -> Lsn {
+        if self.records.is_empty() { self.sealed } else { self.next() }
     }
 
     /// A message of the broker that is durable, for as many of its recipients as it comes out here.
@@ -272,6 +294,8 @@ impl Journal {
             self.held_len -= held.len();
             self.released.extend(held.into_iter().map(|leaving| leaving.output));
         }
+        let answers = self.answers.partition_point(|(lsn, _)| *lsn <= self.durable);
+        self.released.extend(self.answers.drain(..answers).map(|(_, answer)| answer));
     }
 
     /// What waited for one connection waits for the next: it is about the same session.

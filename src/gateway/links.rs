@@ -135,7 +135,8 @@ pub(super) struct Links {
     own: LinkKey,
     aggregate: Aggregate,
     dedicated: Dedicated,
-    wills: VecDeque<Message>,
+    /// Of whom, too.
+    wills: VecDeque<(ClientId, Message)>,
     backlog: Backlog,
     /// How much of that there may be, if messages are kept for the broker at all.
     outage_queue: Option<OutageQueue>,
@@ -217,6 +218,25 @@ impl Links {
         }
         self.backlog.hand_over(client, journal);
         self.pool.touch(self.own);
+    }
+
+    /// Removes everything of a client that is or was, here and, as far as it can be reached, at the broker: nothing of it is
+    /// published any more that has not left. How many messages of it were kept, its Will among them, and how many are under
+    /// way at QoS 2.
+    pub(super) fn erase(
+        &mut self,
+        client: Option<ClientKey>,
+        id: &ClientId,
+        cx: &mut LinkCx<'_>,
+    ) -> (usize, usize) {
+        let wills = self.wills.len();
+        self.wills.retain(|(whose, _)| whose != id);
+        let (kept, under_way) = self.backlog.erase(id, cx.journal);
+        if let Some(client) = client {
+            self.leave_behind(client, cx.journal);
+            self.dedicated.erase(client, &mut self.pool, cx);
+        }
+        (kept + wills - self.wills.len(), under_way)
     }
 
     /// Shows another Will of the client to the broker, if that keeps it.
@@ -416,7 +436,7 @@ impl Links {
         if self.wills.len() >= WILLS_MAX {
             return false;
         }
-        self.wills.push_back(will);
+        self.wills.push_back((sender.id, will));
         true
     }
 
@@ -664,7 +684,7 @@ impl Links {
     /// Passes on the Wills that wait, as far as there is room. How many of them the broker does not take.
     fn publish_wills(&mut self) -> u64 {
         let mut shed = 0;
-        while let Some(will) = self.wills.front() {
+        while let Some((_, will)) = self.wills.front() {
             match self.aggregate.publish_for_nobody(will.clone(), &mut self.pool) {
                 Ok(()) => {}
                 Err(full) if full.is_final() => {

@@ -10,6 +10,7 @@ mod counters;
 mod discovery;
 mod downlink;
 mod exchange;
+mod forget;
 mod handshake;
 pub mod io;
 mod journal;
@@ -170,6 +171,7 @@ impl Gateway {
             }
             Input::Stored(lsn, outcome) => self.handle_stored(lsn, outcome),
             Input::Control(Control::Shutdown) => self.shut_down(),
+            Input::Control(Control::Forget(request, id)) => self.forget(request, &id),
         }
     }
 

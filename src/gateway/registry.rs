@@ -317,6 +317,11 @@ impl Registry {
         self.topics.insert(id, topic);
     }
 
+    /// Names that have ids.
+    pub(super) fn len(&self) -> usize {
+        self.topics.len()
+    }
+
     /// Forgets all names. The next ones get other ids, until the run has gone all the way round.
     pub(super) fn clear(&mut self) {
         let stored = self.topics.iter().filter(|(_, topic)| topic.stored.is_some());

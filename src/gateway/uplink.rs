@@ -119,6 +119,11 @@ impl Uplink {
         (!is_used).then_some(forgotten)
     }
 
+    /// Messages of this QoS that have not had their last answer.
+    pub(super) fn open_at(&self, qos: QoS) -> usize {
+        self.open.values().filter(|open| open.qos == qos).count()
+    }
+
     fn find(&mut self, id: UplinkId) -> Option<(u16, &mut Open)> {
         self.open.iter_mut().find(|(_, open)| open.id == id).map(|(msg_id, open)| (*msg_id, open))
     }

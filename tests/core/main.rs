@@ -7,6 +7,7 @@ mod connect;
 mod corners;
 mod downlink;
 mod durable;
+mod forget;
 mod interrupted;
 mod limits;
 mod link;

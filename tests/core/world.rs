@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use mqtt_sn_gateway::gateway::Gateway;
 use mqtt_sn_gateway::gateway::io::{
-    Address, BrokerSettings, Endpoint, Input, LinkCommand, LinkEvent, LinkFailure, LinkId, Mode, Output,
-    Peer, PortId, PortSettings, Protocol, QueueFull, QueueSettings, Rebind, Route, SessionSettings, Settings,
-    Target, Wills,
+    Address, Answer, BrokerSettings, Endpoint, Input, LinkCommand, LinkEvent, LinkFailure, LinkId, Mode,
+    Output, Peer, PortId, PortSettings, Protocol, QueueFull, QueueSettings, Rebind, RequestId, Route,
+    SessionSettings, Settings, Target, Wills,
 };
 use mqtt_sn_gateway::gateway::record::{ClientKey, Key, Lsn, Outcome, Record, Row};
 use mqtt_sn_gateway::topic::{ClientId, TopicName};
@@ -47,6 +47,8 @@ pub struct World {
     /// Commands for links other than writes, in order.
     pub commands: VecDeque<(LinkId, LinkCommand)>,
     pub stopped: bool,
+    /// What the operator was told and nobody has looked at.
+    pub answers: VecDeque<(RequestId, Answer)>,
     hold_drained: bool,
     settings: Settings,
     pub store: Store,
@@ -223,6 +225,7 @@ pub fn offline_world(change: impl FnOnce(&mut Settings)) -> World {
         writes: 0,
         commands: VecDeque::new(),
         stopped: false,
+        answers: VecDeque::new(),
         hold_drained: false,
         settings,
         store: Store::new(BTreeMap::new()),
@@ -299,6 +302,7 @@ impl World {
                         }
                     }
                 }
+                Output::Answer(request, answer) => self.answers.push_back((request, answer)),
                 Output::Stopped => self.stopped = true,
             }
         }
@@ -357,6 +361,7 @@ impl World {
         self.frames.clear();
         self.broadcasts.clear();
         self.commands.clear();
+        self.answers.clear();
         (self.writes, self.stopped, self.hold_drained) = (0, false, false);
         self.gw.handle_timeout(self.now);
         self.drain();

@@ -595,6 +595,8 @@ impl World<'_> {
                 Output::Store { lsn, .. } => {
                     self.gateway.handle(self.now, Input::Stored(lsn, Outcome::Durable));
                 }
+                // Nobody asks.
+                Output::Answer(..) => {}
                 Output::Stopped => {
                     let asked = matches!(self.phase, Phase::Leaving(_));
                     Law::Manners.check(asked, || "the gateway stops unasked".into())?;

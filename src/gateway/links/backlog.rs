@@ -66,6 +66,10 @@ impl Entry {
         self.message.as_ref().is_some_and(|message| message.qos != QoS::AtMostOnce)
     }
 
+    fn is_at_least_once(&self) -> bool {
+        self.message.as_ref().is_some_and(|message| message.qos == QoS::AtLeastOnce)
+    }
+
     fn key(&self, id: UplinkId) -> Key {
         Key::Client(self.sender.id.clone(), ClientKey::Uplink(id.0))
     }
@@ -252,6 +256,19 @@ impl Backlog {
         }
         self.count_out(&entry);
         entry.promised
+    }
+
+    /// Removes every message of a client. Those that are under way come to their end, and nobody knows of them any more. How many
+    /// were kept, and how many are under way at QoS 2.
+    pub(super) fn erase(&mut self, client: &ClientId, journal: &mut Journal) -> (usize, usize) {
+        let theirs = self.entries.iter().filter(|(_, entry)| entry.sender.id == *client);
+        let theirs: Vec<_> =
+            theirs.map(|(id, entry)| (*id, entry.waits || entry.is_at_least_once())).collect();
+        for (id, _) in &theirs {
+            self.finish(*id, journal);
+        }
+        let kept = theirs.iter().filter(|(_, kept)| *kept).count();
+        (kept, theirs.len() - kept)
     }
 
     /// The next message that waits for this link.

@@ -290,6 +290,14 @@ impl Dedicated {
         }
     }
 
+    /// See [`super::Links::erase`].
+    pub(super) fn erase(&mut self, client: ClientKey, pool: &mut Pool, cx: &mut LinkCx<'_>) {
+        if let Some(own) = self.clients.remove(&client) {
+            self.by_link.remove(&own.link);
+            pool.erase(own.link, cx);
+        }
+    }
+
     /// See [`super::Links::change_will`].
     pub(super) fn change_will(&mut self, client: ClientKey, will: Option<Message>, pool: &mut Pool) {
         if let Some(own) = self.clients.get_mut(&client).filter(|own| own.will != will) {

@@ -9,7 +9,9 @@ use tracing::{debug, info, warn};
 use crate::gateway::counters::Counters;
 use crate::gateway::io::{self, BrokerSettings, LinkCommand, LinkEvent, LinkFailure, LinkId};
 use crate::gateway::journal::{Journal, Leaving};
-use crate::mqtt::{ConnectRefusal, Connection, Event, Failure, Message, Options, Protocol, Token, Trace};
+use crate::mqtt::{
+    ConnectRefusal, Connection, Event, Failure, Message, Options, Protocol, Session, Token, Trace,
+};
 use crate::topic::ClientId;
 
 /// Bounds of the pause before a reconnect. It doubles with every failure; the pause itself is anywhere between the
@@ -288,6 +290,24 @@ impl Link {
         } else {
             self.leave(cx);
         }
+    }
+
+    /// Takes leave of the broker for good and has it forget the session, also one that it would forget by itself in time; a
+    /// broker that is out of reach is tried once.
+    pub(super) fn erase(&mut self, cx: &mut LinkCx<'_>) {
+        if self.connection.is_connected() {
+            return self.shut_down(true, cx);
+        }
+        if self.socket != Socket::Open {
+            self.leave(cx);
+            if self.connection.options().session == Session::Clean {
+                return;
+            }
+            self.socket = Socket::Waiting(Some(cx.now));
+        }
+        // To a CONNECT that has left DISCONNECT is added, or the broker would publish the Will in it.
+        self.connection.purge();
+        self.farewell = Some(cx.now + cx.settings.connect_timeout + FAREWELL);
     }
 
     /// Closes once everything is written, without a word of leave: the broker publishes the Will (MQTT 3.1.1 §3.1.2.5).

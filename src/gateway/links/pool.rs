@@ -134,6 +134,14 @@ impl Pool {
         self.with(key, cx, |link, _, cx| link.shut_down(purge, cx));
     }
 
+    /// As [`Pool::remove`], see [`Link::erase`].
+    pub(super) fn erase(&mut self, key: LinkKey, cx: &mut LinkCx<'_>) {
+        if let Some(entry) = self.links.get_mut(&key) {
+            entry.leaving = true;
+        }
+        self.with(key, cx, |link, _, cx| link.erase(cx));
+    }
+
     /// Removes every link.
     pub(super) fn remove_all(&mut self, purge: impl Fn(LinkKey) -> bool, cx: &mut LinkCx<'_>) {
         #[expect(clippy::disallowed_methods, reason = "sorted before anybody sees the order")]

@@ -313,7 +313,7 @@ impl Bench {
                 Output::Link(id, LinkCommand::Write(octets)) => self.take_octets(id, &octets),
                 Output::Link(id, LinkCommand::Close) => self.part(id),
                 Output::Store { lsn, .. } => self.gw.handle(self.now, Input::Stored(lsn, Outcome::Durable)),
-                Output::Stopped => {}
+                Output::Answer(..) | Output::Stopped => {}
             }
         }
     }
