@@ -157,9 +157,6 @@ impl Config {
         if let Some(address) = self.http.listen {
             notes.push(format!("http.listen: not in this version, nothing listens on {address}"));
         }
-        if let Place::Path(path) = &self.control.socket {
-            notes.push(format!("control.socket: not in this version, {} is not created", path.display()));
-        }
         notes
     }
 }
@@ -953,7 +950,7 @@ log: { level: trace, format: plain }
         assert_eq!(problems, [""; 0]);
         let notes = config.notes();
         assert!(notes.iter().all(|note| note.contains("not in this version")), "{notes:?}");
-        assert_eq!(notes.len(), 2);
+        assert_eq!(notes.len(), 1);
         let (config, _) =
             read("broker: { outage_queue: { messages: 5 } }\nstore: { path: none, commit: 5ms }");
         let without = |note: &&String| note.ends_with("has no effect without a store");

@@ -185,8 +185,9 @@ pub async fn run(exit_after: Option<Duration>) -> Result<(), DemoError> {
 /// The configuration a user would write for this.
 fn config(broker: SocketAddr, gateway: SocketAddr) -> Config {
     let mut config = Config::default();
-    // It leaves nothing behind.
+    // It leaves nothing behind, and a gateway that is meant may be running beside it.
     config.store.path = Place::None;
+    config.control.socket = Place::None;
     config.broker = Broker { urls: vec![BrokerUrl::Embedded], listen: broker, ..config.broker };
     if let Ok(name) = TopicName::new(BUTTON.1) {
         config.topics.predefined = [(BUTTON.0, name)].into();

@@ -19,6 +19,7 @@
 //! | [`transport`] | ports: datagrams between sockets and the core |
 //! | [`link`] | TCP and TLS to brokers |
 //! | [`store`] | what outlives the process, in a file |
+//! | [`admin`] | how an operator asks the running gateway: the control socket |
 //! | [`runtime`] | the loop around the core |
 //! | [`config`], [`setup`] | gateway.yaml, and what it means to the parts |
 //! | [`demo`], [`cli`] | what a user starts |
@@ -51,6 +52,7 @@
 #![doc = ""]
 #![doc = include_str!("doc/tried.md")]
 
+pub mod admin;
 pub mod broker;
 pub mod cli;
 pub mod config;

@@ -4,6 +4,8 @@
 //! once is dropped and counted there, and what a broker does not take comes back to the core as a `Drained` that is not
 //! yet there.
 
+mod operator;
+
 use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
@@ -17,6 +19,8 @@ use tokio::task::{AbortHandle, yield_now};
 use tokio::time::{sleep, sleep_until};
 use tracing::{debug, info, warn};
 
+use self::operator::Operator;
+use crate::admin::{self, Asked};
 use crate::broker;
 use crate::gateway::io::{Control, Input, Mode, Output, PortId, Settings, Target};
 use crate::gateway::record::{Lsn, Outcome, Row};
@@ -72,6 +76,8 @@ pub struct Setup {
     pub passwords: Passwords,
     /// Where state outlives this process; `None`: nowhere.
     pub store: Option<store::Options>,
+    /// The control socket, if there is to be one.
+    pub control: Option<admin::Options>,
 }
 
 /// Runs a gateway until SIGTERM or SIGINT; a second one cuts the leave-taking short. SIGHUP is told and ignored.
@@ -165,6 +171,7 @@ pub struct Runtime {
     events: mpsc::Receiver<Report>,
     intake: Intake,
     orders: mpsc::Receiver<Order>,
+    operator: Operator,
     tally: Tally,
     stopped: bool,
     /// Keeps the loop from mistaking "no port" for "something arrived".
@@ -191,6 +198,7 @@ impl Runtime {
         let (links, events) = Links::new(setup.settings.broker.connect_timeout, setup.certificates);
         let links = links.with_passwords(setup.passwords);
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
+        let operator = Operator::new(setup.control.as_ref(), setup.store.is_some(), Instant::now());
         Ok(Self {
             tally: Tally::new(setup.settings.ports.iter().map(|port| port.name.clone()).collect()),
             gateway: Gateway::restore(setup.settings, rows, Instant::now()),
@@ -200,6 +208,7 @@ impl Runtime {
             events,
             intake,
             orders,
+            operator,
             stopped: false,
             _inbox: inbox,
             handle: Handle(sender),
@@ -236,7 +245,8 @@ impl Runtime {
                 warn!("the broker takes too long to be left");
                 break;
             }
-            self.tally.tell_if_due(now, &self.gateway, &self.ports, &self.links);
+            let refused = self.operator.refused();
+            self.tally.tell_if_due(now, &self.gateway, &self.ports, &self.links, refused);
         }
         self.close().await
     }
@@ -250,11 +260,13 @@ impl Runtime {
         let listens = settled || self.gateway.waiting_outputs() < OUTPUTS_MARK;
         let wake = [self.gateway.poll_timeout(), stop_by, Some(self.tally.due)].into_iter().flatten().min();
         let (mut events, mut frames, mut order, mut stored) = (Vec::new(), Vec::new(), None, None);
+        let mut asked = None;
         // Orders first: they are rare. Then the store, brokers, and ports. A branch that is always ready starves none of the others:
         // after the wait, everybody's inbox is looked into.
         tokio::select! {
             biased;
             received = self.orders.recv() => order = received,
+            it = self.operator.next() => asked = Some(it),
             report = self.store.stored() => stored = Some(report),
             _ = self.events.recv_many(&mut events, EVENTS_PER_TURN), if settled => {}
             _ = self.intake.recv_many(&mut frames, FRAMES_PER_TURN), if listens => {}
@@ -271,6 +283,7 @@ impl Runtime {
         }
         let now = Instant::now();
         self.handle_stored(stored, now);
+        self.handle_asked(asked, now);
         for report in events {
             if self.links.accept(&report) {
                 self.gateway.handle(now, Input::Link(report.0, report.1));
@@ -287,7 +300,16 @@ impl Runtime {
 
     fn handle_stored(&mut self, report: Option<(Lsn, Outcome)>, now: Instant) {
         if let Some((lsn, outcome)) = report {
+            self.operator.note_store(outcome, now);
             self.gateway.handle(now, Input::Stored(lsn, outcome));
+        }
+    }
+
+    fn handle_asked(&mut self, asked: Option<Asked>, now: Instant) {
+        self.operator.note_broker(self.gateway.is_connected(), now);
+        let input = asked.and_then(|asked| self.operator.take(asked, &self.gateway, now));
+        if let Some(input) = input {
+            self.gateway.handle(now, input);
         }
     }
 
@@ -308,7 +330,7 @@ impl Runtime {
                 }
                 Output::Link(id, command) => self.links.command(id, command),
                 Output::Store { lsn, records } => self.store.submit(lsn, records),
-                Output::Answer(..) => {}
+                Output::Answer(request, answer) => self.operator.answer(request, answer),
                 Output::Stopped => self.stopped = true,
             }
         }
@@ -333,7 +355,8 @@ impl Runtime {
     }
 
     fn end(self) -> Vec<(String, u64)> {
-        let counts = self.tally.end(&self.gateway, &self.ports, &self.links);
+        let refused = self.operator.refused();
+        let counts = self.tally.end(&self.gateway, &self.ports, &self.links, refused);
         info!("stopped");
         counts
     }
@@ -489,12 +512,19 @@ impl Tally {
         Self { due: Instant::now() + TALLY_INTERVAL, port_names, told: Vec::new() }
     }
 
-    fn tell_if_due(&mut self, now: Instant, gateway: &Gateway, ports: &[Transport], links: &Links) {
+    fn tell_if_due(
+        &mut self,
+        now: Instant,
+        gateway: &Gateway,
+        ports: &[Transport],
+        links: &Links,
+        refused: u64,
+    ) {
         if now < self.due {
             return;
         }
         self.due = now + TALLY_INTERVAL;
-        let counted = self.count(gateway, ports, links);
+        let counted = self.count(gateway, ports, links, refused);
         let mut losses = String::new();
         for (index, counted) in counted.iter().enumerate() {
             let told = self.told.get(index).copied().unwrap_or_default();
@@ -509,8 +539,8 @@ impl Tally {
         self.told = counted.into_iter().map(|counted| counted.total).collect();
     }
 
-    fn end(&self, gateway: &Gateway, ports: &[Transport], links: &Links) -> Vec<(String, u64)> {
-        let counted = self.count(gateway, ports, links);
+    fn end(&self, gateway: &Gateway, ports: &[Transport], links: &Links, refused: u64) -> Vec<(String, u64)> {
+        let counted = self.count(gateway, ports, links, refused);
         let mut all = String::new();
         for counted in counted.iter().filter(|counted| counted.total > 0) {
             append(&mut all, &counted.name, counted.total);
@@ -522,7 +552,7 @@ impl Tally {
     }
 
     /// Everything in a fixed order.
-    fn count(&self, gateway: &Gateway, ports: &[Transport], links: &Links) -> Vec<Counted> {
+    fn count(&self, gateway: &Gateway, ports: &[Transport], links: &Links, refused: u64) -> Vec<Counted> {
         let core = gateway.counters().iter().map(|(name, total)| Counted {
             name: name.to_owned(),
             loss: Counters::is_loss(name),
@@ -536,7 +566,8 @@ impl Tally {
             })
         });
         let stale = Counted { name: "link_commands_stale".to_owned(), loss: false, total: links.stale() };
-        core.chain(ports).chain([stale]).collect()
+        let refused = Counted { name: "control_refused".to_owned(), loss: true, total: refused };
+        core.chain(ports).chain([stale, refused]).collect()
     }
 }
 

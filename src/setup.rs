@@ -3,13 +3,14 @@
 use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{self, Path, PathBuf};
 use std::time::Duration;
 use std::{fmt, io};
 
 use bytes::Bytes;
 use nix::unistd::geteuid;
 
+use crate::admin;
 use crate::config::{
     self, Broker, BrokerUrl, Config, Outage, Place, QueueFull, Sessions, Transport, TransportKind,
 };
@@ -103,6 +104,7 @@ impl Setup {
         let options =
             config.transports.into_iter().filter_map(|it| noted(options(it), &mut errors)).collect();
         let store = noted(store(&config.store), &mut errors).flatten();
+        let control = control(&config.control, store.as_ref().map(|store| store.dir.as_path()));
         let embedded = config.broker.urls.contains(&BrokerUrl::Embedded);
         let embedded_broker = embedded.then_some(config.broker.listen);
         let settings = Settings {
@@ -117,7 +119,7 @@ impl Setup {
             seed: random(),
         };
         if errors.is_empty() {
-            Ok(Self { settings, ports: options, embedded_broker, certificates, passwords, store })
+            Ok(Self { settings, ports: options, embedded_broker, certificates, passwords, store, control })
         } else {
             Err(SetupErrors(errors))
         }
@@ -144,6 +146,38 @@ fn dir(path: &Place) -> Result<Option<PathBuf>, SetupError> {
 fn store(store: &config::Store) -> Result<Option<store::Options>, SetupError> {
     let options = |dir| store::Options { commit: store.commit, ..store::Options::new(dir) };
     Ok(dir(&store.path)?.map(options))
+}
+
+/// Where the commands that ask the running gateway find it, which keeps its state in this directory; `None`: nowhere.
+pub fn control(control: &config::Control, store: Option<&Path>) -> Option<admin::Options> {
+    let (path, own_dir) = match &control.socket {
+        Place::None => return None,
+        Place::Path(path) => (path.clone(), false),
+        Place::Auto => (usual_socket()?, true),
+    };
+    let store = store.map_or("none".to_owned(), |dir| real_name(dir).display().to_string());
+    Some(admin::Options { path, own_dir, store, patience: admin::PATIENCE })
+}
+
+/// The name of a directory that is the same from wherever it is asked, and before it is made.
+fn real_name(dir: &Path) -> PathBuf {
+    let dir = path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let real = |there: &Path| Some(there.canonicalize().ok()?.join(dir.strip_prefix(there).ok()?));
+    // What is not there yet has no links in it. Nothing joined would end the name with a slash.
+    dir.ancestors().find_map(real).map_or(dir.clone(), |real| real.components().collect())
+}
+
+/// Where systemd wants it, else where root or a user has what lasts as long as the system runs.
+fn usual_socket() -> Option<PathBuf> {
+    let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let dir = if let Some(dirs) = var("RUNTIME_DIRECTORY") {
+        dirs.to_str().and_then(|dirs| dirs.split(':').next()).map_or(dirs.clone(), PathBuf::from)
+    } else if geteuid().is_root() {
+        PathBuf::from("/run").join(NAME)
+    } else {
+        var("XDG_RUNTIME_DIR")?.join(NAME)
+    };
+    Some(dir.join("control.sock"))
 }
 
 /// Where systemd wants it, else where root or a user keeps such things.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod apart;
+mod control;
 mod link;
 #[path = "../e2e/pki.rs"]
 #[allow(dead_code, unreachable_pub, reason = "made for another binary")]

@@ -236,32 +236,32 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 /// A gateway on a free port, until it is stopped.
-struct Running {
+pub(crate) struct Running {
     addr: SocketAddr,
     handle: Handle,
     task: JoinHandle<Vec<(String, u64)>>,
 }
 
 impl Running {
-    async fn start(setup: Setup) -> Self {
+    pub(crate) async fn start(setup: Setup) -> Self {
         let runtime = Runtime::open(setup).unwrap();
         let addr = runtime.local_addrs(PortId(0))[0];
         Self { addr, handle: runtime.handle(), task: tokio::spawn(runtime.run()) }
     }
 
-    async fn node(&self) -> Node {
+    pub(crate) async fn node(&self) -> Node {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         socket.connect(self.addr).await.unwrap();
         Node { socket }
     }
 
-    async fn stop(self) -> BTreeMap<String, u64> {
+    pub(crate) async fn stop(self) -> BTreeMap<String, u64> {
         self.handle.stop();
         soon("the end", self.task).await.unwrap().into_iter().collect()
     }
 }
 
-struct Node {
+pub(crate) struct Node {
     socket: UdpSocket,
 }
 
@@ -270,20 +270,20 @@ impl Node {
         self.socket.send(frame).await.unwrap();
     }
 
-    async fn hear(&self) -> Vec<u8> {
+    pub(crate) async fn hear(&self) -> Vec<u8> {
         let mut frame = vec![0; 2000];
         let len = soon("a frame", self.socket.recv(&mut frame)).await.unwrap();
         frame.truncate(len);
         frame
     }
 
-    async fn connect(&self) {
+    pub(crate) async fn connect(&self) {
         self.say(CONNECT).await;
         assert_eq!(self.hear().await, CONNACK);
     }
 }
 
-async fn start_broker() -> (SocketAddr, JoinHandle<()>) {
+pub(crate) async fn start_broker() -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let serve = broker::tcp::serve(listener, broker::Limits::default(), std::future::pending());
@@ -291,7 +291,7 @@ async fn start_broker() -> (SocketAddr, JoinHandle<()>) {
 }
 
 /// One UDP port on loopback.
-fn setup(broker: SocketAddr) -> Setup {
+pub(crate) fn setup(broker: SocketAddr) -> Setup {
     let second = Duration::from_secs(1);
     let port = PortSettings {
         name: "lan".into(),
@@ -342,6 +342,7 @@ fn setup(broker: SocketAddr) -> Setup {
     let options = udp::Options { name: "lan".into(), listen, group: None };
     Setup {
         store: None,
+        control: None,
         settings,
         ports: vec![transport::Options::Udp(options)],
         embedded_broker: None,
