@@ -1,5 +1,7 @@
 //! The command line of `mqtt-sn-gateway`: arguments, exit codes, and what each command prints.
 
+mod control;
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::{self, OpenOptions};
@@ -13,20 +15,21 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use self::control::ControlError;
 use crate::config::{
     BrokerUrl, Config, LoadError, Log, LogFormat, LogLevel, Mode, Place, SHIPPED, Tls, TransportKind,
     UrlError, parse_duration,
 };
 use crate::demo::{self, DemoError};
 use crate::runtime::{self, RuntimeError, Setup};
-use crate::setup::{SetupError, SetupErrors, state_dir};
-use crate::store::{self, StoreError};
+use crate::setup::{SetupError, SetupErrors};
+use crate::store::StoreError;
 use crate::topic::{ClientId, NameError};
 use crate::transport::OpenError;
 use crate::wire;
 
 /// Commands of later versions.
-const LATER: [&str; 8] = ["devices", "nodes", "topics", "kick", "top", "tap", "health", "reload"];
+const LATER: [&str; 7] = ["devices", "nodes", "topics", "kick", "top", "tap", "reload"];
 
 /// Where `run` and `check` look when they are not told, in this order; `init` writes the first.
 const CONFIG_FILES: [&str; 2] = ["./gateway.yaml", "/etc/mqtt-sn-gateway/gateway.yaml"];
@@ -77,15 +80,28 @@ enum Command {
         #[arg(long, value_name = "PATH", value_parser = device)]
         serial: Option<String>,
     },
-    /// Remove everything that the store of a gateway that is not running has of a client
+    /// Remove everything of a client, from the running gateway and its store; from the store alone if none is running
     #[command(after_help = "Example:  mqtt-sn-gateway forget pump-7")]
     Forget {
-        /// The client
+        /// The client's id
         #[arg(value_name = "ID", value_parser = client_id)]
         id: ClientId,
-        /// The configuration, which says where the store is [default: as for run]
+        /// The configuration of the gateway [default: as for run]
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Print the answer as a line of JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say how the running gateway is: 0 if all is well, 1 if not, 69 if it is not running
+    #[command(after_help = "Example:  mqtt-sn-gateway health --json")]
+    Health {
+        /// The configuration of the gateway [default: as for run]
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Print the answer as a line of JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Explain an MQTT-SN frame
     #[command(after_help = "Example:  mqtt-sn-gateway decode 09 0C 62 61 62 00 00 68 69")]
@@ -150,8 +166,8 @@ enum Failure {
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Demo(#[from] DemoError),
-    #[error("cannot forget {0}")]
-    Forget(ClientId, #[source] StoreError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
 }
 
 impl Failure {
@@ -168,7 +184,7 @@ impl Failure {
             }
             Self::Setup(_) => Exit::Configuration,
             Self::Runtime(error) | Self::Demo(DemoError::Gateway(error)) => exit_of(error),
-            Self::Forget(_, error) => exit_of_store(error),
+            Self::Control(error) => error.exit(),
             Self::Write { .. } | Self::NotAFrame(_) | Self::Demo(_) => Exit::Failure,
         }
     }
@@ -203,7 +219,8 @@ pub fn main() -> ExitCode {
         Command::Demo { exit_after } => demo(exit_after),
         Command::Check { file } => check(file),
         Command::Init { broker, serial } => init(broker.as_ref(), serial.as_deref()),
-        Command::Forget { id, config } => forget(id, config),
+        Command::Forget { id, config, json } => control::forget(&id, config, json),
+        Command::Health { config, json } => control::health(config, json),
         Command::Decode { hex } => decode(&hex),
     });
     match done {
@@ -260,7 +277,11 @@ fn run(file: Option<PathBuf>) -> Result<Exit, Failure> {
     for note in config.notes() {
         tracing::info!("{note}");
     }
+    let wants_socket = config.control.socket != Place::None;
     let setup = Setup::new(config)?;
+    if wants_socket && setup.control.is_none() {
+        tracing::info!("no control socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR says where");
+    }
     runtime::block_on(runtime::run(setup))??;
     Ok(Exit::Ok)
 }
@@ -284,22 +305,6 @@ fn check(file: Option<PathBuf>) -> Result<Exit, Failure> {
         (_, None) => "store: none".into(),
     });
     notes.into_iter().for_each(|note| say(format_args!("note: {note}")));
-    Ok(Exit::Ok)
-}
-
-/// Removes a client from the store. That nothing is there to be removed is no failure: it is what was asked for.
-fn forget(id: ClientId, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let config = load(&find(file)?)?;
-    let Some(dir) = state_dir(&config.store.path)? else {
-        say(format_args!("{id}: nothing is stored, for store.path is none"));
-        return Ok(Exit::Ok);
-    };
-    let rows = store::forget(&dir, &id).map_err(|error| Failure::Forget(id.clone(), error))?;
-    say(match rows {
-        0 => format!("{id}: nothing of it in the store in {}", dir.display()),
-        1 => format!("{id}: 1 row removed from the store in {}", dir.display()),
-        rows => format!("{id}: {rows} rows removed from the store in {}", dir.display()),
-    });
     Ok(Exit::Ok)
 }
 

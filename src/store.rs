@@ -20,7 +20,8 @@ use tracing::{error, info, warn};
 use self::base::{Base, Failure};
 use self::pending::Pending;
 use self::place::Place;
-use crate::gateway::record::{Key, Lsn, MessageId, Outcome, Record, Row};
+use crate::gateway::io::Forgotten;
+use crate::gateway::record::{ExchangeRow, ExchangeState, Key, Lsn, MessageId, Outcome, Record, Row};
 use crate::topic::ClientId;
 
 mod base;
@@ -224,24 +225,52 @@ impl Drop for Store {
     }
 }
 
-/// Removes everything of a client from a store that nobody has open, and the messages that waited for no other. Returns how
-/// many rows are gone. Blocks.
+/// Removes everything of a client from a store that nobody has open, and the messages that waited for no other. Returns what
+/// there was. Blocks.
 ///
 /// # Errors
 /// As [`Store::open`], but a directory without a store is left as it is: there is nothing of the client.
-pub fn forget(dir: &Path, id: &ClientId) -> Result<usize, StoreError> {
+pub fn forget(dir: &Path, id: &ClientId) -> Result<Forgotten, StoreError> {
     if !dir.join(place::FILE).try_exists().unwrap_or(true) {
-        return Ok(0);
+        return Ok(Forgotten::default());
     }
     let place = Place::take(dir)?;
     let base = place.open_or_create()?;
     let rows = base.rows().map_err(|failure| place.explain(failure))?;
     let mut changes = Pending::default();
+    let gone = count(rows.iter().filter(|row| matches!(row.key(), Key::Client(it, _) if it == *id)));
     changes.add(of_client(&rows, id).into_iter().map(Record::Delete).collect());
     if !changes.is_empty() {
         base.commit(&changes).map_err(|failure| place.explain(failure))?;
     }
-    Ok(changes.len())
+    Ok(gone)
+}
+
+/// What rows of a client there are, in the terms of the core.
+fn count<'a>(rows: impl Iterator<Item = &'a Row>) -> Forgotten {
+    let mut gone = Forgotten::default();
+    for row in rows {
+        match row {
+            Row::Session(..) => gone.session = true,
+            Row::Will(..) => gone.will = true,
+            Row::Topic(..) => gone.topics += 1,
+            Row::Subscription(..) => gone.subscriptions += 1,
+            Row::Waiting(..) => gone.waiting += 1,
+            // The end of one is remembered for a while; a message that is under way has a row of its own.
+            Row::Exchange(_, _, ExchangeRow { state: ExchangeState::Received, .. }) | Row::Releasing(..) => {
+                gone.exchanges += 1;
+            }
+            Row::Uplink(_, _, row) if row.packet.is_some() => gone.exchanges += 1,
+            Row::Uplink(..) => gone.kept += 1,
+            Row::Exchange(..)
+            | Row::ClientReceived(..)
+            | Row::Gateway(_)
+            | Row::Message(..)
+            | Row::Received(..)
+            | Row::Filter(..) => {}
+        }
+    }
+    gone
 }
 
 /// The keys of what goes when a client does.

@@ -22,7 +22,21 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("config", &["topic"]),
     ("setup", &["admin", "config", "gateway::io", "link", "runtime", "store", "topic", "transport"]),
     ("demo", &["config", "gateway::io", "mqtt", "node", "runtime", "setup", "topic", "wire"]),
-    ("cli", &["admin", "config", "demo", "runtime", "setup", "store", "topic", "transport", "wire"]),
+    (
+        "cli",
+        &[
+            "admin",
+            "config",
+            "demo",
+            "gateway::io",
+            "runtime",
+            "setup",
+            "store",
+            "topic",
+            "transport",
+            "wire",
+        ],
+    ),
     ("main", &["cli"]),
 ];
 

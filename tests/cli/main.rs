@@ -11,6 +11,7 @@ use std::{fs, str, thread};
 use tempfile::TempDir;
 
 mod broken;
+mod control;
 mod run;
 mod store;
 
@@ -52,6 +53,7 @@ impl Folder {
             .env_clear()
             .env("HOST", "broker.example")
             .env("STATE_DIRECTORY", self.path().join("state"))
+            .env("RUNTIME_DIRECTORY", self.path().join("runtime"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -339,16 +341,9 @@ fn a_wrong_command_line_is_2() {
 
 #[test]
 fn commands_of_later_versions_are_named_as_such() {
-    for arguments in [
-        &["nodes"][..],
-        &["topics", "--json"],
-        &["kick", "a"],
-        &["top"],
-        &["tap"],
-        &["health"],
-        &["reload"],
-        &["devices"],
-    ] {
+    for arguments in
+        [&["nodes"][..], &["topics", "--json"], &["kick", "a"], &["top"], &["tap"], &["reload"], &["devices"]]
+    {
         let ended = run(arguments);
         let expected = format!("mqtt-sn-gateway: {} is not in this version\n", arguments[0]);
         assert_eq!((ended.stdout.as_str(), ended.stderr, ended.code), ("", expected, 2));
@@ -360,7 +355,7 @@ fn commands_of_later_versions_are_named_as_such() {
 fn help_has_an_example_for_each_command() {
     let help = run(&["--help"]);
     assert_eq!(help.code, 0);
-    for command in ["run", "demo", "check", "init", "forget", "decode"] {
+    for command in ["run", "demo", "check", "init", "forget", "health", "decode"] {
         assert!(help.stdout.contains(&format!("\n  {command} ")), "{command}: {}", help.stdout);
         let help = run(&[command, "--help"]);
         assert!(help.stdout.contains(&format!("Example:  mqtt-sn-gateway {command}")), "{}", help.stdout);

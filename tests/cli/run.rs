@@ -25,6 +25,7 @@ impl Running {
             .current_dir(folder.path())
             .env_clear()
             .env("STATE_DIRECTORY", folder.path().join("state"))
+            .env("RUNTIME_DIRECTORY", folder.path().join("runtime"))
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

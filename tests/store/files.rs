@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use mqtt_sn_gateway::gateway::io::Forgotten;
 use mqtt_sn_gateway::gateway::record::Record;
 use mqtt_sn_gateway::store::{Options, Store, StoreError, forget};
 use redb::{Database, TableDefinition};
@@ -139,7 +140,8 @@ fn what_a_cut_off_creation_left_is_no_store() {
 async fn a_client_is_forgotten_with_all_that_waits_for_it_alone() {
     let dir = TempDir::new().unwrap();
     let options = Options::new(dir.path());
-    assert_eq!(forget(&dir.path().join("nothing here"), &id("n1")).unwrap(), 0);
+    let nothing = Forgotten::default();
+    assert_eq!(forget(&dir.path().join("nothing here"), &id("n1")).unwrap(), nothing);
     assert!(!dir.path().join("nothing here").exists());
     let stays = [message(1, 5), topic("n", 1, "t"), topic("n10", 1, "t"), waiting("n2", 1, 1)];
     let goes =
@@ -148,8 +150,8 @@ async fn a_client_is_forgotten_with_all_that_waits_for_it_alone() {
     let all = stays.iter().chain(&goes).cloned().map(Record::Insert).collect();
     write(&store, 1, all).await;
     drop(store);
-    assert_eq!(forget(dir.path(), &id("n1")).unwrap(), goes.len());
-    assert_eq!(forget(dir.path(), &id("n1")).unwrap(), 0);
+    assert_eq!(forget(dir.path(), &id("n1")).unwrap(), Forgotten { topics: 2, waiting: 2, ..nothing });
+    assert_eq!(forget(dir.path(), &id("n1")).unwrap(), nothing);
     let (_store, rows) = Store::open(&options).unwrap();
     assert_eq!(by_key(rows), by_key(stays));
 }
