@@ -17,6 +17,7 @@ fn the_demo_tells_its_story_and_leaves_nothing_behind() {
     let mut command = Command::new(gateway_program());
     let command = command.args(["demo", "--exit-after", "5s"]).current_dir(folder.path());
     let command = command.env("STATE_DIRECTORY", folder.path().join("state"));
+    let command = command.env("RUNTIME_DIRECTORY", folder.path().join("runtime"));
     let mut demo = Process::start(command);
     demo.wait_for_line("→ broker");
     let first = started.elapsed();
@@ -99,7 +100,8 @@ fn what_init_writes_is_what_check_accepts_and_run_runs() {
         command
             .args(arguments)
             .current_dir(folder.path())
-            .env("STATE_DIRECTORY", folder.path().join("state"));
+            .env("STATE_DIRECTORY", folder.path().join("state"))
+            .env("RUNTIME_DIRECTORY", folder.path().join("runtime"));
         command
     };
     let mut init = Process::start(&mut here(&["init", "--broker", "mqtt://127.0.0.1:9"]));

@@ -371,7 +371,7 @@ fn listens(process: &Process) -> bool {
     process.printed().contains("listening on udp")
 }
 
-/// Writes a gateway.yaml; `more` goes below `broker:`. State is kept in the same folder, unless
+/// Writes a gateway.yaml; `more` goes below `broker:`. State and the control socket are in the same folder, unless
 /// `more` says otherwise on a line of its own that begins with `store:`.
 pub fn configuration(folder: &Path, url: &str, port: u16, more: &str) -> PathBuf {
     let file = folder.join("gateway.yaml");
@@ -379,13 +379,16 @@ pub fn configuration(folder: &Path, url: &str, port: u16, more: &str) -> PathBuf
         true => String::new(),
         false => format!("store: {{ path: {} }}\n", folder.join("state").display()),
     };
+    let socket = folder.join("control.sock");
     let text = format!(
         "version: 1\n\
          gateway: {{ id: 42 }}\n\
          broker:\n  url: {url}\n{more}\
          transports:\n  - {{ name: lan, type: udp, listen: [\"127.0.0.1:{port}\"], mtu: 65000, retry_interval: 1s }}\n\
          topics:\n  predefined: {{ 1: pre/one }}\n\
-         {store}"
+         control: {{ socket: {} }}\n\
+         {store}",
+        socket.display()
     );
     std::fs::write(&file, text).unwrap();
     file
