@@ -97,6 +97,14 @@ pub(crate) enum Law {
     Liveness,
     /// What clients hold, the gateway knows and the broker has, and no more.
     SubscriptionsAgree,
+    /// Design section 4: a row is inserted where none is, changed or deleted where one is; every row belongs to something; at
+    /// the end there are those of the sessions that there are and no others.
+    Rows,
+    /// G1, G2, G3, G5: what promises something, or is to be repeated by the next process, leaves once that is durable.
+    Durable,
+    /// G5: a client that was told that it is connected or may sleep, and what its topic ids are, is known by them after a
+    /// crash.
+    Survival,
     /// Nothing panics.
     NoPanic,
 }

@@ -126,6 +126,22 @@ impl Link {
         self.inward.values_mut().for_each(|message| message.here = false);
     }
 
+    /// The gateway has died. The next one knows the QoS 2 exchanges of both directions, and of the others nothing; `known`:
+    /// and that the session is its own.
+    pub(crate) fn died(&mut self, known: bool) {
+        self.out.retain(|_, open| matches!(open, Out::Received(_) | Out::Sent(_, QoS::ExactlyOnce)));
+        for open in self.out.values_mut() {
+            // Whether it knows of PUBREC is seen by what it sends.
+            if let Out::Received(no) = *open {
+                *open = Out::Sent(no, QoS::ExactlyOnce);
+            }
+        }
+        self.requests.clear();
+        self.unsubscribes.clear();
+        self.ours = known || matches!(self.lane, Some(Lane::Client(_)));
+        self.up = false;
+    }
+
     /// The gateway wrote these octets.
     pub(crate) fn wrote(&mut self, octets: &[u8], ledger: &Ledger) -> Checked<Vec<Fact>> {
         self.written.extend_from_slice(octets);
@@ -171,6 +187,13 @@ impl Link {
                     self.unsubscribes.insert(packet.pkid);
                 }
                 Packet::Disconnect => self.left = true,
+                Packet::PubRel(release) => {
+                    if let Some(Out::Sent(no, QoS::ExactlyOnce)) = self.out.get(&release.pkid).copied() {
+                        let received = ledger.entry(no).received;
+                        Law::LinkExchanges.check(received, || format!("PUBREL of m{no} before PUBREC"))?;
+                        self.out.insert(release.pkid, Out::Received(no));
+                    }
+                }
                 Packet::PubAck(ack) => facts.extend(self.ack_out(ack.pkid, QoS::AtLeastOnce)?),
                 Packet::PubRec(ack) => facts.extend(self.ack_out(ack.pkid, QoS::ExactlyOnce)?),
                 Packet::PubComp(ack) => {
@@ -198,7 +221,8 @@ impl Link {
         };
         let fair = match self.lane {
             Some(Lane::Client(who)) => client == Some(who),
-            Some(Lane::Gateway(_)) | None => client.is_none() || !self.all_dedicated,
+            // What was promised to a client that has no link any more goes by the gateway's.
+            Some(Lane::Gateway(_)) | None => client.is_none() || !self.all_dedicated || entry.promised,
         };
         Law::OwnLink.check(fair, || format!("m{no} of {client:?} leaves on {:?}", self.lane))
     }
@@ -223,7 +247,10 @@ impl Link {
                 publish.dup && open == Out::Sent(no, publish.qos) && self.again.remove(&publish.pkid)
             }
         };
-        if open.is_none() {
+        if open.is_none() && publish.dup && publish.qos == QoS::AtLeastOnce {
+            // Of QoS 1 a crash may have left no packet id, but its place.
+            self.began.insert(publish.pkid, self.last + 1);
+        } else if open.is_none() {
             self.count += 1;
             self.began.insert(publish.pkid, self.count);
         }

@@ -29,6 +29,8 @@ mod link;
 mod observer;
 mod plan;
 mod sensor;
+mod store;
+mod told;
 mod trace;
 #[path = "../mqtt/translator.rs"]
 mod translator;
@@ -41,11 +43,11 @@ use std::time::Instant;
 
 use figures::Figures;
 use law::{Checked, Law};
-use plan::{SLEEPLESS, TRANSPARENT};
+use plan::{LASTING, SLEEPLESS, TRANSPARENT};
 use trace::Trace;
 
 /// Seeds of an ordinary run, by mode: the first, and how many.
-const SEEDS: [(u64, u64); 2] = [(SLEEPLESS, 1100), (TRANSPARENT, 1100)];
+const SEEDS: [(u64, u64); 3] = [(SLEEPLESS, 1100), (TRANSPARENT, 1100), (LASTING, 2000)];
 
 /// The figures of an ordinary run.
 const SNAPSHOT: &str = include_str!("figures.txt");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use mqtt_sn_gateway::gateway::io::{
-    BrokerSettings, Endpoint, Mode, PortSettings, Protocol, QueueFull, QueueSettings, Rebind,
+    BrokerSettings, Endpoint, Mode, OutageQueue, PortSettings, Protocol, QueueFull, QueueSettings, Rebind,
     SessionSettings, Settings, Wills,
 };
 use mqtt_sn_gateway::node::{Filter, Topic};
@@ -34,6 +34,7 @@ pub(crate) struct Plan {
     pub(crate) radio: Radio,
     pub(crate) tcp: Tcp,
     pub(crate) settings: Settings,
+    pub(crate) store: StorePlan,
     /// How long things happen and go wrong.
     pub(crate) active: Duration,
     /// Mean time between two things that a sensor does.
@@ -60,6 +61,10 @@ pub(crate) const SLEEPLESS: u64 = 10_000;
 /// From here on clients have links of their own: in three worlds of four all of them, in the others those on one of two
 /// transports.
 pub(crate) const TRANSPARENT: u64 = 20_000;
+
+/// From here on what is stored outlives the process, which dies now and then. Clients have links of their own in every other
+/// four worlds.
+pub(crate) const LASTING: u64 = 30_000;
 
 /// Where forwarders stand: two on one host, one on another.
 pub(crate) const FORWARDERS: [([u8; 4], u16); 3] =
@@ -109,6 +114,19 @@ pub(crate) struct Tcp {
     pub(crate) restarts: bool,
 }
 
+/// The store's days.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct StorePlan {
+    /// How long it takes for a batch at most, in milliseconds.
+    pub(crate) delay: u64,
+    /// Whether it hangs for seconds.
+    pub(crate) hangs: bool,
+    /// Whether it cannot write for a time.
+    pub(crate) fails: bool,
+    /// Mean time between two crashes of the gateway.
+    pub(crate) crashes: Option<Duration>,
+}
+
 impl Radio {
     /// Whether frames come in order and once.
     pub(crate) fn is_prompt(&self) -> bool {
@@ -130,8 +148,15 @@ impl Plan {
                 _ => (Protocol::V311, false),
             };
         }
-        if seed >= TRANSPARENT {
-            plan.add_links(rng);
+        match seed {
+            ..TRANSPARENT => {}
+            TRANSPARENT..LASTING => plan.add_links(rng),
+            LASTING.. => {
+                if seed / 4 % 2 == 1 {
+                    plan.add_links(rng);
+                }
+                plan.add_store(rng);
+            }
         }
         plan.copy_per_filter = !plan.broker_knows_5 && seed % 2 == 1;
         plan
@@ -163,6 +188,7 @@ impl Plan {
             radio,
             tcp,
             settings,
+            store: StorePlan::default(),
             active: millis(rng, 10_000..30_000),
             pace: millis(rng, 500..2000),
             vanishing: bad_radio && rng.u8(0..4) > 0,
@@ -203,6 +229,24 @@ impl Plan {
         if self.seed % 4 == 3 {
             self.settings.ports.push(PortSettings { name: "other".into(), ..aggregating });
         }
+    }
+
+    /// A store, and crashes: in seven worlds of eight several.
+    fn add_store(&mut self, rng: &mut Rng) {
+        self.settings.lasting = true;
+        self.tcp.restarts = false;
+        let tight = rng.u8(0..8) == 0;
+        self.settings.broker.outage_queue = (rng.u8(0..4) > 0).then(|| OutageQueue {
+            messages: if tight { rng.usize(1..5) } else { 1000 },
+            bytes: 1 << 20,
+            age: Duration::from_secs(24 * 3600),
+        });
+        self.store = StorePlan {
+            delay: [0, 5, 50][rng.usize(..3)],
+            hangs: rng.bool(),
+            fails: rng.u8(0..4) == 0,
+            crashes: (rng.u8(0..8) > 0).then(|| Duration::from_millis(rng.u64(2000..12_000))),
+        };
     }
 
     /// Whether some clients have links of their own, and whether all have.

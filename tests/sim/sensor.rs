@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mqtt_sn_gateway::node::{Backoff, Filter, Node, Options, PublishId, Topic, Will};
 use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
+use mqtt_sn_gateway::wire::Qos;
 
 use crate::air::client_id;
 use crate::ledger::{No, Who};
@@ -47,6 +48,11 @@ pub(crate) struct Sensor {
     pub(crate) held: BTreeSet<Filter>,
     /// What it was refused, or gave up: the gateway may have it all the same.
     pub(crate) doubtful: BTreeSet<Filter>,
+    /// What it was granted last, and at which of its changes.
+    pub(crate) granted: BTreeMap<Filter, (Qos, u64)>,
+    pub(crate) changes: u64,
+    /// When there was last anything about its subscriptions.
+    pub(crate) changed: Option<Instant>,
     /// Subscribes and unsubscribes without an answer.
     pub(crate) asked: Vec<Filter>,
     pub(crate) predefined: BTreeMap<u16, TopicName>,
@@ -79,6 +85,9 @@ impl Sensor {
             given: BTreeMap::new(),
             held: BTreeSet::new(),
             doubtful: BTreeSet::new(),
+            granted: BTreeMap::new(),
+            changes: 0,
+            changed: None,
             asked: Vec::new(),
             predefined,
             keep_alive: plan.keep_alive,
@@ -146,6 +155,32 @@ impl Sensor {
     /// Whether the application holds a subscription for this topic.
     pub(crate) fn wants(&self, topic: &TopicName) -> bool {
         self.held.iter().filter_map(|filter| self.filter_of(filter)).any(|filter| filter.matches(topic))
+    }
+
+    /// The QoS at which it was granted what matches, and when, counted in its own changes.
+    pub(crate) fn granted(&self, topic: &TopicName) -> Option<(Qos, u64)> {
+        let granted = self.granted.iter().filter(|(filter, _)| self.held.contains(filter));
+        let granted: Vec<(Qos, u64)> = granted
+            .filter(|(filter, _)| self.filter_of(filter).is_some_and(|filter| filter.matches(topic)))
+            .map(|(_, granted)| *granted)
+            .collect();
+        let since = granted.iter().map(|(_, since)| since).sum();
+        granted.iter().map(|(qos, _)| (*qos, since)).max()
+    }
+
+    /// Its subscriptions that match, and what it was granted.
+    pub(crate) fn matching(&self, topic: &TopicName) -> impl Iterator<Item = (TopicFilter, Qos)> {
+        let granted = |filter| self.granted.get(filter).map_or(Qos::AtMostOnce, |(qos, _)| *qos);
+        let held =
+            self.held.iter().filter_map(move |filter| Some((self.filter_of(filter)?, granted(filter))));
+        held.filter(|(filter, _)| filter.matches(topic))
+    }
+
+    /// Something about its subscriptions changes.
+    pub(crate) fn change(&mut self, now: Instant) -> u64 {
+        self.changes += 1;
+        self.changed = Some(now);
+        self.changes
     }
 
     /// Whether it may get messages on this topic all the same.

@@ -10,7 +10,7 @@ use mqtt_sn_gateway::wire::decode;
 use rumqttc::Packet;
 
 /// Lines kept for a failure.
-const KEPT: usize = 4000;
+const KEPT: usize = 20_000;
 
 /// Everything that happens in a world goes through here.
 pub(crate) struct Trace {

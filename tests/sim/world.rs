@@ -8,6 +8,7 @@ mod end;
 mod faults;
 mod promises;
 mod sensors;
+mod store;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,7 +20,7 @@ use mqtt_sn_gateway::broker::{Broker, ConnectionId, Fault, Input as BrokerInput,
 use mqtt_sn_gateway::gateway::io::{
     Address, Input, LinkEvent, LinkFailure, LinkId, Output, Peer, PortId, Route, Target,
 };
-use mqtt_sn_gateway::gateway::record::Outcome;
+use mqtt_sn_gateway::gateway::record::Lsn;
 use mqtt_sn_gateway::gateway::{Counters, Gateway};
 use mqtt_sn_gateway::wire::{Packet, decode};
 
@@ -32,6 +33,8 @@ use crate::link::{self, Lane, Link};
 use crate::observer::Observer;
 use crate::plan::{self, LATE, Plan};
 use crate::sensor::Sensor;
+use crate::store::Store;
+use crate::told::Told;
 use crate::trace::{Step, Trace};
 use crate::translator::Translator;
 
@@ -108,11 +111,19 @@ struct World<'t> {
     /// Timeouts in this second.
     timeouts: (u64, u32),
     gateway: Gateway,
+    /// It has died, and the next one has yet to start.
+    down: bool,
+    /// It dies before so many more things have left it.
+    dying: Option<u32>,
+    /// Messages that waited for clients when it started.
+    restored: u64,
+    store: Store,
     broker: Broker,
     broker_up: bool,
     sensors: Vec<Sensor>,
     observer: Observer,
     air: Air,
+    told: Told,
     /// By the client id at the broker.
     accounts: BTreeMap<String, Link>,
     /// Subscription identifiers of the sessions there.
@@ -150,6 +161,9 @@ struct Tally {
     naps: u64,
     overslept: u64,
     deaf: u64,
+    gateway_crashes: u64,
+    store_hangs: u64,
+    store_failures: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,6 +240,13 @@ enum Event {
     Down(u64, Bytes),
     DownClosed(u64, LinkFailure),
     Drained(u64),
+    /// What has become of a batch of the process of this number.
+    Stored(u32, Lsn),
+    StoreFails,
+    StoreWorks,
+    /// The gateway dies, and is there again.
+    Die,
+    GatewayUp,
     BrokerDrained(ConnectionId),
     Disturb,
     Forget,
@@ -249,16 +270,24 @@ impl<'t> World<'t> {
         for sensor in &mut sensors {
             sensor.shared = clients.iter().filter(|client| **client == sensor.client).count() > 1;
         }
+        let shared = sensors.iter().filter(|sensor| sensor.shared).map(|sensor| sensor.client).collect();
+        let mut ledger = Ledger::new(clients);
+        ledger.keeps = plan.settings.broker.outage_queue.is_some();
         Self {
             sensors,
-            gateway: Gateway::new(plan.settings.clone(), base),
+            gateway: Gateway::restore(plan.settings.clone(), [], base),
+            down: false,
+            dying: None,
+            restored: 0,
+            store: Store::default(),
+            told: Told::new(plan.settings.clone(), shared, base),
             air: Air::new(plan.settings.clone(), base),
             broker: Broker::new(Limits::default()),
             broker_up: true,
             observer: Observer::new(),
             accounts: BTreeMap::new(),
             identifiers: BTreeMap::new(),
-            ledger: Ledger::new(clients),
+            ledger,
             streams: BTreeMap::new(),
             first_link: 0,
             kept: BTreeSet::new(),
@@ -306,6 +335,14 @@ impl<'t> World<'t> {
         if let Some(mean) = self.plan.tcp.disturbed {
             self.after(mean, Event::Disturb);
         }
+        if let Some(mean) = self.plan.store.crashes {
+            let first = self.around(mean * 2);
+            self.after(first, Event::Die);
+        }
+        if self.plan.store.fails {
+            let first = self.millis(1000..20_000);
+            self.after(first, Event::StoreFails);
+        }
         self.after(self.plan.active, Event::Calm);
         Ok(())
     }
@@ -313,7 +350,7 @@ impl<'t> World<'t> {
     /// Goes on to the next thing that happens, or is due.
     fn step(&mut self) -> Checked {
         let event = self.queue.keys().next().map(|(at, _)| *at);
-        let gateway = self.gateway.poll_timeout();
+        let gateway = self.gateway.poll_timeout().filter(|_| !self.down);
         let broker = self.broker.poll_timeout();
         let sensor =
             self.sensors.iter().filter_map(|s| Some((s.node.as_ref()?.poll_timeout()?, s.who))).min();
@@ -396,6 +433,14 @@ impl<'t> World<'t> {
             Event::Down(link, octets) => self.octets_to_gateway(link, octets),
             Event::DownClosed(link, failure) => self.link_event(link, LinkEvent::Closed(failure)),
             Event::Drained(link) => self.link_event(link, LinkEvent::Drained),
+            Event::Stored(process, lsn) => self.stored(process, lsn),
+            Event::StoreFails => self.store_fails(),
+            Event::StoreWorks => self.store_works(),
+            Event::Die => {
+                self.die_soon();
+                Ok(())
+            }
+            Event::GatewayUp => self.gateway_up(),
             Event::BrokerDrained(connection) => {
                 self.broker.handle(self.now, BrokerInput::Drained(connection));
                 self.pump_broker()
@@ -459,11 +504,12 @@ impl World<'_> {
     }
 
     fn frame_to_gateway(&mut self, addr: SocketAddr, frame: Bytes) -> Checked {
-        if matches!(self.phase, Phase::Leaving(_)) {
+        if matches!(self.phase, Phase::Leaving(_)) || self.down {
             return Ok(());
         }
         let from = self.peer(addr);
         self.trace.add(self.now, Step::FrameIn(place(addr), frame.clone()));
+        self.told.frame_in(self.now, &from, &frame, &mut self.ledger);
         self.air.frame_in(self.now, &from, &frame, &self.ledger)?;
         self.tell_gateway(Input::Frame { from, route: Route::default(), frame })
     }
@@ -501,6 +547,7 @@ impl World<'_> {
         let to = self.peer(addr);
         Law::Manners.check(to.port == port, || format!("a frame for {addr} leaves on {port:?}"))?;
         self.air.frame_out(&to, &frame, self.gateway.counters(), &self.ledger)?;
+        self.told.frame_out(self.now, &to, &frame, &mut self.ledger, &self.store)?;
         self.send_to_sensor(addr, frame);
         Ok(())
     }
@@ -570,6 +617,9 @@ fn place(addr: SocketAddr) -> String {
 /// The gateway.
 impl World<'_> {
     fn tell_gateway(&mut self, input: Input) -> Checked {
+        if self.down {
+            return Ok(());
+        }
         let before = self.gateway.counters().clone();
         self.gateway.handle(self.now, input);
         self.drain_gateway(&before)
@@ -583,18 +633,22 @@ impl World<'_> {
         let before = self.gateway.counters().clone();
         self.gateway.handle_timeout(self.now);
         self.drain_gateway(&before)?;
+        if self.down {
+            return Ok(());
+        }
         self.due("gateway", self.gateway.poll_timeout())
     }
 
     fn drain_gateway(&mut self, before: &Counters) -> Checked {
         self.air.counted(before, self.gateway.counters(), &self.ledger)?;
         while let Some(output) = self.gateway.poll_output() {
+            if self.dies_now() {
+                return self.die(output);
+            }
             match output {
                 Output::Send { to, frame } => self.frame_from_gateway(to, frame)?,
                 Output::Link(LinkId(link), command) => self.link_command(self.first_link + link, command)?,
-                Output::Store { lsn, .. } => {
-                    self.gateway.handle(self.now, Input::Stored(lsn, Outcome::Durable));
-                }
+                Output::Store { lsn, records } => self.store_batch(lsn, records)?,
                 // Nobody asks.
                 Output::Answer(..) => {}
                 Output::Stopped => {
@@ -609,6 +663,12 @@ impl World<'_> {
         self.check_bounds()
     }
 
+    /// What this gateway and, where they are one over crashes, those before it have counted.
+    fn counted(&self, count: impl Fn(&Counters) -> u64) -> u64 {
+        let before = self.retired.iter().filter(|_| self.plan.settings.lasting).map(&count).sum::<u64>();
+        before + count(self.gateway.counters())
+    }
+
     fn check_conservation(&self) -> Checked {
         let counters = self.gateway.counters();
         let gone = counters.downlink_delivered
@@ -618,14 +678,15 @@ impl World<'_> {
             + counters.downlink_ended
             + sheds(counters);
         let waiting = self.gateway.waiting_messages() as u64;
-        Law::Conservation.check(counters.downlink_recipients == gone + waiting, || {
-            format!("{} messages for clients, {gone} gone, {waiting} waiting", counters.downlink_recipients)
+        let all = counters.downlink_recipients + self.restored;
+        Law::Conservation.check(all == gone + waiting, || {
+            format!("{all} messages for clients, {gone} gone, {waiting} waiting")
         })
     }
 
     fn check_bounds(&self) -> Checked {
         let (sessions, limits) = (self.gateway.sessions(), &self.plan.settings.sessions);
-        Law::Bounds.check(sessions == self.air.sessions(), || {
+        Law::Bounds.check(sessions == self.air.sessions() || self.plan.settings.lasting, || {
             format!("the gateway has {sessions} sessions, it should have {}", self.air.sessions())
         })?;
         // One message of each client may be put back over the limit.

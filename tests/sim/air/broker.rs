@@ -1,5 +1,7 @@
 //! What the broker says to the gateway, and what it is told of it.
 
+use std::time::Instant;
+
 use mqtt_sn_gateway::gateway::Counters;
 use mqtt_sn_gateway::topic::TopicFilter;
 use mqtt_sn_gateway::wire::Qos;
@@ -71,6 +73,11 @@ impl Air {
         let Some(copies) = self.copies.get(&no).filter(|_| self.has_lanes) else { return false };
         let session = self.sessions.get(&who);
         session.is_none_or(|session| session.has_changed(&ledger.entry(no).topic, copies.since))
+    }
+
+    /// When a live message first came.
+    pub(crate) fn came_at(&self, no: No) -> Option<Instant> {
+        self.copies.get(&no)?.since
     }
 
     /// Whether a client has a filter on this link.

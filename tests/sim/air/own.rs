@@ -103,14 +103,15 @@ impl Air {
 
     /// Whether a connection for this client may be asked for: nobody opens one for a client that has not asked.
     pub(crate) fn may_connect(&self, who: Who) -> bool {
-        self.is_asking(who)
+        self.blind
+            || self.is_asking(who)
             || self.expired.contains(&who)
             || self.sessions.get(&who).is_some_and(|session| session.dedicated)
     }
 
     /// Whether the session of this client is over, and to be removed from the broker.
     pub(crate) fn has_expired(&self, who: Who) -> bool {
-        self.expired.contains(&who)
+        self.blind || self.expired.contains(&who)
     }
 
     /// Before the gateway hears of the link that a client has now.

@@ -23,6 +23,9 @@ impl Air {
         counters: &Counters,
         ledger: &Ledger,
     ) -> Checked {
+        if self.blind {
+            return Ok(());
+        }
         self.shed = sheds(counters);
         let decoded = decode(frame);
         let decoded = decoded.map_err(|error| Law::Manners.broken(format!("a frame that {error}")))?;
@@ -137,6 +140,9 @@ impl Air {
 
     /// After all outputs of one event.
     pub(crate) fn end(&mut self) -> Checked {
+        if self.blind {
+            return Ok(());
+        }
         if let Some(old) = self.cause.superseded.take() {
             return Err(Law::Manners.broken(format!("{old:?} was not told that its session is elsewhere")));
         }

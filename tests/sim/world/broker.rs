@@ -332,6 +332,7 @@ impl World<'_> {
                     for seen in seen {
                         let note = format!("broker took {} {:?}", seen.topic, seen.payload);
                         self.trace.note(self.now, note);
+                        self.told.look_at_all(self.now, &mut self.ledger);
                         let no = self.ledger.at_broker(&seen.payload, &seen.topic)?;
                         self.promise(no);
                     }

@@ -24,6 +24,10 @@ impl World<'_> {
         self.trace.note(self.now, "calm");
         self.phase = Phase::Calm(self.now);
         self.release()?;
+        self.dying = None;
+        if self.store.fails {
+            self.store_works()?;
+        }
         for who in 0..self.sensors.len() {
             let sensor = &mut self.sensors[who];
             sensor.muted = false;
@@ -47,6 +51,15 @@ impl World<'_> {
 
     /// Why the world is not at rest, if it is not.
     pub(super) fn unrest(&self) -> Option<String> {
+        if self.down {
+            return Some("the gateway is not there".into());
+        }
+        if self.store.waiting() + self.gateway.kept_messages() > 0 {
+            let (batches, kept) = (self.store.waiting(), self.gateway.kept_messages());
+            return Some(format!(
+                "{batches} batches have yet to be stored, {kept} messages wait for the broker"
+            ));
+        }
         if !self.gateway.is_connected() {
             return Some("the gateway has no broker".into());
         }
@@ -59,6 +72,9 @@ impl World<'_> {
         let carries = |client: &str| {
             let session = self.broker.session(client);
             if let Lane::Client(who) = link::lane(client) {
+                if self.plan.settings.lasting {
+                    return self.store.is_dedicated(who) && !self.sensors[who].retired;
+                }
                 return self.air.session(who).is_some_and(|session| session.needs_link());
             }
             self.air.uses(link::lane(client))
@@ -82,7 +98,9 @@ impl World<'_> {
         let unrest = self.unrest();
         self.rested = if unrest.is_some() { 0 } else { self.rested + 1 };
         let (since, patience) = match self.phase {
-            Phase::Calm(since) if self.gateway.counters().downlink_unanswered > 0 => (since, T_WAIT),
+            Phase::Calm(since) if self.counted(|counters| counters.downlink_unanswered) > 0 => {
+                (since, T_WAIT)
+            }
             Phase::Calm(since) | Phase::Probing(since) => (since, Duration::ZERO),
             Phase::Active | Phase::Leaving(_) | Phase::Over => return Ok(()),
         };
@@ -94,7 +112,7 @@ impl World<'_> {
                 return self.shut_down();
             }
             self.phase = Phase::Probing(self.now + Duration::from_secs(30));
-            self.shed_before_probes = sheds(self.gateway.counters());
+            self.shed_before_probes = self.counted(sheds);
             let sleepers: Vec<Who> = self.sleepers().collect();
             let nap = if sleepers.is_empty() { Duration::ZERO } else { Duration::from_secs(2) };
             for who in sleepers {
@@ -161,9 +179,9 @@ impl World<'_> {
     }
 
     pub(super) fn finish(&mut self) -> Checked {
-        let shed = sheds(self.gateway.counters()) - self.shed_before_probes;
+        let shed = self.counted(sheds) - self.shed_before_probes;
         // What the broker refused after it had been granted in its absence.
-        let refused = self.gateway.counters().subscriptions_refused > 0;
+        let refused = self.counted(|counters| counters.subscriptions_refused) > 0;
         for &no in &self.probes {
             let entry = self.ledger.entry(no);
             Law::Liveness.check(entry.at_broker == 1, || {
@@ -182,14 +200,18 @@ impl World<'_> {
                 let forgotten = sensor.life > 0 && (!sensor.clean || !self.plan.radio.is_prompt());
                 let forgotten = forgotten || sensor.shared;
                 let borne = sensor.bears(&entry.topic) || forgotten;
-                let inherited = self.air.session(sensor.client).is_some_and(Session::is_inherited);
+                let inherited = self.plan.settings.lasting && self.plan.has_own_links();
+                let inherited =
+                    inherited || self.air.session(sensor.client).is_some_and(Session::is_inherited);
                 let strange = got && !wanted && !borne && !inherited;
                 Law::DownlinkWanted
                     .check(!strange, || format!("s{who} got probe m{no} on {}", entry.topic))?;
             }
         }
         self.check_subscriptions()?;
+        self.told.look_at_all(self.now, &mut self.ledger);
         self.check_wills()?;
+        self.check_rows()?;
         self.check_promises()?;
         let broker = self.broker.counters();
         Law::LinkWellFormed.check(broker.closed_malformed + broker.closed_too_large == 0, || {
@@ -208,6 +230,10 @@ impl World<'_> {
     }
 
     pub(super) fn check_subscriptions(&self) -> Checked {
+        if self.plan.settings.lasting {
+            // See `check_rows`.
+            return Ok(());
+        }
         for sensor in self.sensors.iter().filter(|sensor| !sensor.retired) {
             for filter in sensor.held.iter().filter_map(|filter| sensor.filter_of(filter)) {
                 let session = self.air.session(sensor.client);
@@ -223,7 +249,7 @@ impl World<'_> {
         let mut at_broker: Vec<TopicFilter> = at_broker.map(|(filter, _)| filter).collect();
         at_broker.sort();
         let wanted: Vec<TopicFilter> = self.air.filters().into_iter().collect();
-        let refused = self.gateway.counters().subscriptions_refused > 0;
+        let refused = self.counted(|counters| counters.subscriptions_refused) > 0;
         Law::SubscriptionsAgree.check(at_broker == wanted || refused, || {
             format!("the broker has {at_broker:?}, clients have {wanted:?}")
         })
@@ -231,7 +257,7 @@ impl World<'_> {
 
     /// On a client's own link the broker has what the client has, as it is.
     fn check_own_subscriptions(&self) -> Checked {
-        let refused = self.gateway.counters().subscriptions_refused > 0;
+        let refused = self.counted(|counters| counters.subscriptions_refused) > 0;
         for (who, session) in self.air.dedicated() {
             let known = self.broker.session(client_id(who).as_str());
             let known: Vec<TopicFilter> = known
@@ -254,13 +280,10 @@ impl World<'_> {
     pub(super) fn check_wills(&self) -> Checked {
         for (no, entry) in self.ledger.iter() {
             let Origin::Will(who) = entry.origin else { continue };
-            let fair =
-                entry.qos == Qos::AtMostOnce || entry.at_broker >= entry.wills_due || entry.forgotten > 0;
+            let due = if self.plan.settings.lasting { entry.wills_certain } else { entry.wills_due };
+            let fair = entry.qos == Qos::AtMostOnce || entry.at_broker >= due || entry.forgotten > 0;
             Law::WillOnLoss.check(fair, || {
-                format!(
-                    "the Will m{no} of s{who} was due {} times, published {}",
-                    entry.wills_due, entry.at_broker
-                )
+                format!("the Will m{no} of s{who} was due {due} times, published {}", entry.at_broker)
             })?;
         }
         Ok(())
@@ -303,6 +326,9 @@ impl World<'_> {
             naps,
             overslept,
             deaf,
+            gateway_crashes,
+            store_hangs,
+            store_failures,
         } = self.tally;
         for (name, value) in [
             ("frames_lost", frames_lost),
@@ -315,6 +341,11 @@ impl World<'_> {
             ("moves", moves),
             ("swaps", swaps),
             ("gateway_restarts", restarts),
+            ("gateway_crashes", gateway_crashes),
+            ("store_hangs", store_hangs),
+            ("store_failures", store_failures),
+            ("store_batches", self.store.batches),
+            ("store_records", self.store.records),
             ("naps", naps),
             ("naps_too_long", overslept),
             ("deaf_in_a_drain", deaf),

@@ -65,6 +65,7 @@ impl World<'_> {
                 self.tally.moves += 1;
                 let port = 10_000 + 100 * who as u16 + (self.tally.moves % 100) as u16;
                 self.sensors[who].addr = SocketAddr::from(([10, 0, 0, 2], port));
+                self.told.unsteady(self.sensors[who].client);
                 self.trace.note(self.now, format!("s{who} is at {port} from now on"));
                 Ok(())
             }
@@ -108,12 +109,14 @@ impl World<'_> {
             return;
         }
         self.tally.moves += 1;
+        self.told.unsteady(self.sensors[who].client);
         if may(&self.sensors[who])
             && let Some(other) = others.next().map(|sensor| sensor.who)
             && self.rng.bool()
         {
             self.trace.note(now, format!("s{who} and s{other} change places"));
             self.tally.swaps += 1;
+            self.told.unsteady(self.sensors[other].client);
             let addr = self.sensors[who].addr;
             self.sensors[who].addr = std::mem::replace(&mut self.sensors[other].addr, addr);
             return;
@@ -271,6 +274,7 @@ impl World<'_> {
             && node.subscribe(now, filter.clone(), qos).is_ok()
         {
             sensor.asked.push(filter);
+            sensor.change(now);
         }
         self.drain_sensor(who)
     }
@@ -287,6 +291,7 @@ impl World<'_> {
         if let Some(node) = &mut sensor.node
             && node.unsubscribe(now, filter.clone()).is_ok()
         {
+            sensor.change(now);
             sensor.asked.push(filter);
         }
         self.drain_sensor(who)
@@ -326,6 +331,7 @@ impl World<'_> {
         match event {
             NodeEvent::Connected | NodeEvent::Restarted => {
                 sensor.session += u32::from(sensor.clean);
+                sensor.change(self.now);
                 sensor.session_since = Some(self.now);
             }
             NodeEvent::Published(id, outcome) => {
@@ -335,7 +341,9 @@ impl World<'_> {
             }
             NodeEvent::Subscribed { filter, result } => {
                 sensor.answered(&filter);
-                if result.is_ok() {
+                let change = sensor.change(self.now);
+                if let Ok(qos) = result {
+                    sensor.granted.insert(filter.clone(), (qos, change));
                     sensor.held.insert(filter);
                 } else {
                     sensor.held.remove(&filter);
@@ -344,6 +352,7 @@ impl World<'_> {
             }
             NodeEvent::Unsubscribed { filter } => {
                 sensor.answered(&filter);
+                sensor.change(self.now);
                 sensor.held.remove(&filter);
                 if !self.plan.radio.is_prompt() {
                     // A late copy of the SUBSCRIBE may come behind.
@@ -358,7 +367,7 @@ impl World<'_> {
                 let age = sensor.session_since.map(|since| self.now.saturating_duration_since(since));
                 let young = sensor.clean && age.is_some_and(|age| age < LATE + self.plan.radio.delay * 2);
                 let no = self.ledger.find(&message.payload);
-                let split = no.is_some_and(|no| self.air.is_split(sensor.client, no, &self.ledger));
+                let split = no.is_some_and(|no| self.is_split(who, no));
                 let (qos, retain, has_lanes) = (message.qos, message.retain, self.air.has_lanes);
                 let got = Got { who, session, young, split, has_lanes, topic: &topic, qos, retain };
                 self.ledger.got(&message.payload, &got)?;

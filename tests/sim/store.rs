@@ -1,0 +1,198 @@
+//! The store as one more peripheral: batches are handed to it, are written some time later, and reported durable later
+//! still. A crash keeps the batches that were reported, and of the others as many, in their order, as chance will have it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use mqtt_sn_gateway::gateway::io::Mode;
+use mqtt_sn_gateway::gateway::record::{ClientKey, Key, Lsn, Record, Row};
+
+use mqtt_sn_gateway::topic::TopicFilter;
+
+use crate::air::client_id;
+use crate::law::{Checked, Law};
+use crate::ledger::Who;
+
+/// What it holds.
+#[derive(Default)]
+pub(crate) struct Store {
+    /// What was reported durable.
+    rows: BTreeMap<Key, Row>,
+    /// And what there is once everything is written.
+    head: BTreeMap<Key, Row>,
+    /// Batches that were not reported.
+    waiting: VecDeque<(Lsn, Vec<Record>)>,
+    last: Lsn,
+    reported: Lsn,
+    /// When rows that are no more were last durable.
+    gone: BTreeMap<Key, Instant>,
+    /// Counts processes: what an earlier one waited for is of no account.
+    pub(crate) process: u32,
+    /// When the last batch is reported.
+    pub(crate) at: Option<Instant>,
+    /// It cannot write.
+    pub(crate) fails: bool,
+    pub(crate) batches: u64,
+    pub(crate) records: u64,
+}
+
+impl Store {
+    /// A batch is handed out. Returns the clients whose session ends with it, or is another one from here on.
+    pub(crate) fn take(&mut self, lsn: Lsn, records: Vec<Record>) -> Checked<Vec<Who>> {
+        Law::Rows.check(lsn.0 == self.last.0 + 1 && !records.is_empty(), || {
+            format!("batch {lsn:?} of {} records after {:?}", records.len(), self.last)
+        })?;
+        self.last = lsn;
+        (self.batches, self.records) = (self.batches + 1, self.records + records.len() as u64);
+        let mut ended = Vec::new();
+        for record in &records {
+            let ends = match record {
+                Record::Insert(row) => {
+                    let before = self.head.insert(row.key(), row.clone());
+                    Law::Rows
+                        .check(before.is_none(), || format!("{row:?} is inserted where {before:?} is"))?;
+                    None
+                }
+                Record::Update(row) => {
+                    let before = self.head.insert(row.key(), row.clone());
+                    // A message may leave under the packet id that it had in a session which is no more.
+                    let same = before.as_ref() == Some(row) && !matches!(row, Row::Uplink(..));
+                    let fair = before.is_some() && !same;
+                    Law::Rows.check(fair, || format!("{row:?} takes the place of {before:?}"))?;
+                    before.filter(|before| begins_anew(before, row))
+                }
+                Record::Delete(key) => {
+                    let before = self.head.remove(key);
+                    Law::Rows.check(before.is_some(), || format!("{key:?} is deleted and is not there"))?;
+                    before.filter(|before| matches!(before, Row::Session(..)))
+                }
+            };
+            ended.extend(ends.as_ref().and_then(|row| client(&row.key())));
+        }
+        self.waiting.push_back((lsn, records));
+        Ok(ended)
+    }
+
+    /// Whether there is something to report of this batch.
+    pub(crate) fn is_open(&self, lsn: Lsn) -> bool {
+        lsn > self.reported && lsn <= self.last
+    }
+
+    /// The last batch that was handed out, and whether it waits.
+    pub(crate) fn last(&self) -> Option<Lsn> {
+        self.waiting.back().map(|(lsn, _)| *lsn)
+    }
+
+    /// Everything up to this batch is durable, and the gateway is about to hear that.
+    pub(crate) fn durable(&mut self, lsn: Lsn, now: Instant) {
+        while self.waiting.front().is_some_and(|(waiting, _)| *waiting <= lsn) {
+            let records = self.waiting.pop_front().map_or_else(Vec::new, |(_, records)| records);
+            self.apply(records, now);
+        }
+        self.reported = lsn;
+    }
+
+    /// The process dies; so many of the batches that were not reported are there nevertheless.
+    pub(crate) fn crash(&mut self, more: usize, now: Instant) {
+        for _ in 0..more {
+            if let Some((_, records)) = self.waiting.pop_front() {
+                self.apply(records, now);
+            }
+        }
+        self.waiting.clear();
+        self.head = self.rows.clone();
+        (self.last, self.reported, self.at) = (Lsn(0), Lsn(0), None);
+        self.process += 1;
+    }
+
+    fn apply(&mut self, records: Vec<Record>, now: Instant) {
+        for record in records {
+            match record {
+                Record::Insert(row) | Record::Update(row) => _ = self.rows.insert(row.key(), row),
+                Record::Delete(key) => {
+                    self.rows.remove(&key);
+                    self.gone.insert(key, now);
+                }
+            }
+        }
+    }
+
+    /// Batches that were not reported.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// What is durable.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.values()
+    }
+
+    /// Whether a row is durable, or was at some time since.
+    pub(crate) fn has_had(&self, key: &Key, since: Instant) -> bool {
+        self.rows.contains_key(key) || self.gone.get(key).is_some_and(|at| *at >= since)
+    }
+
+    /// Whether a row is there, or will be.
+    pub(crate) fn will_have(&self, key: &Key) -> bool {
+        self.head.contains_key(key)
+    }
+
+    /// Whether the broker is known to have a filter on one of the gateway's own links.
+    pub(crate) fn has_filter(&self, filter: &TopicFilter) -> bool {
+        let granted = |row: &Row| matches!(row, Row::Filter(_, known, row) if known == filter && row.granted);
+        self.head.values().any(granted)
+    }
+
+    /// The row of a message on the way to the broker, as it will be.
+    pub(crate) fn row(&self, key: &Key) -> Option<&Row> {
+        self.head.get(key)
+    }
+
+    /// Whether a client has a link of its own.
+    pub(crate) fn is_dedicated(&self, who: Who) -> bool {
+        let key = Key::Client(client_id(who), ClientKey::Session);
+        matches!(self.head.get(&key), Some(Row::Session(_, row)) if row.mode == Mode::Transparent)
+    }
+
+    pub(crate) fn has_gateway(&self) -> bool {
+        self.rows.contains_key(&Key::Gateway)
+    }
+}
+
+/// Whether the row of a session stands for another one than the row before.
+fn begins_anew(before: &Row, after: &Row) -> bool {
+    match (before, after) {
+        (Row::Session(_, before), Row::Session(_, after)) => {
+            before.mode != after.mode
+                || ((before.clean || after.clean) && before.connections != after.connections)
+        }
+        _ => false,
+    }
+}
+
+/// Whose row this is.
+pub(crate) fn client(key: &Key) -> Option<Who> {
+    match key {
+        Key::Client(id, _) => id.as_str().strip_prefix('s')?.parse().ok(),
+        Key::Gateway | Key::Message(_) | Key::Received(..) | Key::Filter(..) => None,
+    }
+}
+
+/// Whether a row is there only as long as something is under way.
+pub(crate) fn is_passing(row: &Row) -> bool {
+    match row.key() {
+        Key::Gateway | Key::Filter(..) => false,
+        Key::Message(_) | Key::Received(..) => true,
+        Key::Client(_, key) => match key {
+            ClientKey::Session
+            | ClientKey::Will
+            | ClientKey::Topic(_)
+            | ClientKey::Subscription(_)
+            | ClientKey::Exchange(_) => false,
+            ClientKey::Waiting(_)
+            | ClientKey::Releasing(_)
+            | ClientKey::Uplink(_)
+            | ClientKey::Received(_) => true,
+        },
+    }
+}
