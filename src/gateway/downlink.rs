@@ -307,6 +307,7 @@ impl Session {
     fn name(&mut self, item: &Item, cx: &Cx<'_>) -> Naming {
         let topic = &item.message.topic;
         match item.sent_on {
+            Some(TopicRef::Normal(_)) if self.registry.is_resting(topic) => return Naming::Resting,
             Some(TopicRef::Normal(_)) => return self.registry.register(topic, cx.scope(&self.id)),
             Some(sent_on) => return Naming::Known(sent_on),
             None => {}

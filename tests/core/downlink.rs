@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mqtt_sn_gateway::wire::{
-    Disconnect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, ReturnCode, TopicRef, Unsubscribe,
+    Disconnect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, ReturnCode, TopicRef, Unsubscribe, decode,
 };
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
@@ -575,4 +575,47 @@ fn a_message_refused_for_its_topic_id_and_taken_by_a_late_copy_does_not_come_aga
         w.send(A, pubcomp(first));
         w.quiet();
     }
+}
+
+#[test]
+fn a_message_that_was_sent_before_keeps_its_place_while_its_name_rests() {
+    let mut w = world();
+    w.send(A, connect_with("c1", false, false, 600));
+    w.expect(A, connack(ReturnCode::Accepted));
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    w.broker_publishes(1, "s/1", "one", QoS::AtLeastOnce);
+    w.broker_publishes(2, "s/1", "two", QoS::AtLeastOnce);
+    w.expect_publish(A, topic, Qos::AtLeastOnce, false, "one");
+    // Not a word for all repetitions, then it connects again.
+    w.pass(Duration::from_secs(41));
+    assert_eq!(w.gw.counters().clients_lost, 1);
+    w.taken();
+    w.send(A, connect_with("c1", false, false, 600));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.expect_register(A, "s/1");
+    // Heard, but without an answer to REGISTER: the name rests as long as the round took.
+    w.pass(Duration::from_secs(5));
+    w.send(A, pingreq());
+    w.expect(A, Packet::PingResp);
+    w.pass(Duration::from_secs(36));
+    w.taken();
+    w.pass(Duration::from_secs(35));
+    assert_eq!(w.taken().len(), 0, "the name rests");
+    w.pass(Duration::from_secs(9));
+    let mut payloads = Vec::new();
+    for _ in 0..6 {
+        for frame in w.taken() {
+            match decode(&frame).unwrap().packet {
+                Packet::Register(it) => {
+                    w.send(A, regack(it.topic_id, it.msg_id, ReturnCode::Accepted));
+                }
+                Packet::Publish(it) => {
+                    payloads.push(String::from_utf8(it.data.to_vec()).unwrap());
+                    w.send(A, puback(it.topic, it.msg_id, ReturnCode::Accepted));
+                }
+                other => panic!("{other}"),
+            }
+        }
+    }
+    assert_eq!(payloads, ["one", "two"]);
 }
