@@ -295,7 +295,7 @@ impl Links {
             Via::Gateway => self.aggregate.find(id, &self.pool),
             Via::Client(client) => self.dedicated.find(client, id, &self.pool),
         };
-        self.backlog.promise(id, sender, via, found.cloned(), &limits, now, journal).is_ok()
+        self.backlog.promise(id, (sender, via), found.cloned(), &limits, now, journal).is_ok()
     }
 
     /// The broker is done with a message. Whether the client was told before that all is well.
@@ -514,7 +514,7 @@ impl Links {
             // Who was to hear PUBREL is not there any more.
             let over = row.packet.is_none() && row.message.is_none();
             let waits = publish.is_none() && !over;
-            self.backlog.restore(id, sender, via, row, (waits, changed), now, journal);
+            self.backlog.restore(id, (sender, via), row, (waits, changed), now, journal);
             if over {
                 self.updates.push_back(Update::Completed(client, id, Ok(())));
             }

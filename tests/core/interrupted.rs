@@ -209,7 +209,7 @@ impl Play {
     }
 
     fn qos(&self) -> Qos {
-        if self.number % 3 == 0 { Qos::AtLeastOnce } else { Qos::ExactlyOnce }
+        if self.number.is_multiple_of(3) { Qos::AtLeastOnce } else { Qos::ExactlyOnce }
     }
 
     fn publish(&mut self, again: bool) {
@@ -337,7 +337,7 @@ impl Play {
     }
 
     fn check_order(&self, told: &str) {
-        let of_one = |number: &u16| number % 3 == 0;
+        let of_one = |number: &u16| number.is_multiple_of(3);
         for all in [Some(true), Some(false), None] {
             let mut seen = BTreeSet::new();
             let these = |number: &&u16| all.is_none_or(|ones| of_one(number) == ones);

@@ -250,7 +250,7 @@ fn what_waits_leaves_in_order_and_what_comes_later_leaves_behind_it() {
     }
     let of = |qos: QoS| got.iter().filter(move |(it, _)| *it == qos).map(|(_, data)| data.as_str());
     assert_eq!(of(QoS::AtMostOnce).collect::<Vec<_>>(), ["other"]);
-    assert_eq!(of(QoS::AtLeastOnce).last(), Some("late"));
+    assert_eq!(of(QoS::AtLeastOnce).next_back(), Some("late"));
     let numbers = |qos| of(qos).filter_map(|data| data.parse().ok()).collect::<Vec<u16>>();
     let expected = |twos| (0..5200).filter(|number| (number % 7 == 0) == twos).collect::<Vec<u16>>();
     assert_eq!(numbers(QoS::AtLeastOnce), expected(false));

@@ -190,8 +190,7 @@ impl Backlog {
     pub(super) fn promise(
         &mut self,
         id: UplinkId,
-        sender: Sender,
-        via: Via,
+        (sender, via): (Sender, Via),
         message: Option<Message>,
         limits: &OutageQueue,
         now: Instant,
@@ -327,8 +326,7 @@ impl Backlog {
     pub(super) fn restore(
         &mut self,
         id: UplinkId,
-        sender: Sender,
-        via: Via,
+        (sender, via): (Sender, Via),
         row: UplinkRow,
         (waits, changed): (bool, bool),
         now: Instant,
