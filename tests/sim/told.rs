@@ -231,14 +231,13 @@ impl Told {
                 self.cause = None;
                 return;
             }
-            if let Some(client) = self.clients.get_mut(&who).filter(|client| client.asleep) {
-                if client.peer != from {
-                    // It may wake there, or not.
-                    self.bound.remove(&client.peer);
-                    client.peer = from.clone();
-                    (client.connected, client.unsteady) = (false, true);
-                    self.bound.insert(from.clone(), who);
-                }
+            let moves = |client: &&mut Client| client.asleep && client.peer != from;
+            if let Some(client) = self.clients.get_mut(&who).filter(moves) {
+                // It may wake there, or not.
+                self.bound.remove(&client.peer);
+                client.peer = from.clone();
+                (client.connected, client.unsteady) = (false, true);
+                self.bound.insert(from.clone(), who);
             }
         }
         let Some(who) = self.bound.get(&from).copied() else { return };
