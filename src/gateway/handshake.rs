@@ -400,6 +400,7 @@ impl Gateway {
         (session.route, session.last_heard, session.connected) = (route, cx.now, cx.now);
         (session.connect, session.prompted) = (Some(params.frame).filter(|_| !prompted), prompted);
         (session.fresh, session.mode, session.overdue) = (false, mode, false);
+        (session.told, session.took_leave) = (None, false);
         cx.timers.cancel(&Timer::Client(key, ClientTimer::Grace));
         cx.timers.cancel(&Timer::Client(key, ClientTimer::Expiry));
         session.supervise(&mut cx);

@@ -117,14 +117,6 @@ impl Disconnects {
         self.order.push_back((now, peer.clone()));
     }
 
-    /// Whether a DISCONNECT from this client may be the answer to one that it was sent since it connected.
-    fn may_be_answered_by(&self, session: &Session, now: Instant) -> bool {
-        let told = session.peer.as_ref().and_then(|peer| self.told.get(peer));
-        told.is_some_and(|at| {
-            *at >= session.connected && now.saturating_duration_since(*at) < DISCONNECT_GUARD
-        })
-    }
-
     fn within(&self, span: Duration, peer: &Peer, now: Instant) -> bool {
         self.told.get(peer).is_some_and(|at| now.saturating_duration_since(*at) < span)
     }
@@ -361,7 +353,7 @@ impl Gateway {
         let Some((session, mut cx)) = self.session_cx(key) else { return };
         session.handle_heard(route, cx.now);
         session.end_silence(cx.now, cx.timers);
-        (session.connect, session.prompted) = (None, false);
+        (session.connect, session.prompted, session.took_leave) = (None, false, false);
         match packet {
             Packet::Register(register) => session.handle_register(&register, &mut cx),
             Packet::RegAck(ack) => session.handle_regack(ack, &mut cx),
@@ -396,8 +388,12 @@ impl Gateway {
         let is_of_another = self.is_of_another(key, &Packet::PingReq(*ping));
         let Some((session, mut cx)) = self.session_cx(key) else { return };
         if is_of_another {
-            if let (Some(peer), route) = (session.peer.clone(), session.route) {
-                self.disconnect_stranger(&peer, route, DISCONNECT_INTERVAL, None);
+            let (peer, route, now) = (session.peer.clone(), session.route, self.now);
+            if let Some(peer) = peer
+                && self.disconnect_stranger(&peer, route, DISCONNECT_INTERVAL, None)
+                && let Some(session) = self.clients.get_mut(key)
+            {
+                session.told = Some(now);
             }
         } else if session.state == State::Active {
             session.send(Packet::PingResp, &mut cx);
@@ -412,13 +408,15 @@ impl Gateway {
     /// DISCONNECT (§5.4.21): with a Duration the client sleeps, without, or with 0 (Interpretation: R-121), it takes leave,
     /// and no Will is published. The answer never has a Duration.
     fn handle_disconnect(&mut self, key: ClientKey, disconnect: Disconnect) {
-        let Some(session) = self.clients.get_mut(key) else { return };
-        if disconnect.duration.is_none() && self.disconnects.may_be_answered_by(session, self.now) {
-            // It may be the answer to ours, which was about another client id.
-            self.counters.disconnects_withheld += 1;
+        let Some((session, mut cx)) = self.session_cx(key) else { return };
+        let told = session.told.is_some_and(|at| cx.now.saturating_duration_since(at) < DISCONNECT_GUARD);
+        if disconnect.duration.is_none() && told {
+            // It may be the answer to ours, which was about another client id, or mean that this client goes: it has gone in
+            // peace if it is not heard any more (Interpretation: R-123).
+            session.took_leave = true;
+            cx.counters.disconnects_withheld += 1;
             return;
         }
-        let Some((session, mut cx)) = self.session_cx(key) else { return };
         session.send(Packet::Disconnect(Disconnect { duration: None }), &mut cx);
         match disconnect.duration {
             Some(seconds @ 1..) => session.fall_asleep(Duration::from_secs(seconds.into()), &mut cx),
@@ -470,13 +468,21 @@ impl Gateway {
         self.disconnect_stranger(from, route, guard, whose);
     }
 
-    /// Tells a peer that it has no session here, unless it was told within `guard`.
-    fn disconnect_stranger(&mut self, peer: &Peer, route: Route, guard: Duration, whose: Option<Whose>) {
-        if self.disconnects.within(guard, peer, self.now) {
-            self.counters.disconnects_withheld += 1;
-        } else {
+    /// Tells a peer that it has no session here, unless it was told within `guard`. Returns whether it is told.
+    fn disconnect_stranger(
+        &mut self,
+        peer: &Peer,
+        route: Route,
+        guard: Duration,
+        whose: Option<Whose>,
+    ) -> bool {
+        let is_told = !self.disconnects.within(guard, peer, self.now);
+        if is_told {
             self.disconnect_peer(peer, route, whose);
+        } else {
+            self.counters.disconnects_withheld += 1;
         }
+        is_told
     }
 
     /// QoS −1 (§6.8): for everybody, on predefined ids and short names, answered by nobody.
@@ -534,9 +540,14 @@ impl Gateway {
         }
     }
 
-    /// The client has gone without a word: its Will is published (§6.3).
+    /// The client has gone without a word: its Will is published (§6.3). Not if the last that was heard may have been its
+    /// goodbye.
     fn lose(&mut self, key: ClientKey) {
         let Some((session, mut cx)) = self.session_cx(key) else { return };
+        if session.took_leave {
+            info!(client = %session.id, "client disconnected");
+            return self.end_connection(key, State::Disconnected);
+        }
         info!(client = %session.id, will = session.will.topic.is_some(), "client lost");
         cx.counters.clients_lost += 1;
         if cx.settings.broker.wills == Wills::Broker && cx.links.is_dedicated(key) {

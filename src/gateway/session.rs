@@ -165,6 +165,10 @@ pub(super) struct Session {
     pub(super) connect: Option<Bytes>,
     /// The connection was set up with Will prompts and nothing came since.
     pub(super) prompted: bool,
+    /// When its peer was last told, since it connected there, that another client has no session.
+    pub(super) told: Option<Instant>,
+    /// The last that was heard of it may have been its goodbye.
+    pub(super) took_leave: bool,
     pub(super) will: Will,
     pub(super) subscriptions: BTreeMap<TopicFilter, Subscription>,
     pub(super) requests: VecDeque<Request>,
@@ -242,6 +246,8 @@ impl Session {
             connected: now,
             connect: None,
             prompted: false,
+            told: None,
+            took_leave: false,
             will: Will::default(),
             subscriptions: BTreeMap::new(),
             requests: VecDeque::new(),
@@ -597,6 +603,7 @@ impl Session {
         self.overdue = false;
         self.connect = None;
         self.prompted = false;
+        (self.told, self.took_leave) = (None, false);
         self.drop_requests(cx);
         for timer in
             [ClientTimer::Supervision, ClientTimer::Retry, ClientTimer::BrokerAnswer, ClientTimer::Grace]

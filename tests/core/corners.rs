@@ -778,6 +778,47 @@ fn a_disconnect_that_may_answer_ours_is_swallowed_for_a_client_too() {
     assert_eq!(w.gw.sessions(), 1);
 }
 
+/// Nobody can tell whether it answers ours; silence after it says that it did not.
+#[test]
+fn a_goodbye_that_may_answer_ours_is_one_if_nothing_follows() {
+    for (goes_on, lost) in [(false, 0), (true, 1)] {
+        let mut w = world();
+        connected(&mut w, B, connect_with("n2", false, true, 0));
+        w.send(A, connect_with("n1", true, true, 60));
+        w.expect(A, Packet::WillTopicReq);
+        w.send(A, Packet::WillTopic(WillTopic { qos: Qos::AtLeastOnce, retain: false, topic: b"w/1" }));
+        w.expect(A, Packet::WillMsgReq);
+        w.send(A, Packet::WillMsg(WillMsg { message: b"dead" }));
+        w.expect(A, connack(ReturnCode::Accepted));
+        w.send(A, Packet::PingReq(PingReq { client_id: b"other" }));
+        w.expect(A, disconnect());
+        w.pass(secs(5));
+        w.send(A, disconnect());
+        w.quiet();
+        if goes_on {
+            w.pass(secs(1));
+            w.send(A, pingreq());
+            w.expect(A, Packet::PingResp);
+        }
+        w.pass(secs(200));
+        assert_eq!((w.gw.sessions(), w.gw.counters().clients_lost), (1, lost));
+        assert_eq!(w.gw.counters().wills_published, lost);
+    }
+}
+
+/// What it was told before, it was told as somebody else.
+#[test]
+fn a_goodbye_of_a_client_that_was_told_before_it_connected_is_answered() {
+    let mut w = world();
+    w.send(A, pingreq());
+    w.expect(A, disconnect());
+    w.active(A, "n1");
+    w.pass(secs(5));
+    w.send(A, disconnect());
+    w.expect(A, disconnect());
+    assert_eq!(w.gw.sessions(), 0);
+}
+
 /// it is not of this client, whose handshake goes on.
 #[test]
 fn a_pingreq_with_the_id_of_another_client_does_not_end_a_handshake() {
