@@ -588,7 +588,7 @@ pub struct Queue {
     pub bytes: usize,
     /// What goes when a limit is reached.
     pub full: QueueFull,
-    /// Whether messages of QoS 0 are kept too.
+    /// Whether messages of QoS 0 are kept for a client that sleeps.
     pub qos0: bool,
 }
 

@@ -105,7 +105,7 @@ counters! {
     downlink_queue_full,
     /// Messages shed: the queues of all clients together were full.
     downlink_total_full,
-    /// Messages shed: QoS 0 for a client that was away.
+    /// Messages shed: for a client that was away, or QoS 0 for one that was asleep where that is not kept.
     downlink_offline,
     /// Messages dropped: too large for the transport (§6.10).
     downlink_oversize,

@@ -247,12 +247,11 @@ impl Session {
             || !self.requests.is_empty()
     }
 
-    /// Whether a message is kept until the client can take it.
+    /// Whether a message is kept until the client can take it. One that is Active has only its turn to wait for.
     fn may_wait(&self, item: &Item, settings: &Settings) -> bool {
         match self.state {
-            State::Active | State::Asleep | State::Awake => {
-                item.qos != QoS::AtMostOnce || settings.sessions.queue.qos0
-            }
+            State::Active => true,
+            State::Asleep | State::Awake => item.qos != QoS::AtMostOnce || settings.sessions.queue.qos0,
             State::Disconnected | State::Lost => item.qos != QoS::AtMostOnce && !self.clean,
         }
     }

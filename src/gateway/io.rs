@@ -423,7 +423,7 @@ pub struct QueueSettings {
     pub bytes: usize,
     /// Which message goes when the queue is full.
     pub full: QueueFull,
-    /// Whether QoS 0 is kept for a client that cannot take it at once.
+    /// Whether QoS 0 is kept for a client that sleeps.
     pub qos0: bool,
 }
 

@@ -705,7 +705,7 @@ fn a_client_congested_with_topics_gets_messages_on_those_it_has() {
 // Settings.
 
 #[test]
-fn qos_0_is_not_kept_where_it_is_configured_so() {
+fn qos_0_that_is_not_kept_still_has_its_turn_while_the_client_is_active() {
     let mut w = world_with(|settings| settings.sessions.queue.qos0 = false);
     w.active(A, "n1");
     let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
@@ -713,7 +713,17 @@ fn qos_0_is_not_kept_where_it_is_configured_so() {
     let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "one");
     w.broker_publishes(0, "s/1", "zero", QoS::AtMostOnce);
     w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
-    w.quiet();
+    w.expect_publish(A, topic, Qos::AtMostOnce, false, "zero");
+    // What waits when it falls asleep is not kept.
+    w.broker_publishes(2, "s/1", "two", QoS::AtLeastOnce);
+    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "two");
+    w.broker_publishes(0, "s/1", "zero", QoS::AtMostOnce);
+    w.send(A, Packet::Disconnect(mqtt_sn_gateway::wire::Disconnect { duration: Some(60) }));
+    w.expect(A, disconnect());
+    assert_eq!(w.gw.counters().downlink_offline, 1);
+    w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+    w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
+    w.expect(A, Packet::PingResp);
 }
 
 // Signs of life, DISCONNECT.
