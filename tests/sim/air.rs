@@ -395,8 +395,11 @@ impl Air {
         expired
     }
 
-    /// A client counts as lost from now on, and its Will is due.
+    /// A client counts as lost from now on, and its Will is due, unless it may have taken leave.
     fn lost(&mut self, who: Who, ledger: &mut Ledger) {
+        if self.sessions.get(&who).is_some_and(|session| session.took_leave) {
+            return self.leave(who, ledger);
+        }
         self.due.insert(who);
         if let Some(will) = self.sessions.get(&who).and_then(|session| session.will) {
             ledger.entry_mut(will).wills_due += 1;
@@ -536,7 +539,7 @@ impl Air {
             session.since = now;
         }
         (session.state, session.clean, session.keep_alive) = (State::Active, clean, keep_alive);
-        (session.last_heard, session.connected) = (now, now);
+        (session.last_heard, session.told, session.took_leave) = (now, None, false);
         session.dedicated = dedicated;
         session.inherited |= self.cause.inherits;
         (session.grace, session.overdue, session.watch) = (None, false, session.supervision());

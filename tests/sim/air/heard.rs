@@ -208,6 +208,9 @@ impl Air {
 
     /// A frame from a client with a session.
     pub(super) fn session_in(&mut self, who: Who, packet: &Packet<'_>, ledger: &Ledger) -> Checked {
+        if let Some(session) = self.sessions.get_mut(&who) {
+            session.took_leave = false;
+        }
         match packet {
             Packet::Register(register) => {
                 self.cause.answer = Some(&["REGACK"]);
@@ -270,9 +273,9 @@ impl Air {
 
     pub(super) fn disconnect_in(&mut self, who: Who, duration: Option<u16>, ledger: &Ledger) {
         let Some(session) = self.sessions.get_mut(&who) else { return };
-        let told = session.peer.as_ref().and_then(|peer| self.told.get(peer));
         let sleeps = duration.is_some_and(|seconds| seconds > 0);
-        if duration.is_none() && told.is_some_and(|at| *at >= session.connected && self.now < *at + GUARD) {
+        if duration.is_none() && session.told.is_some_and(|at| self.now < at + GUARD) {
+            session.took_leave = true;
             return;
         }
         self.cause.goodbye = Goodbye::Answer;

@@ -99,6 +99,9 @@ impl Air {
             Goodbye::Stranger if who.is_some() => return false,
             Goodbye::Foreign | Goodbye::Stranger => {}
         }
+        if let Some(session) = who.and_then(|who| self.sessions.get_mut(&who)) {
+            session.told = Some(self.now);
+        }
         let before = self.told.insert(to.clone(), self.now);
         before.is_none_or(|at| at + guard <= self.now)
     }

@@ -25,9 +25,8 @@ pub(super) enum State {
 /// A client as the gateway should see it.
 pub(crate) struct Session {
     pub(super) state: State,
-    /// When the connection was set up, and when it was last confirmed.
+    /// When the connection was set up.
     pub(super) since: Instant,
-    pub(super) connected: Instant,
     /// When the session ends, once the connection has.
     pub(super) expires: Instant,
     /// It has a link of its own, on which the broker had a session of it before this gateway had one.
@@ -50,6 +49,10 @@ pub(crate) struct Session {
     pub(super) connect: Option<Bytes>,
     /// It was set up with prompts, and nothing came since.
     pub(super) prompted: bool,
+    /// When its peer was last told, since it connected, of a client that has no session; and whether the last that was heard
+    /// may answer that.
+    pub(super) told: Option<Instant>,
+    pub(super) took_leave: bool,
     pub(super) will: Option<No>,
     /// Every id of this session.
     pub(super) ids: BTreeMap<u16, TopicName>,
@@ -159,7 +162,6 @@ impl Session {
         Self {
             state: State::Away,
             since: now,
-            connected: now,
             expires: now,
             dedicated: false,
             inherited: false,
@@ -175,6 +177,8 @@ impl Session {
             last_heard: now,
             connect: None,
             prompted: false,
+            told: None,
+            took_leave: false,
             will: None,
             ids: BTreeMap::new(),
             known: BTreeSet::new(),
