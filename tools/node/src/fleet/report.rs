@@ -22,6 +22,7 @@ pub(super) struct Report {
     pub(super) connections: u64,
     naps: u64,
     connects_refused: u64,
+    subscribes_refused: u64,
     connections_lost: u64,
     session_restarts: u64,
     sent: u64,
@@ -133,6 +134,7 @@ impl Report {
             connections: tally.connections,
             naps: tally.naps,
             connects_refused: tally.connects_refused,
+            subscribes_refused: tally.subscribes_refused,
             connections_lost: tally.connections_lost,
             session_restarts: tally.restarts,
             sent: tally.sent,
@@ -237,6 +239,7 @@ impl fmt::Display for Report {
         }
         row("connections lost", &self.connections_lost)?;
         row("connections refused", &self.connects_refused)?;
+        row("subscriptions refused", &self.subscribes_refused)?;
         row("session restarts", &self.session_restarts)?;
         if let Some(verified) = &self.verified {
             row("delivered at the broker", &verified.delivered)?;

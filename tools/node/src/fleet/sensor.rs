@@ -32,6 +32,8 @@ pub(super) enum Note {
     Asleep,
     /// CONNACK accepted the sensor.
     Connected,
+    /// SUBACK refused its subscription.
+    SubscribeRefused,
     /// CONNACK refused it.
     ConnectRefused,
     /// The connection is lost.
@@ -268,7 +270,7 @@ impl Sensor {
                     self.forget();
                 }
                 Event::Subscribed { result: Err(_), .. } => {
-                    self.notes.push_back(Note::Refused);
+                    self.notes.push_back(Note::SubscribeRefused);
                     self.resubscribe = true;
                     self.forget();
                 }
