@@ -23,6 +23,7 @@ use mqtt_sn_gateway::topic::{NameError, TopicFilter, TopicName};
 use mqtt_sn_gateway::wire::Qos;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::UdpSocket;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{interval, sleep_until, timeout};
 
@@ -183,6 +184,8 @@ struct Ends {
 /// Keeps the books until every sensor is done, and then until the broker has delivered what it must, and a little longer.
 async fn watch_run(plan: &Plan, mut books: Books, ends: Ends, start: Instant, verified: bool) -> Books {
     let Ends { mut heard, mut notes, post, order } = ends;
+    // One for the whole run: what comes while nobody waits is not to be missed.
+    let mut interrupts = signal(SignalKind::interrupt()).ok();
     let mut progress = Progress::new(plan, start);
     let mut tick = interval(Duration::from_millis(500));
     let mut last = None;
@@ -204,7 +207,7 @@ async fn watch_run(plan: &Plan, mut books: Books, ends: Ends, start: Instant, ve
             }
             () = sleep(books.letter_at()) => books.post(&post),
             _ = tick.tick() => progress.show(&books.ledger),
-            _ = tokio::signal::ctrl_c() => {
+            () = interrupted(&mut interrupts) => {
                 if order.send_replace(Order::Stop) != Order::Publish {
                     break;
                 }
@@ -320,6 +323,15 @@ async fn drive(
         }
     }
     let _ = notes.send(sensor.done()).await;
+}
+
+async fn interrupted(interrupts: &mut Option<Signal>) {
+    if let Some(interrupts) = interrupts
+        && interrupts.recv().await.is_some()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 async fn sleep(until: Option<Instant>) {
