@@ -32,8 +32,8 @@ use crate::node::node;
 use crate::process::{Gateway, Mosquitto, Process, wait_until};
 use crate::proxy::Proxy;
 
-/// Unless the environment says more.
-const CRASHES: u32 = 200;
+/// In each mode, unless the environment says more.
+const CRASHES: u32 = 100;
 
 /// How long a gateway lives once it listens.
 const LIFE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
@@ -49,7 +49,17 @@ const FLEET: &str = "fleet --spread 1s --sleepers 30% --keepalive 1 --rate 1/3s 
                      --loss 1% --duration 10h --settle 40s -c";
 
 #[test]
-fn nothing_acknowledged_is_lost_and_nothing_doubled_when_the_gateway_is_killed_again_and_again() {
+fn in_aggregating_mode_no_crash_loses_what_was_acknowledged_or_doubles_anything_at_qos_2() {
+    crash("aggregating");
+}
+
+#[test]
+fn in_transparent_mode_no_crash_loses_what_was_acknowledged_or_doubles_anything_at_qos_2() {
+    crash("transparent");
+}
+
+/// Crashes as often as it is asked to, and judges.
+fn crash(mode: &str) {
     let crashes = std::env::var("CRASHES").map_or(CRASHES, |text| text.parse().unwrap());
     let mosquitto = Mosquitto::that_names_subscriptions();
     let verify = format!("mqtt://127.0.0.1:{}", mosquitto.port);
@@ -71,8 +81,11 @@ fn nothing_acknowledged_is_lost_and_nothing_doubled_when_the_gateway_is_killed_a
     });
 
     // While the broker is away SUBSCRIBE is granted all the same, but the broker cannot keep what it has not been asked for.
-    let subscriptions = || gateway.mosquitto.as_ref().unwrap().printed().matches("/down").count();
+    let subscriptions = || gateway.mosquitto.as_ref().unwrap().subscriptions("/down");
     wait_until("the subscription of each sensor", || subscriptions() >= 2 * SENSORS);
+
+    let links = gateway.mosquitto.as_ref().unwrap().printed().matches(" as fleet-").count();
+    assert_eq!(links >= 2 * SENSORS, mode == "transparent", "{links} connections in the name of sensors");
 
     let mut random = Random(1);
     let (began, mut ready) = (Instant::now(), Vec::new());

@@ -2,6 +2,7 @@
 
 use std::net::UdpSocket;
 use std::process::Command;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use mqtt_sn_gateway::mqtt::QoS;
@@ -9,6 +10,7 @@ use mqtt_sn_gateway::node::{Event, Loss, Outcome};
 use mqtt_sn_gateway::wire::{Qos, ReturnCode};
 
 use crate::app::App;
+use crate::node::node;
 use crate::process::{Beside, Gateway, Mosquitto, Process, free_tcp, wait_until};
 use crate::sensor::{Sensor, name, options};
 
@@ -87,6 +89,55 @@ fn a_broker_that_refuses_is_told_in_words_and_tried_again() {
     let mut buffer = [0; 16];
     socket.set_read_timeout(Some(crate::process::PATIENCE)).unwrap();
     assert_eq!(socket.recv(&mut buffer).map(|len| buffer[..len].to_vec()).unwrap(), [3, 2, 42]);
+}
+
+#[test]
+fn a_broker_that_restarts_and_hangs_again_and_again_under_load_costs_no_message() {
+    let mosquitto = Mosquitto::persistent();
+    let verify = format!("mqtt://127.0.0.1:{}", mosquitto.port);
+    let mut gateway = Gateway::start(&verify, mosquitto.port, "  ack_timeout: 500ms\n", Some(mosquitto));
+    gateway.process.wait_for_line("connected to the broker");
+    let mut fleets = ["1", "2"].map(|qos| {
+        let fleet = "fleet --nodes 20 --spread 1s --sleepers 30% --keepalive 1 --rate 1/s --down 1/2s --retry 500ms \
+                     --retry-limit 100 --loss 2% --duration 1h --settle 60s -c";
+        let topic = format!("q{qos}/{{node}}");
+        let mut arguments: Vec<_> = fleet.split_whitespace().collect();
+        arguments.extend(["--seed", qos, "--qos", qos, "--topic", &topic, "--verify", &verify]);
+        node(gateway.port, &arguments)
+    });
+    // Every sensor's subscription is at the broker before that goes away for the first time.
+    let mosquitto = gateway.mosquitto.as_mut().unwrap();
+    wait_until("the subscription of each sensor", || mosquitto.subscriptions("/down") >= 40);
+    for round in 0..6 {
+        let returned;
+        if round % 2 == 0 {
+            mosquitto.leave();
+            sleep(Duration::from_secs(1));
+            mosquitto.up();
+            returned = Instant::now();
+        } else {
+            mosquitto.signal("STOP");
+            // Longer than the gateway waits for an acknowledgement.
+            sleep(Duration::from_secs(2));
+            mosquitto.signal("CONT");
+            returned = Instant::now();
+        }
+        App::subscribed(mosquitto.port, "+/+").message();
+        let what = ["restarted", "hung"][round % 2];
+        println!("a broker that had {what}: a message {:.0?} after its return", returned.elapsed());
+        sleep(Duration::from_secs(1));
+    }
+    fleets.iter().for_each(|fleet| fleet.signal("INT"));
+    for fleet in &mut fleets {
+        let end = Instant::now() + Duration::from_secs(150);
+        while fleet.is_running() && Instant::now() < end {
+            sleep(Duration::from_millis(20));
+        }
+        let table = fleet.printed();
+        println!("{table}");
+        assert_eq!(fleet.wait_for_end().code(), Some(0));
+        assert!(table.contains("every promise kept"));
+    }
 }
 
 /// Mosquitto closes the older connection without a word, in MQTT 5 too; mosquitto_sub comes back each time, as our link does.

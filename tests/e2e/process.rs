@@ -1,5 +1,6 @@
 //! Child processes that end with the test, and the ports they listen on.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -134,6 +135,10 @@ fn collect(from: impl std::io::Read + Send + 'static, into: &Arc<Mutex<String>>)
     });
 }
 
+/// What Mosquitto logs by itself, and subscriptions.
+const NAMES_SUBSCRIPTIONS: &str =
+    "log_type error\nlog_type warning\nlog_type notice\nlog_type information\nlog_type subscribe\n";
+
 /// A Mosquitto of the test's own.
 pub struct Mosquitto {
     pub port: u16,
@@ -164,19 +169,19 @@ impl Mosquitto {
         })
     }
 
-    /// One that keeps sessions and messages over [`Mosquitto::leave`].
-    #[allow(dead_code, reason = "not every binary needs it")]
-    pub fn persistent() -> Self {
-        Self::start_with(|folder, _| {
-            format!("user root\npersistence true\npersistence_location {}/\n", folder.display())
-        })
-    }
-
     /// One that logs each subscription.
     #[allow(dead_code, reason = "not every binary needs it")]
     pub fn that_names_subscriptions() -> Self {
-        let types = ["error", "warning", "notice", "information", "subscribe"];
-        Self::start_with(|_, _| types.map(|name| format!("log_type {name}\n")).concat())
+        Self::start_with(|_, _| NAMES_SUBSCRIPTIONS.into())
+    }
+
+    /// The same, and one that keeps sessions and messages over [`Mosquitto::leave`].
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn persistent() -> Self {
+        Self::start_with(|folder, _| {
+            let place = format!("persistence true\npersistence_location {}/\n", folder.display());
+            format!("user root\n{place}{NAMES_SUBSCRIPTIONS}")
+        })
     }
 
     /// Ends it in an orderly manner, so that one that is persistent writes down what it knows.
@@ -186,6 +191,14 @@ impl Mosquitto {
             process.signal("TERM");
             process.wait_for_end();
         }
+    }
+
+    /// The filters with these words in them that somebody has subscribed to since its start, each once; it has to name them.
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn subscriptions(&self, words: &str) -> usize {
+        let printed = self.printed();
+        let filters = printed.lines().filter_map(|line| line.rsplit(' ').next());
+        filters.filter(|filter| filter.contains(words)).collect::<BTreeSet<_>>().len()
     }
 
     #[allow(dead_code, reason = "not every binary needs it")]
