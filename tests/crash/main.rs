@@ -64,9 +64,9 @@ fn crash(mode: &str) {
     let mosquitto = Mosquitto::that_names_subscriptions();
     let verify = format!("mqtt://127.0.0.1:{}", mosquitto.port);
     let way = Proxy::to(mosquitto.port);
-    let more = "  ack_timeout: 1s\n";
-    let mut gateway =
-        Gateway::start(&format!("mqtt://127.0.0.1:{}", way.port), way.port, more, Some(mosquitto));
+    let more = format!("  ack_timeout: 1s\n  mode: {mode}\n");
+    let url = format!("mqtt://127.0.0.1:{}", way.port);
+    let mut gateway = Gateway::start(&url, way.port, &more, Some(mosquitto));
     let logs = Logs::new();
     let (folder, sensors) = (TempDir::new().unwrap(), SENSORS.to_string());
     let mut fleets = ["1", "2"].map(|qos| {
