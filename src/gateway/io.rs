@@ -430,7 +430,7 @@ pub struct QueueSettings {
 /// What a full queue sheds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueFull {
-    /// The message that has waited longest.
+    /// The message of QoS 0 that has waited longest; if there is none, the message that has, though not for one of QoS 0.
     DropOldest,
     /// The message that would join.
     DropNewest,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::counters::Counters;
-use super::io::{QueueFull, SessionSettings};
+use super::io::{QueueFull, QueueSettings, SessionSettings};
 use super::links::Delivery;
 use super::record::MessageId;
 use crate::mqtt::{Message, QoS};
@@ -46,6 +46,10 @@ impl Item {
     /// Whether it may go through all its repetitions once more.
     pub(super) fn has_rounds_left(&self) -> bool {
         self.rounds + 1 < super::downlink::ROUNDS
+    }
+
+    fn is_qos_0(&self) -> bool {
+        self.qos == QoS::AtMostOnce
     }
 
     fn len(&self) -> usize {
@@ -89,8 +93,8 @@ impl Outbox {
         while !at_once && is_full(self) {
             counters.downlink_queue_full += 1;
             let oldest = match limits.full {
-                QueueFull::DropOldest if item.len() <= limits.bytes => self.pop(total),
-                _ => None,
+                QueueFull::DropOldest if self.has_room_at_all(&item, limits) => self.pop_least(&item, total),
+                QueueFull::DropOldest | QueueFull::DropNewest => None,
             };
             let Some(oldest) = oldest else {
                 shed.push(item);
@@ -107,6 +111,24 @@ impl Outbox {
         *total += item.len();
         self.items.push_back(item);
         Joined { shed }
+    }
+
+    /// Whether `item` fits once everything has gone that may go for it.
+    fn has_room_at_all(&self, item: &Item, limits: &QueueSettings) -> bool {
+        let stays = |other: &&Item| item.is_qos_0() && !other.is_qos_0();
+        let (messages, octets) = self
+            .items
+            .iter()
+            .filter(stays)
+            .fold((0, 0), |(messages, octets), other| (messages + 1, octets + other.len()));
+        messages < limits.messages && octets + item.len() <= limits.bytes
+    }
+
+    /// Takes out what is shed first for `item`: the oldest of QoS 0 (Interpretation: R-131), and if there is none the oldest;
+    /// for QoS 0 nothing else goes.
+    fn pop_least(&mut self, item: &Item, total: &mut usize) -> Option<Item> {
+        let least = self.take_first(total, Item::is_qos_0);
+        if least.is_some() || item.is_qos_0() { least } else { self.pop(total) }
     }
 
     /// Messages that wait.

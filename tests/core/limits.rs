@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::io::{Input, Peer, PortId, Protocol, QueueFull, Route};
-use mqtt_sn_gateway::wire::{Packet, Qos, Register, ReturnCode, SubAck, TopicRef};
+use mqtt_sn_gateway::wire::{Disconnect, Packet, PingReq, Qos, Register, ReturnCode, SubAck, TopicRef};
 use proptest::prelude::*;
 use rumqttc::QoS;
 
@@ -75,6 +75,57 @@ fn a_full_queue_sheds_the_oldest_or_the_newest_and_settles_it() {
         assert_eq!(w.gw.counters().downlink_queue_full, 1);
         assert_eq!((w.gw.queued_octets(), w.gw.unsettled_deliveries()), (0, 0));
     }
+}
+
+/// QoS 0 is what may be missed.
+#[test]
+fn a_full_queue_sheds_qos_0_before_what_is_acknowledged() {
+    let mut w = world_with(|settings| settings.sessions.queue.messages = 3);
+    w.active(A, "n1");
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    w.send(A, Packet::Disconnect(Disconnect { duration: Some(60) }));
+    w.expect(A, disconnect());
+    for (pkid, data, qos) in [
+        (1, "a1", QoS::AtLeastOnce),
+        (0, "b0", QoS::AtMostOnce),
+        (0, "c0", QoS::AtMostOnce),
+        // "b0" goes, then "c0".
+        (0, "d0", QoS::AtMostOnce),
+        (2, "e1", QoS::AtLeastOnce),
+        // "d0" goes, then "a1".
+        (3, "f1", QoS::AtLeastOnce),
+        (4, "g1", QoS::AtLeastOnce),
+        // Nothing goes for it.
+        (0, "h0", QoS::AtMostOnce),
+    ] {
+        w.broker_publishes(pkid, "s/1", data, qos);
+    }
+    assert_eq!(w.gw.counters().downlink_queue_full, 5);
+    w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
+    for data in ["e1", "f1", "g1"] {
+        let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, data);
+        w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+    }
+    w.expect(A, Packet::PingResp);
+}
+
+/// It would not fit beside what has to stay.
+#[test]
+fn a_message_of_qos_0_that_is_shed_takes_no_other_along() {
+    let mut w = world_with(|settings| settings.sessions.queue.bytes = 30);
+    w.active(A, "n1");
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    w.send(A, Packet::Disconnect(Disconnect { duration: Some(60) }));
+    w.expect(A, disconnect());
+    w.broker_publishes(1, "s/1", "ten octets", QoS::AtLeastOnce);
+    w.broker_publishes(0, "s/1", "0", QoS::AtMostOnce);
+    w.broker_publishes(0, "s/1", "fifteen  octets", QoS::AtMostOnce);
+    assert_eq!(w.gw.counters().downlink_queue_full, 1);
+    w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
+    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "ten octets");
+    w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+    w.expect_publish(A, topic, Qos::AtMostOnce, false, "0");
+    w.expect(A, Packet::PingResp);
 }
 
 #[test]
