@@ -21,6 +21,7 @@ use super::air::Addressee;
 use super::exchange::{Exchange, Repair, Request, publish};
 use super::io::Settings;
 use super::journal::Whose;
+use super::links::Links;
 use super::outbox::{Item, Joined, Outbox};
 use super::record::{ClientKey, Lsn, Row, WaitingRow};
 use super::registry::Naming;
@@ -114,7 +115,7 @@ impl Downlink {
 impl Session {
     /// A message for this client from the broker; `exactly` if the broker is told of all its recipients at once, as QoS 2 wants.
     pub(super) fn deliver(&mut self, mut item: Item, exactly: bool, cx: &mut Cx<'_>) {
-        if !self.wants(&item) {
+        if !self.wants(&item, cx.links) {
             // On a link of its own it may cross the client's UNSUBSCRIBE (Interpretation: A-44).
             cx.counters.downlink_ended += 1;
             cx.settle(&self.id, &item);
@@ -451,7 +452,7 @@ impl Session {
 
     /// The client knows the id; it may have unsubscribed meanwhile.
     fn send_registered(&mut self, item: Item, topic_id: u16, repair: Repair, cx: &mut Cx<'_>) {
-        if self.wants(&item) {
+        if self.wants(&item, cx.links) {
             let item = Item { rounds: 0, ..item };
             self.send_publish(item, TopicRef::Normal(topic_id), repair, cx);
         } else {
@@ -583,7 +584,7 @@ impl Session {
         let follows = |other: &Item| must_arrive(other) && other.message.topic == item.message.topic;
         let is_awaited = waits || (!must_arrive(&item) && self.downlink.outbox.iter().any(follows));
         self.registry.rest(topic_id, cx.now + if is_awaited { round } else { T_WAIT });
-        if !self.wants(&item) {
+        if !self.wants(&item, cx.links) {
             cx.counters.downlink_ended += 1;
             cx.settle(&self.id, &item);
         } else if waits {
@@ -767,18 +768,21 @@ impl Session {
     /// Drops what waits and no subscription matches any more (Interpretation: A-44); a PUBLISH under way is finished.
     pub(super) fn drop_unsubscribed(&mut self, cx: &mut Cx<'_>) {
         let mut outbox = std::mem::take(&mut self.downlink.outbox);
-        for item in outbox.remove_unless(cx.queued_octets, |item| self.wants(item)) {
+        for item in outbox.remove_unless(cx.queued_octets, |item| self.wants(item, cx.links)) {
             cx.counters.downlink_ended += 1;
             cx.settle(&self.id, &item);
         }
         self.downlink.outbox = outbox;
     }
 
-    /// Whether a subscription still brings this message, or the client may have it already.
-    fn wants(&self, item: &Item) -> bool {
+    /// Whether a subscription still brings this message, or the client may have it already. What is subscribed to in a session
+    /// that is older than the gateway only the broker knows: until it has ended what the client unsubscribed from, that is
+    /// taken for what brings this (Interpretation: R-094).
+    fn wants(&self, item: &Item, links: &Links) -> bool {
+        let topic = &item.message.topic;
         item.sent_as.is_some()
-            || self.inherited
-            || self.subscriptions.keys().any(|filter| filter.matches(&item.message.topic))
+            || self.subscriptions.keys().any(|filter| filter.matches(topic))
+            || (self.inherited && !links.is_ending(self.key, topic))
     }
 
     /// Drops everything that was meant for the client.

@@ -33,7 +33,7 @@ use super::record::{self, Key, Row};
 use crate::mqtt::{
     Credentials, DeliveryId, Full, Message, Options, QoS, Refused, Restored, RestoredPublish, Trace,
 };
-use crate::topic::{ClientId, TopicFilter};
+use crate::topic::{ClientId, TopicFilter, TopicName};
 use crate::wire::ReturnCode;
 
 /// Wills that wait for the broker to come back. One per client of a small network; more are shed and counted.
@@ -585,6 +585,11 @@ impl Links {
             self.aggregate.hold(client, filter);
         }
         holds
+    }
+
+    /// Whether the client has unsubscribed from what brings this, and its own link may bring it still.
+    pub(super) fn is_ending(&self, client: ClientKey, topic: &TopicName) -> bool {
+        self.dedicated.get(client).is_some_and(|own| own.is_ending(topic))
     }
 
     /// The client no longer wants what the filter matches.

@@ -1330,3 +1330,59 @@ fn what_a_client_unsubscribes_from_in_a_session_older_than_the_gateway_ends_at_t
     let v4::Packet::Unsubscribe(unsubscribe) = world.broker_next() else { panic!() };
     assert_eq!(unsubscribe.topics, ["t"]);
 }
+
+/// a session older than the gateway may have other subscriptions that bring it, as soon as the broker has ended this one.
+#[test]
+fn in_a_session_older_than_the_gateway_nothing_follows_unsuback_until_the_broker_has_ended_it_too() {
+    let mut world = world();
+    world.send(A, connect_with("c1", false, false, 60));
+    world.broker_sees_connect("c1");
+    world.broker_accepts(true);
+    world.expect(A, connack(ReturnCode::Accepted));
+    let topic = TopicRef::Normal(world.subscribed(A, "t", QoS::AtLeastOnce));
+    world.send(A, Packet::Disconnect(Disconnect { duration: Some(60) }));
+    world.expect(A, disconnect());
+    world.broker_publishes(1, "t", "waits", QoS::AtLeastOnce);
+    world.send(A, Packet::Unsubscribe(Unsubscribe { msg_id: 3, topic: FilterRef::Name(b"t") }));
+    world.expect(A, Packet::UnsubAck(MsgIdOnly { msg_id: 3 }));
+    let v4::Packet::Unsubscribe(unsubscribe) = world.broker_next() else { panic!() };
+    world.broker_gets_puback(1);
+    world.broker_publishes(2, "t", "crosses", QoS::AtLeastOnce);
+    world.broker_gets_puback(2);
+    world.broker_publishes(3, "u", "another", QoS::AtLeastOnce);
+    assert_eq!(world.gw.counters().downlink_ended, 2);
+    world.broker_says(v4::Packet::UnsubAck(v4::UnsubAck::new(unsubscribe.pkid)));
+    world.broker_publishes(4, "t", "by +", QoS::AtLeastOnce);
+    world.send(A, Packet::PingReq(PingReq { client_id: b"c1" }));
+    let (id, msg_id) = world.expect_register(A, "u");
+    world.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    let msg_id = world.expect_publish(A, TopicRef::Normal(id), Qos::AtLeastOnce, false, "another");
+    world.send(A, puback(TopicRef::Normal(id), msg_id, ReturnCode::Accepted));
+    let msg_id = world.expect_publish(A, topic, Qos::AtLeastOnce, false, "by +");
+    world.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+    world.expect(A, Packet::PingResp);
+}
+
+/// Its filter was never heard of here.
+#[test]
+fn an_unsubscribe_from_what_the_broker_alone_knows_ends_messages_too() {
+    let mut world = world();
+    world.send(A, connect_with("c1", false, false, 60));
+    world.broker_sees_connect("c1");
+    world.broker_accepts(true);
+    world.expect(A, connack(ReturnCode::Accepted));
+    world.send(A, Packet::Unsubscribe(Unsubscribe { msg_id: 3, topic: FilterRef::Name(b"t") }));
+    world.expect(A, Packet::UnsubAck(MsgIdOnly { msg_id: 3 }));
+    world.broker_publishes(1, "t", "x", QoS::AtLeastOnce);
+    world.quiet();
+    // It changes its mind.
+    world.send(A, subscribe(4, "t", Qos::AtLeastOnce));
+    let v4::Packet::Unsubscribe(_) = world.broker_next() else { panic!() };
+    world.broker_gets_puback(1);
+    let pkid = world.broker_gets_subscribe("t", QoS::AtLeastOnce);
+    world.broker_grants(pkid, QoS::AtLeastOnce);
+    let suback = world.next(A);
+    let topic = TopicRef::Normal(u16::from_be_bytes([suback[3], suback[4]]));
+    world.broker_publishes(2, "t", "y", QoS::AtLeastOnce);
+    world.expect_publish(A, topic, Qos::AtLeastOnce, false, "y");
+}

@@ -26,7 +26,7 @@ use super::{Delivery, FILTERS_PER_REQUEST, Parting, RequestId, Subscribing, Upda
 use crate::gateway::ClientKey;
 use crate::gateway::io::BrokerSettings;
 use crate::mqtt::{ConnectRefusal, Event, Full, Message, Options, QoS, Refused, Session, Token};
-use crate::topic::{ClientId, TopicFilter};
+use crate::topic::{ClientId, TopicFilter, TopicName};
 use crate::wire::ReturnCode;
 
 /// How long after filters were issued again retained messages are taken for what that has brought.
@@ -126,6 +126,7 @@ enum Purpose {
     Publish(UplinkId),
     /// With the QoS asked for, and the one that was in force before.
     Subscribe(RequestId, TopicFilter, QoS, Option<QoS>),
+    Unsubscribe(TopicFilter),
 }
 
 impl Dedicated {
@@ -160,7 +161,7 @@ impl Dedicated {
     pub(super) fn uplink(&self, link: LinkKey, token: Token) -> Option<UplinkId> {
         match self.clients.get(self.by_link.get(&link)?)?.purposes.get(&token)? {
             Purpose::Publish(id) => Some(*id),
-            Purpose::Subscribe(..) => None,
+            Purpose::Subscribe(..) | Purpose::Unsubscribe(_) => None,
         }
     }
 
@@ -211,6 +212,10 @@ impl Dedicated {
 
     pub(super) fn contains(&self, client: ClientKey) -> bool {
         self.clients.contains_key(&client)
+    }
+
+    pub(super) fn get(&self, client: ClientKey) -> Option<&Own> {
+        self.clients.get(&client)
     }
 
     pub(super) fn get_mut(&mut self, client: ClientKey) -> Option<&mut Own> {
@@ -395,8 +400,19 @@ impl Own {
             && let Some(connection) = pool.connection_mut(self.link)
         {
             // A client that asks for thousands at a time is not told of the rest (UNSUBACK knows no refusal).
-            let _ = connection.unsubscribe(std::slice::from_ref(filter));
+            if let Ok(token) = connection.unsubscribe(std::slice::from_ref(filter)) {
+                self.purposes.insert(token, Purpose::Unsubscribe(filter.clone()));
+            }
         }
+    }
+
+    /// Whether the broker was asked to end a subscription that brings this, and has not said that it did. Not if the client has
+    /// subscribed to that again.
+    pub(super) fn is_ending(&self, topic: &TopicName) -> bool {
+        self.purposes.values().any(|purpose| match purpose {
+            Purpose::Unsubscribe(filter) => filter.matches(topic) && !self.filters.contains_key(filter),
+            Purpose::Publish(_) | Purpose::Subscribe(..) => false,
+        })
     }
 
     fn handle_event(
@@ -436,7 +452,11 @@ impl Own {
                 let recipients = vec![(client, message.qos)];
                 Some(Update::Message(Arc::new(message), delivery, expires, recipients))
             }
-            Event::Unsubscribed(_) | Event::Reconnect | Event::Refused(_) | Event::Purged => None,
+            Event::Unsubscribed(token) => {
+                self.purposes.remove(&token);
+                None
+            }
+            Event::Reconnect | Event::Refused(_) | Event::Purged => None,
         }
     }
 
