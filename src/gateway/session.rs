@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::ClientKey;
 use super::air::{Addressee, Air};
@@ -172,6 +172,8 @@ pub(super) struct Session {
     pub(super) will: Will,
     pub(super) subscriptions: BTreeMap<TopicFilter, Subscription>,
     pub(super) requests: VecDeque<Request>,
+    /// How the broker refused the last SUBSCRIBE that it refused: a client that goes on like that fills no log.
+    refused_as: Option<Refused>,
     pub(super) registry: Registry,
     pub(super) uplink: Uplink,
     pub(super) downlink: Downlink,
@@ -251,6 +253,7 @@ impl Session {
             will: Will::default(),
             subscriptions: BTreeMap::new(),
             requests: VecDeque::new(),
+            refused_as: None,
             registry: Registry::new(rng),
             uplink: Uplink::default(),
             downlink: Downlink::default(),
@@ -422,7 +425,12 @@ impl Session {
         match result {
             Ok(qos) => self.accept_subscribe(request.msg_id, &request.filter, request.topic, qos, cx),
             Err(refused) => {
-                debug!(client = %self.id, filter = %request.filter, %refused, "subscription refused");
+                let (client, filter) = (&self.id, &request.filter);
+                if self.refused_as.replace(refused) == Some(refused) {
+                    debug!(%client, %filter, "subscription {refused}");
+                } else {
+                    info!(%client, %filter, "subscription {refused}");
+                }
                 cx.counters.subscriptions_refused += 1;
                 self.undo_subscribe(request, code_of(refused), cx);
             }

@@ -16,7 +16,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::links::{Publishing, Sender, UplinkId, code_of, code_of_full};
 use super::record::{ClientKey, ExchangeRow, ExchangeState, Row};
@@ -44,6 +44,8 @@ pub(super) struct Uplink {
     finished: VecDeque<Finished>,
     /// When a message of QoS 0 was last answered with `congestion`.
     told_congestion: Option<Instant>,
+    /// How the broker refused the last message that it refused: a client that goes on like that fills no log.
+    refused_as: Option<Refused>,
     /// MsgIds of exchanges that have rows; of QoS 2 only.
     stored: BTreeSet<u16>,
 }
@@ -386,6 +388,18 @@ impl Session {
         }
     }
 
+    /// Says which message the broker refused.
+    fn log_refused(&mut self, id: UplinkId, refused: Refused, cx: &Cx<'_>) {
+        let Some(topic) = self.uplink.find(id).map(|(_, open)| open.topic) else { return };
+        let topic = self.registry.resolve(topic, cx.scope(&self.id));
+        let topic = topic.as_ref().map_or("(unknown)", |topic| topic.as_str());
+        if self.uplink.refused_as.replace(refused) == Some(refused) {
+            debug!(client = %self.id, topic, "message {refused}");
+        } else {
+            info!(client = %self.id, topic, "message {refused}");
+        }
+    }
+
     /// The broker said PUBACK or PUBCOMP, or refused.
     pub(super) fn handle_broker_completed(
         &mut self,
@@ -393,15 +407,12 @@ impl Session {
         result: Result<(), Refused>,
         cx: &mut Cx<'_>,
     ) {
+        if let Err(refused) = result {
+            self.log_refused(id, refused, cx);
+        }
         let Some((msg_id, open)) = self.uplink.find(id) else { return };
-        let code = match result {
-            Ok(()) => ReturnCode::Accepted,
-            Err(refused) => {
-                debug!(client = %self.id, %refused, "message refused");
-                cx.counters.uplink_refused += 1;
-                code_of(refused)
-            }
-        };
+        cx.counters.uplink_refused += u64::from(result.is_err());
+        let code = result.map_or_else(code_of, |()| ReturnCode::Accepted);
         let was_silent = open.broker == Broker::Silent;
         open.broker = Broker::Done(code);
         let (late, released) = (open.late, open.released);

@@ -6,6 +6,7 @@ use mqtt_sn_gateway::gateway::io::{Input, Peer, PortId, Protocol, QueueFull, Rou
 use mqtt_sn_gateway::wire::{Disconnect, Packet, PingReq, Qos, Register, ReturnCode, SubAck, TopicRef};
 use proptest::prelude::*;
 use rumqttc::QoS;
+use rumqttc::mqttbytes::v4;
 
 use crate::world::*;
 
@@ -301,6 +302,34 @@ fn what_does_not_fit_is_warned_of_once_for_each_topic() {
         assert_eq!(log.take().len(), 0);
         w.broker_publishes(0, "s/1", &long, QoS::AtMostOnce);
         assert_eq!(log.take().len(), 1);
+    });
+}
+
+/// A client that goes on asking fills no log.
+#[test]
+fn a_filter_that_the_broker_refuses_is_told_of_in_words_and_once_for_each_reason() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).without_time();
+    let subscriber = subscriber.with_max_level(tracing::Level::INFO).finish();
+    tracing::subscriber::with_default(subscriber, || {
+        let mut w = world();
+        w.active(A, "n1");
+        log.take();
+        for (msg_id, lines) in [(1, 1), (2, 0)] {
+            w.send(A, subscribe(msg_id, "secret/#", Qos::AtLeastOnce));
+            let pkid = w.broker_gets_subscribe("secret/#", QoS::AtLeastOnce);
+            let return_codes = vec![v4::SubscribeReasonCode::Failure];
+            w.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+            let code = ReturnCode::NotSupported;
+            w.expect(A, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id, code }));
+            let told = log.take();
+            assert_eq!(told.len(), lines, "{told:?}");
+            for part in
+                ["INFO", "client=n1", "filter=secret/#", "subscription refused by the broker: unspecified"]
+            {
+                assert!(told.iter().all(|line| line.contains(part)), "{told:?} without {part}");
+            }
+        }
     });
 }
 
