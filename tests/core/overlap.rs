@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
-use mqtt_sn_gateway::gateway::io::{Control, Input, Protocol};
-use mqtt_sn_gateway::wire::{FilterRef, MsgIdOnly, Packet, Qos, ReturnCode, TopicRef, Unsubscribe};
+use mqtt_sn_gateway::gateway::io::{Control, Input, LinkFailure, Protocol};
+use mqtt_sn_gateway::wire::{
+    FilterRef, MsgIdOnly, Packet, Qos, ReturnCode, SubAck, TopicRef, Unsubscribe, decode,
+};
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
 
-use crate::world::{At, World, connack, connect_with, disconnect, offline_world, sn_qos, subscribe, world};
+use crate::world::{
+    At, World, connack, connect_with, disconnect, offline_world, pingreq, sn_qos, subscribe, world,
+};
 
 const A: At = 1000;
 const B: At = 2000;
@@ -434,6 +438,154 @@ fn a_broker_that_has_no_room_at_the_moment_is_asked_for_the_further_link_again()
     w.on_lane(1);
     w.broker_up(false);
     w.granted_on(1, A, "s/#", QoS::AtLeastOnce);
+}
+
+/// How a broker does without a further link that it has not refused for good.
+#[derive(Debug, Clone, Copy)]
+enum Shunned {
+    Closed,
+    ClosedAfterConnect,
+    NoRoom,
+    /// It cannot be reached.
+    Away,
+}
+
+/// The further link is tried once more, in vain.
+#[track_caller]
+fn shun(w: &mut World, how: Shunned) {
+    w.on_lane(1);
+    assert!(w.is_asked_for(), "{how:?}");
+    if let Shunned::Away = how {
+        return w.broker_down_with(LinkFailure::Connect("no route to host".into()));
+    }
+    w.broker_answers_tcp();
+    match how {
+        Shunned::NoRoom => {
+            w.broker_takes_octets();
+            let code = rumqttc::ConnectReturnCode::ServiceUnavailable;
+            w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+        }
+        Shunned::ClosedAfterConnect => {
+            w.broker_takes_octets();
+            w.broker_down();
+        }
+        Shunned::Closed | Shunned::Away => w.broker_down(),
+    }
+}
+
+/// A client has a filter on the first link and asks for one that overlaps it.
+fn overlapping_asked_for() -> World {
+    let mut w = world();
+    w.send(A, connect_with("n1", false, true, 6000));
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.subscribed_on(0, A, "s/1", QoS::AtMostOnce);
+    w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
+    w.pass(Duration::ZERO);
+    w
+}
+
+/// More than the longest pause of a link.
+const PAUSE: Duration = Duration::from_secs(31);
+
+#[test]
+fn a_further_link_that_the_broker_never_accepts_is_given_up_after_five_tries() {
+    for how in [Shunned::Closed, Shunned::ClosedAfterConnect, Shunned::NoRoom] {
+        let mut w = overlapping_asked_for();
+        for _ in 0..4 {
+            shun(&mut w, how);
+            w.on_lane(0);
+            w.broker_quiet();
+            w.pass(PAUSE);
+        }
+        let frame = w.next(A);
+        let Packet::SubAck(SubAck { code: ReturnCode::Congestion, .. }) = decode(&frame).unwrap().packet
+        else {
+            panic!("{frame:02x?}")
+        };
+        w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
+        shun(&mut w, how);
+        w.on_lane(0);
+        // Once for the one that was told to try again, and once for the one that waits.
+        let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
+        w.broker_grants(pkid, QoS::AtLeastOnce);
+        falls_back(&mut w);
+        w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
+        w.next(A);
+        w.quiet();
+        w.pass(PAUSE);
+        w.subscribed_on(0, A, "+/1", QoS::AtLeastOnce);
+        assert_eq!(w.lanes(), 1, "not before the own link connects anew");
+        w.on_lane(0);
+        w.broker_down();
+        w.pass(PAUSE);
+        w.on_lane(0);
+        w.broker_up(true);
+        w.send(A, subscribe(2, "#", sn_qos(QoS::AtLeastOnce)));
+        w.lane_up(1, "gw-2");
+    }
+}
+
+#[test]
+fn what_a_further_link_carried_is_on_the_first_when_the_broker_accepts_it_no_more() {
+    let (mut w, topic) = two_lanes();
+    w.on_lane(1);
+    w.broker_down();
+    for _ in 0..4 {
+        w.pass(PAUSE);
+        w.send(A, pingreq());
+        w.expect(A, Packet::PingResp);
+        shun(&mut w, Shunned::Closed);
+    }
+    w.on_lane(0);
+    let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
+    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+    assert_eq!(w.lanes(), 1);
+}
+
+#[test]
+fn a_further_link_is_not_given_up_while_the_broker_is_out_of_reach() {
+    let mut w = overlapping_asked_for();
+    for _ in 0..12 {
+        shun(&mut w, Shunned::Away);
+        w.pass(PAUSE);
+    }
+    w.taken();
+    w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
+    w.on_lane(1);
+    w.broker_up(false);
+    w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
+}
+
+#[test]
+fn failures_of_a_further_link_count_from_the_last_of_the_first_link_and_the_last_that_it_was_accepted() {
+    for first_fails in [true, false] {
+        let mut w = overlapping_asked_for();
+        for _ in 0..4 {
+            shun(&mut w, Shunned::Closed);
+            w.pass(PAUSE);
+        }
+        if first_fails {
+            w.on_lane(0);
+            w.broker_down();
+            w.pass(PAUSE);
+            w.on_lane(0);
+            w.broker_up(true);
+        } else {
+            w.on_lane(1);
+            w.broker_up(false);
+            w.broker_down();
+            w.pass(PAUSE);
+        }
+        for _ in 0..if first_fails { 4 } else { 3 } {
+            shun(&mut w, Shunned::Closed);
+            w.pass(PAUSE);
+        }
+        w.on_lane(1);
+        w.broker_up(false);
+        w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
+    }
 }
 
 #[test]

@@ -40,6 +40,11 @@ const LANES_MAX: usize = 8;
 /// Client ids for them: where a link is needed again while the last one of that id is being left, another id is free.
 const LANE_IDS_MAX: usize = 2 * LANES_MAX;
 
+/// So often in a row the broker was there and has not accepted a further link while the gateway's own stayed up: then it does not
+/// want it, whatever it says. With a broker that answers that takes half a minute at the most; who subscribes meanwhile
+/// is told to try again.
+const LANE_FAILURES_MAX: u32 = 5;
+
 /// The gateway's own link and everything that rides on it.
 #[derive(Debug)]
 pub(super) struct Aggregate {
@@ -81,11 +86,13 @@ struct Lane {
     /// By which its client id is told from the others: 1 is the gateway's own.
     number: usize,
     purposes: HashMap<Token, Purpose>,
+    /// How often the broker was there in vain since it last accepted this link, or failed the gateway's own.
+    failures: u32,
 }
 
 impl Lane {
     fn new(link: LinkKey, number: usize) -> Self {
-        Self { link, number, purposes: HashMap::new() }
+        Self { link, number, purposes: HashMap::new(), failures: 0 }
     }
 
     /// Whether the broker has answered for everything.
@@ -552,9 +559,15 @@ impl Aggregate {
     /// The connection of a lane is lost, or did not come about.
     pub(super) fn handle_lost(&mut self, lane: usize, lost: Lost, pool: &mut Pool, cx: &mut LinkCx<'_>) {
         if lane == 0 || !self.is_up(pool) {
+            // Whatever is wrong is not wrong with the further links alone.
+            self.lanes.iter_mut().for_each(|lane| lane.failures = 0);
             return;
         }
-        if matches!(lost, Lost::Refused(refusal) if code_of_refusal(refusal) != ReturnCode::Congestion) {
+        // Where nobody is there, the gateway's own link may only have yet to notice that.
+        self.lanes[lane].failures += u32::from(lost != Lost::Away);
+        let refused =
+            matches!(lost, Lost::Refused(refusal) if code_of_refusal(refusal) != ReturnCode::Congestion);
+        if refused || self.lanes[lane].failures >= LANE_FAILURES_MAX {
             warn!(
                 "the broker does not want a further connection: where filters overlap, copies may come twice"
             );
@@ -618,6 +631,7 @@ impl Aggregate {
 
     fn handle_connected(&mut self, lane: usize, session_present: bool, pool: &Pool) {
         self.alone &= lane > 0;
+        self.lanes[lane].failures = 0;
         if !session_present {
             // One that may be a younger one is likelier ours, and then brings what has waited.
             let resumed = pool.connection(self.lanes[lane].link).is_some_and(Connection::has_resumed);

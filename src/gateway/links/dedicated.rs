@@ -507,7 +507,7 @@ impl Own {
     ) -> Option<Update> {
         let code = match lost {
             Lost::Refused(refusal) => code_of_refusal(refusal),
-            Lost::Away | Lost::Dismissed(_) => ReturnCode::Congestion,
+            Lost::Away | Lost::Closed | Lost::Dismissed(_) => ReturnCode::Congestion,
         };
         let for_good =
             code != ReturnCode::Congestion || matches!(lost, Lost::Dismissed(TAKEN_OVER | ADMINISTRATIVE));

@@ -83,8 +83,10 @@ pub(super) enum News {
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lost {
-    /// Nobody there, or nobody any more.
+    /// Nobody there.
     Away,
+    /// Somebody was there, and left without a word, or was left for what it said or did not say.
+    Closed,
     /// CONNACK with a refusal.
     Refused(ConnectRefusal),
     /// DISCONNECT with a reason (MQTT 5 §3.14.2.1).
@@ -170,7 +172,8 @@ impl Link {
                     self.note_hang_up(cx);
                 }
                 self.tell("no connection to the broker", &failure, cx.settings);
-                return self.handle_closed(shared, cx);
+                let is_away = matches!(failure, LinkFailure::Resolve { .. } | LinkFailure::Connect(_));
+                return self.handle_closed(if is_away { Lost::Away } else { Lost::Closed }, shared, cx);
             }
         };
         if let Err(failure) = result {
@@ -392,7 +395,7 @@ impl Link {
     }
 
     /// The socket is gone. A broker that closes at our DISCONNECT may be quicker than our own close.
-    fn handle_closed(&mut self, shared: &mut Shared, cx: &mut LinkCx<'_>) {
+    fn handle_closed(&mut self, lost: Lost, shared: &mut Shared, cx: &mut LinkCx<'_>) {
         match self.parting.take() {
             Some(Parting::Reconnect) => {
                 self.connection.handle_closed();
@@ -402,7 +405,7 @@ impl Link {
                 self.connection.handle_closed();
                 (self.socket, self.farewell) = (Socket::Waiting(None), None);
             }
-            None => self.retry_later(Lost::Away, shared, cx),
+            None => self.retry_later(lost, shared, cx),
         }
     }
 
@@ -450,7 +453,7 @@ impl Link {
     fn fail(&mut self, failure: Failure, shared: &mut Shared, cx: &mut LinkCx<'_>) {
         let lost = match failure {
             Failure::Disconnected(code) => Lost::Dismissed(code),
-            _ => Lost::Away,
+            _ => Lost::Closed,
         };
         self.tell("leaving the connection to the broker", &failure, cx.settings);
         self.give_up(lost, shared, cx);
