@@ -109,19 +109,17 @@ fn a_broker_that_restarts_and_hangs_again_and_again_under_load_costs_no_message(
     let mosquitto = gateway.mosquitto.as_mut().unwrap();
     wait_until("the subscription of each sensor", || mosquitto.subscriptions("/down") >= 40);
     for round in 0..6 {
-        let returned;
         if round % 2 == 0 {
             mosquitto.leave();
             sleep(Duration::from_secs(1));
             mosquitto.up();
-            returned = Instant::now();
         } else {
             mosquitto.signal("STOP");
             // Longer than the gateway waits for an acknowledgement.
             sleep(Duration::from_secs(2));
             mosquitto.signal("CONT");
-            returned = Instant::now();
         }
+        let returned = Instant::now();
         App::subscribed(mosquitto.port, "+/+").message();
         let what = ["restarted", "hung"][round % 2];
         println!("a broker that had {what}: a message {:.0?} after its return", returned.elapsed());
