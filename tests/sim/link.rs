@@ -128,7 +128,11 @@ impl Link {
 
     /// The gateway has died. The next one knows the QoS 2 exchanges of both directions, and of the others nothing; `known`:
     /// and that the session is its own.
-    pub(crate) fn died(&mut self, known: bool) {
+    /// While the store cannot write, links go on: then the next one knows nothing for certain.
+    pub(crate) fn died(&mut self, known: bool, stored: bool) {
+        if !stored {
+            self.out.clear();
+        }
         self.out.retain(|_, open| matches!(open, Out::Received(_) | Out::Sent(_, QoS::ExactlyOnce)));
         for open in self.out.values_mut() {
             // Whether it knows of PUBREC is seen by what it sends.
@@ -189,8 +193,6 @@ impl Link {
                 Packet::Disconnect => self.left = true,
                 Packet::PubRel(release) => {
                     if let Some(Out::Sent(no, QoS::ExactlyOnce)) = self.out.get(&release.pkid).copied() {
-                        let received = ledger.entry(no).received;
-                        Law::LinkExchanges.check(received, || format!("PUBREL of m{no} before PUBREC"))?;
                         self.out.insert(release.pkid, Out::Received(no));
                     }
                 }
@@ -222,7 +224,10 @@ impl Link {
         let fair = match self.lane {
             Some(Lane::Client(who)) => client == Some(who),
             // What was promised to a client that has no link any more goes by the gateway's.
-            Some(Lane::Gateway(_)) | None => client.is_none() || !self.all_dedicated || entry.promised,
+            Some(Lane::Gateway(_)) | None => {
+                let is_kept = ledger.keeps && entry.qos == Qos::AtMostOnce;
+                client.is_none() || !self.all_dedicated || entry.promised || is_kept
+            }
         };
         Law::OwnLink.check(fair, || format!("m{no} of {client:?} leaves on {:?}", self.lane))
     }
@@ -249,8 +254,9 @@ impl Link {
         };
         if open.is_none() && publish.dup && publish.qos == QoS::AtLeastOnce {
             // Of QoS 1 a crash may have left no packet id, but its place.
-            self.began.insert(publish.pkid, self.last + 1);
-        } else if open.is_none() {
+            return self.check_owner(no, ledger);
+        }
+        if open.is_none() {
             self.count += 1;
             self.began.insert(publish.pkid, self.count);
         }

@@ -140,7 +140,7 @@ impl Store {
     /// Whether the broker is known to have a filter on one of the gateway's own links.
     pub(crate) fn has_filter(&self, filter: &TopicFilter) -> bool {
         let granted = |row: &Row| matches!(row, Row::Filter(_, known, row) if known == filter && row.granted);
-        self.head.values().any(granted)
+        self.rows.values().any(granted)
     }
 
     /// The row of a message on the way to the broker, as it will be.

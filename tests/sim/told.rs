@@ -42,6 +42,8 @@ struct Connecting {
     leaves: bool,
     naps: Option<(Duration, Duration)>,
     goodbyes: u32,
+    /// Its Will may have been due.
+    allowed: bool,
 }
 
 struct Client {
@@ -65,11 +67,14 @@ struct Client {
     registers: BTreeMap<u16, (TopicName, Instant)>,
     subscribes: BTreeMap<u16, (Option<TopicFilter>, Instant)>,
     publishes: BTreeMap<u16, (No, Qos)>,
-    /// Its Will may have been due, since it was last heard; and is.
+    /// Its goodbye was answered.
+    gone: bool,
+    /// Names that it was asked to learn, by their ids, and has not answered for.
+    offered: BTreeSet<u16>,
+    /// Its Will may have been due, since it was last heard.
     may: bool,
     /// That was so at some time since it connected.
     overdue: bool,
-    must: bool,
     /// Frames came from places that the gateway need not know it by.
     unsteady: bool,
 }
@@ -104,7 +109,7 @@ impl Told {
 
     /// What the silence of a client has brought about so far.
     fn look(&mut self, who: Who, now: Instant, ledger: &mut Ledger) {
-        let Some(client) = self.clients.get(&who).filter(|client| client.connected) else { return };
+        let Some(client) = self.clients.get(&who).filter(|client| !client.gone) else { return };
         let Some(up) = self.up else { return };
         let silent = now.saturating_duration_since(client.last_heard.max(up));
         let (may, must) =
@@ -113,7 +118,8 @@ impl Told {
         let aggregating = self.aggregating();
         let Some(client) = self.clients.get_mut(&who) else { return };
         let newly = may && !std::mem::replace(&mut client.may, true);
-        let certain = must && aggregating && !client.unsteady && !std::mem::replace(&mut client.must, true);
+        let certain = must && aggregating && client.connected && !client.unsteady;
+        client.connected &= !certain;
         if let Some(will) = client.will {
             let entry = ledger.entry_mut(will);
             entry.wills_due += u32::from(newly);
@@ -125,6 +131,14 @@ impl Told {
     pub(crate) fn look_at_all(&mut self, now: Instant, ledger: &mut Ledger) {
         if !self.on {
             return;
+        }
+        let waits = |connecting: &Connecting| connecting.since + Duration::from_secs(3) <= now;
+        for connecting in self.connecting.values_mut().filter(|connecting| waits(connecting)) {
+            // The gateway may have it for connected, and nobody has told it.
+            if let Some(will) = connecting.will.filter(|_| !std::mem::replace(&mut connecting.allowed, true))
+            {
+                ledger.entry_mut(will).wills_due += 1;
+            }
         }
         let clients: Vec<Who> = self.clients.keys().copied().collect();
         clients.into_iter().for_each(|who| self.look(who, now, ledger));
@@ -196,6 +210,7 @@ impl Told {
                     leaves: false,
                     naps: None,
                     goodbyes: 0,
+                    allowed: false,
                 };
                 self.connecting.insert(from.clone(), new);
                 self.look(who, now, ledger);
@@ -250,7 +265,7 @@ impl Told {
         }
         client.last_heard = now;
         client.overdue |= client.may;
-        (client.may, client.must) = (false, false);
+        client.may = false;
         match decoded.packet {
             Packet::Register(register) => {
                 if let Ok(name) = TopicName::new(register.topic_name) {
@@ -270,6 +285,7 @@ impl Told {
                     client.publishes.insert(publish.msg_id, (no, publish.qos));
                 }
             }
+            Packet::RegAck(ack) => _ = client.offered.remove(&ack.topic_id),
             Packet::PingReq(_) if sleeps => client.awake = true,
             Packet::Disconnect(disconnect) => match disconnect.duration.filter(|seconds| *seconds > 0) {
                 Some(seconds) => {
@@ -306,6 +322,8 @@ impl Told {
         };
         let Some(client) = self.clients.get(&who) else { return Ok(()) };
         let unasked = matches!(decoded.packet, Packet::Publish(_) | Packet::Register(_));
+        // Where the CONNACK of another client could not leave, what is for that may.
+        let unasked = unasked && !self.connecting.contains_key(&to);
         Law::QuietSleep.check(!(unasked && client.connected && client.asleep && !client.awake), || {
             format!("s{who} is asleep and is sent {} unasked", decoded.packet.name())
         })?;
@@ -337,7 +355,15 @@ impl Told {
                     return self.tell_id(who, ack.topic_id, name);
                 }
             }
+            Packet::Publish(_) if !client.offered.is_empty() => {
+                // It overtakes what waits for a name.
+                ledger.overtaken(who);
+            }
             Packet::Register(register) => {
+                if !client.offered.is_empty() {
+                    ledger.overtaken(who);
+                }
+                self.change(who, |client| _ = client.offered.insert(register.topic_id));
                 if let Ok(name) = TopicName::new(register.topic_name) {
                     return self.tell_id(who, register.topic_id, name);
                 }
@@ -393,7 +419,7 @@ impl Told {
         let Some(connecting) = self.connecting.get(to).filter(|_| code == ReturnCode::Accepted) else {
             return Ok(());
         };
-        let &Connecting { who, clean, keep_alive, will, since, leaves, naps, goodbyes } = connecting;
+        let &Connecting { who, clean, keep_alive, will, since, leaves, naps, goodbyes, .. } = connecting;
         let key = Key::Client(client_id(who), ClientKey::Session);
         Law::Durable.check(store.has_had(&key, since), || format!("s{who} is connected and not stored"))?;
         self.connecting.remove(to);
@@ -405,6 +431,7 @@ impl Told {
             self.bound.remove(&before.peer);
         }
         self.bound.insert(to.clone(), who);
+        let offered = before.as_ref().map(|before| before.offered.clone()).unwrap_or_default();
         let goes_on = before.filter(|before| !clean && !before.clean);
         let same = will.or_else(|| goes_on.as_ref().and_then(|before| before.will));
         self.clients.insert(
@@ -425,9 +452,10 @@ impl Told {
                 registers: BTreeMap::new(),
                 subscribes: BTreeMap::new(),
                 publishes: BTreeMap::new(),
+                gone: false,
+                offered,
                 may: false,
                 overdue: false,
-                must: false,
                 unsteady: self.shared.contains(&who),
             },
         );
@@ -448,6 +476,8 @@ impl Told {
             client.goodbyes -= 1;
             if client.asked_to_sleep {
                 (client.asleep, client.awake) = (true, false);
+            } else {
+                client.gone = true;
             }
             return Ok(());
         }

@@ -53,7 +53,9 @@ impl World<'_> {
         let topic = &entry.topic;
         // A late copy of a CONNECT may begin a clean session anew, and nobody is told.
         let lasting = !sensor.clean || self.plan.radio.is_prompt();
-        let certain = sensor.node.is_some() && !sensor.shared && !sensor.retired && lasting;
+        // On a link of its own a clean session is gone with each connection.
+        let passing = sensor.clean && self.plan.settings.lasting && self.store.is_dedicated(client);
+        let certain = sensor.node.is_some() && !sensor.shared && !sensor.retired && lasting && !passing;
         if !certain || !sensor.wants(topic) || sensor.bears(topic) || sensor.is_asking_about(topic) {
             return None;
         }

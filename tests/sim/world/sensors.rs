@@ -26,7 +26,12 @@ impl World<'_> {
 
     pub(super) fn make_will(&mut self, who: Who) -> Will {
         let topic = plan::name(&format!("will/{who}"));
-        let (qos, retain) = (self.any_qos(), self.rng.u8(0..5) == 0);
+        let (mut qos, retain) = (self.any_qos(), self.rng.u8(0..5) == 0);
+        if self.plan.settings.lasting && !self.ledger.keeps {
+            // What the gateway says of Wills is not stored where nothing is kept for the broker: after a crash another
+            // message may have the packet id of one of QoS 2 that the broker has not finished.
+            qos = qos.min(Qos::AtLeastOnce);
+        }
         let (_, message) = self.ledger.enter(Origin::Will(who), topic.clone(), qos, retain, 4);
         Will { topic, message, qos, retain }
     }
@@ -218,7 +223,10 @@ impl World<'_> {
     pub(super) fn publish(&mut self, who: Who, probe: Option<Qos>) -> Checked {
         let topic = match probe {
             Some(_) => Topic::Name(plan::name(&format!("probe/{who}"))),
-            None => plan::topic(&mut self.rng, &self.sensors[who].predefined),
+            None => {
+                let topic = plan::topic(&mut self.rng, &self.sensors[who].predefined);
+                if self.plan.settings.lasting { plan::named_one_way(topic) } else { topic }
+            }
         };
         let qos = probe.unwrap_or_else(|| self.any_qos());
         let retain = probe.is_none() && self.rng.u8(0..8) == 0;

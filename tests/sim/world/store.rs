@@ -150,12 +150,12 @@ impl World<'_> {
         }
         self.store.crash(more, self.now);
         self.told.died(self.now, &mut self.ledger);
-        let known = self.store.has_gateway();
+        let (known, stored) = (self.store.has_gateway(), !self.store.fails);
         if !known {
             self.ledger.losses += 1;
             self.ledger.broken(None);
         }
-        self.accounts.values_mut().for_each(|account| account.died(known));
+        self.accounts.values_mut().for_each(|account| account.died(known, stored));
         let open: Vec<u64> =
             self.streams.iter().filter(|(_, stream)| stream.open).map(|(link, _)| *link).collect();
         for link in open {
