@@ -394,9 +394,9 @@ impl Session {
         let topic = self.registry.resolve(topic, cx.scope(&self.id));
         let topic = topic.as_ref().map_or("(unknown)", |topic| topic.as_str());
         if self.uplink.refused_as.replace(refused) == Some(refused) {
-            debug!(client = %self.id, topic, "message {refused}");
+            debug!(client = %self.id, %topic, "message {refused}");
         } else {
-            info!(client = %self.id, topic, "message {refused}");
+            info!(client = %self.id, %topic, "message {refused}");
         }
     }
 

@@ -333,11 +333,12 @@ fn a_filter_that_the_broker_refuses_is_told_of_in_words_and_once_for_each_reason
     });
 }
 
+/// What was logged.
 #[derive(Debug, Clone, Default)]
-struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+pub struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
 
 impl Log {
-    fn take(&self) -> Vec<String> {
+    pub fn take(&self) -> Vec<String> {
         let octets = std::mem::take(&mut *self.0.lock().unwrap());
         String::from_utf8(octets).unwrap().lines().map(str::to_owned).collect()
     }
