@@ -606,6 +606,94 @@ fn what_a_further_link_carried_is_on_the_first_when_the_broker_refuses_it_later(
     w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
 }
 
+// A SUBSCRIBE that is repeated and refused.
+
+/// The broker refuses what it was asked for with this packet id.
+fn refused(w: &mut World, pkid: u16) {
+    let return_codes = vec![v4::SubscribeReasonCode::Failure];
+    w.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+}
+
+/// A SUBSCRIBE of a client whose answer is lost with the connection, and that is refused when it is repeated.
+fn refused_when_repeated(session_present: bool) -> World {
+    let mut w = world();
+    w.active(A, "n1");
+    w.send(A, subscribe(2, "s/1", sn_qos(QoS::AtMostOnce)));
+    w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
+    w.broker_down();
+    w.pass(Duration::from_secs(3));
+    w.broker_up(session_present);
+    let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
+    refused(&mut w, pkid);
+    let frame = w.next(A);
+    let Packet::SubAck(SubAck { code: ReturnCode::NotSupported, .. }) = decode(&frame).unwrap().packet else {
+        panic!("{frame:02x?}")
+    };
+    w
+}
+
+#[test]
+fn a_filter_that_the_broker_refuses_when_asked_again_is_taken_back_for_it_may_have_taken_it_before() {
+    let mut w = refused_when_repeated(true);
+    w.broker_gets_unsubscribe("s/1");
+    // Who asks for what overlaps gets one copy, by the one filter that is there.
+    w.subscribed_on(0, A, "+/1", QoS::AtMostOnce);
+    assert_eq!(w.lanes(), 1);
+    w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
+    w.next(A);
+    w.quiet();
+}
+
+#[test]
+fn a_filter_that_the_broker_refuses_once_it_has_lost_the_session_is_not_there() {
+    let mut w = refused_when_repeated(false);
+    w.broker_quiet();
+    // Nor is one that was asked for on this connection.
+    for present in [false, true] {
+        w.broker_down();
+        w.pass(Duration::from_secs(3));
+        w.broker_up(present);
+        w.send(A, subscribe(2, "s/2", sn_qos(QoS::AtMostOnce)));
+        let pkid = w.broker_gets_subscribe("s/2", QoS::AtMostOnce);
+        refused(&mut w, pkid);
+        w.next(A);
+        w.broker_quiet();
+    }
+}
+
+#[test]
+fn a_filter_that_is_refused_when_repeated_and_granted_to_another_stays() {
+    let mut w = world();
+    for (at, id) in [(A, "n1"), (B, "n2")] {
+        w.active(at, id);
+        w.send(at, subscribe(2, "s/1", sn_qos(QoS::AtMostOnce)));
+        w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
+    }
+    w.broker_down();
+    w.pass(Duration::from_secs(3));
+    w.broker_up(true);
+    let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
+    refused(&mut w, pkid);
+    w.next(A);
+    w.granted(B, "s/1", QoS::AtMostOnce);
+    w.broker_quiet();
+    w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
+    w.next(B);
+    w.quiet();
+}
+
+#[test]
+fn a_filter_whose_holder_left_while_another_asked_in_vain_is_taken_back() {
+    let mut w = one_holder(QoS::AtMostOnce);
+    w.send(B, subscribe(2, "s/1", sn_qos(QoS::AtMostOnce)));
+    let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
+    w.unsubscribed(A, "s/1");
+    w.broker_quiet();
+    refused(&mut w, pkid);
+    w.next(B);
+    w.broker_gets_unsubscribe("s/1");
+}
+
 // One filter at several QoS. RabbitMQ 3 has a queue for QoS 0 and one for the others, and SUBSCRIBE takes nothing from the other.
 
 /// Two clients; the first has a filter at this QoS.

@@ -160,6 +160,7 @@ once_broken! {
     seed_2351_a_late_subscribe_stayed_at_the_broker: 2351;
     seed_2462_a_message_was_handed_out_beside_its_refusal: 2462;
     seed_3569_a_repetition_put_off_its_answer: 3569;
+    seed_16893_a_subscribe_that_was_refused_when_repeated_stayed_at_the_broker: 16893;
     seed_20204_a_goodbye_at_the_old_place_left_the_connect_at_the_new_one_without_an_answer: 20204;
     seed_20968_an_id_that_a_pending_request_held_was_taken_back: 20968;
     seed_21679_a_repetition_named_its_topic_in_another_way_and_was_taken_for_new: 21679;

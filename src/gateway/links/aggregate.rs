@@ -88,11 +88,13 @@ struct Lane {
     purposes: HashMap<Token, Purpose>,
     /// How often the broker was there in vain since it last accepted this link, or failed the gateway's own.
     failures: u32,
+    /// What was asked up to this was repeated on this connection, in a session that may know it from an earlier one.
+    repeated: Option<Token>,
 }
 
 impl Lane {
     fn new(link: LinkKey, number: usize) -> Self {
-        Self { link, number, purposes: HashMap::new(), failures: 0 }
+        Self { link, number, purposes: HashMap::new(), failures: 0, repeated: None }
     }
 
     /// Whether the broker has answered for everything.
@@ -118,6 +120,8 @@ struct Subscribers {
     granted: bool,
     /// SUBSCRIBEs for it that the broker has not answered. The connection repeats them by itself.
     asked: usize,
+    /// The broker refused one that was a repetition. It may have taken the first, and not have told us.
+    left: bool,
 }
 
 /// What one client has of a filter.
@@ -631,12 +635,19 @@ impl Aggregate {
 
     fn handle_connected(&mut self, lane: usize, session_present: bool, pool: &Pool) {
         self.alone &= lane > 0;
-        self.lanes[lane].failures = 0;
+        let resumed = pool.connection(self.lanes[lane].link).is_some_and(Connection::has_resumed);
+        let it = &mut self.lanes[lane];
+        it.failures = 0;
+        #[expect(clippy::disallowed_methods, reason = "the greatest is the same in any order")]
+        let last = it.purposes.keys().max().copied();
+        it.repeated = last.filter(|_| resumed);
         if !session_present {
             // One that may be a younger one is likelier ours, and then brings what has waited.
-            let resumed = pool.connection(self.lanes[lane].link).is_some_and(Connection::has_resumed);
-            self.filters
-                .for_each_mut(|subscribers| subscribers.granted &= resumed || subscribers.lane != lane);
+            self.filters.for_each_mut(|subscribers| {
+                let stays = resumed || subscribers.lane != lane;
+                subscribers.granted &= stays;
+                subscribers.left &= stays;
+            });
             let lost = self.filters.iter();
             let lost = lost.filter(|(_, subscribers)| subscribers.lane == lane && subscribers.asked == 0);
             self.unsettled.extend(lost.map(|(filter, _)| filter.clone()));
@@ -807,6 +818,7 @@ impl Aggregate {
         results: Vec<Result<QoS, Refused>>,
         cx: &mut LinkCx<'_>,
     ) -> Option<Update> {
+        let repeated = self.lanes[lane].repeated.is_some_and(|last| token <= last);
         match self.lanes[lane].purposes.remove(&token) {
             Some(Purpose::Subscribe(Asking { client, id, filter, qos, before, rises })) => {
                 let result = results.into_iter().next().unwrap_or(Err(Refused(0x80)));
@@ -817,6 +829,7 @@ impl Aggregate {
                     subscribers.granted |= result.is_ok() && subscribers.lane == lane;
                     if result.is_err() {
                         subscribers.told = None;
+                        subscribers.left |= repeated && subscribers.lane == lane;
                     }
                     if result.is_err() && rises {
                         // The others have it as before, if the broker still wants that.
@@ -834,7 +847,11 @@ impl Aggregate {
                         (Some(claim), Err(_)) if before.is_some() => claim.qos = before.unwrap_or(claim.qos),
                         (Some(_), Err(_)) => {
                             subscribers.clients.remove(&client);
-                            subscribers.at_broker = subscribers.granted || subscribers.asked > 0;
+                            subscribers.at_broker =
+                                subscribers.granted || subscribers.left || subscribers.asked > 0;
+                            if subscribers.clients.is_empty() && subscribers.at_broker {
+                                self.unsettled.insert(filter.clone());
+                            }
                         }
                         (None, _) => {}
                     }
