@@ -592,10 +592,10 @@ impl Links {
         self.dedicated.get(client).is_some_and(|own| own.is_ending(topic))
     }
 
-    /// The client no longer wants what the filter matches.
-    pub(super) fn unsubscribe(&mut self, client: ClientKey, filter: &TopicFilter) {
+    /// What the filter matches is no longer to come: the client said so if `unwanted`, else it is told that it will not.
+    pub(super) fn unsubscribe(&mut self, client: ClientKey, filter: &TopicFilter, unwanted: bool) {
         match self.dedicated.get_mut(client) {
-            Some(own) => own.unsubscribe(filter, &mut self.pool),
+            Some(own) => own.unsubscribe(filter, unwanted, &mut self.pool),
             None => self.aggregate.unsubscribe(client, filter),
         }
     }

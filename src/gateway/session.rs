@@ -491,7 +491,7 @@ impl Session {
             return;
         }
         self.subscriptions.remove(&request.filter);
-        cx.links.unsubscribe(self.key, &request.filter);
+        cx.links.unsubscribe(self.key, &request.filter, false);
         self.withdraw(request.topic);
         self.drop_unsubscribed(cx);
     }
@@ -521,7 +521,7 @@ impl Session {
         {
             self.changed_filters.push(filter.clone());
             self.requests.retain(|request| request.filter != filter);
-            cx.links.unsubscribe(self.key, &filter);
+            cx.links.unsubscribe(self.key, &filter, true);
             self.drop_unsubscribed(cx);
         }
         self.send(Packet::UnsubAck(MsgIdOnly { msg_id: unsubscribe.msg_id }), cx);
@@ -625,7 +625,7 @@ impl Session {
     pub(super) fn clear(&mut self, cx: &mut Cx<'_>) {
         self.clear_downlink(cx);
         for filter in std::mem::take(&mut self.subscriptions).into_keys() {
-            cx.links.unsubscribe(self.key, &filter);
+            cx.links.unsubscribe(self.key, &filter, false);
             self.changed_filters.push(filter);
         }
         self.requests.clear();

@@ -395,18 +395,22 @@ impl Own {
         Ok(Subscribing::Asked(id))
     }
 
-    pub(super) fn unsubscribe(&mut self, filter: &TopicFilter, pool: &mut Pool) {
+    /// `unwanted` if the client said so, and is to have no more of it from now on.
+    pub(super) fn unsubscribe(&mut self, filter: &TopicFilter, unwanted: bool, pool: &mut Pool) {
         if (self.filters.remove(filter).is_some() || self.inherited)
             && let Some(connection) = pool.connection_mut(self.link)
         {
             // A client that asks for thousands at a time is not told of the rest (UNSUBACK knows no refusal).
-            if let Ok(token) = connection.unsubscribe(std::slice::from_ref(filter)) {
+            let asked = connection.unsubscribe(std::slice::from_ref(filter));
+            if let Ok(token) = asked
+                && unwanted
+            {
                 self.purposes.insert(token, Purpose::Unsubscribe(filter.clone()));
             }
         }
     }
 
-    /// Whether the broker was asked to end a subscription that brings this, and has not said that it did. Not if the client has
+    /// Whether the client has ended a subscription that brings this, and the broker has not said that it did too. Not if the client has
     /// subscribed to that again.
     pub(super) fn is_ending(&self, topic: &TopicName) -> bool {
         self.purposes.values().any(|purpose| match purpose {
