@@ -188,6 +188,8 @@ impl Runtime {
     pub fn open(mut setup: Setup) -> Result<Self, RuntimeError> {
         let (store, rows) = open_store(setup.store.as_ref(), &mut setup.settings)?;
         let broker = setup.embedded_broker.map(start_broker).transpose()?;
+        // Who sees a port listen may ask at once.
+        let operator = Operator::new(setup.control.as_ref(), setup.store.is_some(), Instant::now());
         let (inbox, intake) = transport::inbox();
         let names = setup.settings.ports.iter().map(|port| port.name.clone());
         let mut ports = Vec::new();
@@ -198,7 +200,6 @@ impl Runtime {
         let (links, events) = Links::new(setup.settings.broker.connect_timeout, setup.certificates);
         let links = links.with_passwords(setup.passwords);
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
-        let operator = Operator::new(setup.control.as_ref(), setup.store.is_some(), Instant::now());
         Ok(Self {
             tally: Tally::new(setup.settings.ports.iter().map(|port| port.name.clone()).collect()),
             gateway: Gateway::restore(setup.settings, rows, Instant::now()),

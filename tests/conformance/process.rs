@@ -166,8 +166,6 @@ transports:
     qos_minus_one: {qos_minus_one}
 topics:
   predefined: {{ 1: pre/one, 2: pre/two }}
-control:
-  socket: none
 sessions:
   max_topics: {max_topics}
 store:
