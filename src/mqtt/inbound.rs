@@ -32,6 +32,8 @@ struct Delivery {
     here: bool,
     /// The broker may have lost the session in which it was sent.
     doubtful: bool,
+    /// Of topic and payload; `None` if another process had it.
+    digest: Option<u64>,
 }
 
 /// What to do with a PUBLISH.
@@ -57,8 +59,14 @@ impl Inbound {
     pub(super) fn restore(&mut self, received: Vec<u16>) {
         for id in received.into_iter().filter(|id| *id != 0) {
             let delivery = self.delivery(id);
-            let known =
-                Delivery { id: delivery, exactly_once: true, settled: true, here: false, doubtful: true };
+            let known = Delivery {
+                id: delivery,
+                exactly_once: true,
+                settled: true,
+                here: false,
+                doubtful: true,
+                digest: None,
+            };
             self.open.insert(id, known);
             self.in_doubt = true;
         }
@@ -67,12 +75,21 @@ impl Inbound {
     /// A PUBLISH of QoS 1 or 2.
     ///
     /// A QoS 2 packet id stands for one message until PUBREL, whatever DUP says (MQTT 3.1.1 §4.3.3), unless the session
-    /// is in doubt. A QoS 1 message is known again only if the broker says so: where the broker has dropped
-    /// one that we hold and uses its id for another, the other must not be lost.
-    pub(super) fn arrive(&mut self, id: u16, qos: QoS, dup: bool, traces: &mut Traces) -> Arrival {
+    /// is in doubt, or the broker sends something else under it and does not call it a repetition: a broker that was killed may
+    /// go on from an older state and use ids again that we hold. A QoS 1 message is known again only if the broker says so:
+    /// where the broker has dropped one that we hold and uses its id for another, the other must not be lost.
+    pub(super) fn arrive(
+        &mut self,
+        id: u16,
+        qos: QoS,
+        dup: bool,
+        digest: u64,
+        traces: &mut Traces,
+    ) -> Arrival {
         let exactly_once = qos == QoS::ExactlyOnce;
         if let Some(known) = self.open.get_mut(&id) {
-            let trusted = exactly_once && !known.doubtful;
+            let same = known.digest.is_none_or(|known| known == digest);
+            let trusted = exactly_once && !known.doubtful && same;
             if known.exactly_once == exactly_once && (dup || trusted) {
                 known.here = true;
                 known.doubtful = false;
@@ -94,7 +111,9 @@ impl Inbound {
             self.resolve(traces);
         }
         let delivery = self.delivery(id);
-        let new = Delivery { id: delivery, exactly_once, settled: false, here: true, doubtful: false };
+        let digest = Some(digest);
+        let new =
+            Delivery { id: delivery, exactly_once, settled: false, here: true, doubtful: false, digest };
         self.open.insert(id, new);
         Arrival::New(delivery)
     }

@@ -65,6 +65,7 @@
 //! taken for an old one if the connection ended when it had been sent and none had arrived.
 
 use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -742,7 +743,7 @@ impl Connection {
         let Extras { expiry, subscriptions } = extras;
         let delivery = match message.qos {
             QoS::AtMostOnce => None,
-            qos => match self.arrive(id, qos, dup) {
+            qos => match self.arrive(id, qos, dup, digest(&message)) {
                 None => return,
                 delivery => delivery,
             },
@@ -756,7 +757,7 @@ impl Connection {
         if qos == QoS::AtMostOnce {
             return true;
         }
-        let delivery = self.arrive(id, qos, dup);
+        let delivery = self.arrive(id, qos, dup, 0);
         if let Some(delivery) = delivery {
             self.settle(delivery);
         }
@@ -764,8 +765,8 @@ impl Connection {
     }
 
     /// The delivery that a PUBLISH of QoS 1 or 2 begins, unless it repeats one.
-    fn arrive(&mut self, id: u16, qos: QoS, dup: bool) -> Option<DeliveryId> {
-        let arrival = self.inbound.arrive(id, qos, dup, &mut self.traces);
+    fn arrive(&mut self, id: u16, qos: QoS, dup: bool, digest: u64) -> Option<DeliveryId> {
+        let arrival = self.inbound.arrive(id, qos, dup, digest, &mut self.traces);
         if let Arrival::New(delivery) = arrival {
             return Some(delivery);
         }
@@ -872,6 +873,13 @@ impl Connection {
         }
         self.state = state;
     }
+}
+
+/// What tells one message from another under the same packet id.
+fn digest(message: &Message) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&message.topic, &message.payload).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Whether the broker takes a packet; else its id, and why not.

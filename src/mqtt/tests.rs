@@ -473,6 +473,34 @@ fn a_message_settled_while_away_is_acknowledged_when_the_broker_repeats_it() {
 }
 
 #[test]
+fn a_broker_that_uses_an_id_again_for_another_message_of_qos_2_is_heard() {
+    for settled in [false, true] {
+        let mut talk = Talk::up(Options::new("c"));
+        talk.broker(publish(7, QoS::ExactlyOnce, false));
+        let [first] = talk.deliveries()[..] else { panic!() };
+        if settled {
+            talk.connection.settle(first);
+            talk.sends(["pubrec 7"]);
+        }
+        // It was killed, and goes on from before the first.
+        talk.connection.handle_closed();
+        talk.connect(true);
+        let mut other = Publish::new("t", QoS::ExactlyOnce, "other");
+        other.pkid = 7;
+        talk.broker(Packet::Publish(other.clone()));
+        let [second] = talk.deliveries()[..] else { panic!("it is lost") };
+        talk.connection.settle(second);
+        talk.sends(["pubrec 7"]);
+        other.dup = true;
+        talk.broker(Packet::Publish(other));
+        talk.says([]);
+        talk.sends(["pubrec 7"]);
+        talk.broker(Packet::PubRel(PubRel::new(7)));
+        talk.sends(["pubcomp 7"]);
+    }
+}
+
+#[test]
 fn a_qos_1_message_without_dup_is_another_one() {
     let mut talk = Talk::up(Options::new("c"));
     talk.broker(publish(7, QoS::AtLeastOnce, false));
