@@ -9,9 +9,10 @@ mod backlog;
 mod dedicated;
 mod link;
 mod pool;
+mod restore;
 mod retained;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,9 +31,7 @@ use super::ClientKey;
 use super::io::{BrokerSettings, LinkEvent, LinkId, Mode, OutageQueue};
 use super::journal::{Journal, Whose};
 use super::record::{self, Key, Row};
-use crate::mqtt::{
-    Credentials, DeliveryId, Full, Message, Options, QoS, Refused, Restored, RestoredPublish, Trace,
-};
+use crate::mqtt::{Credentials, DeliveryId, Full, Message, Options, QoS, Refused, Trace};
 use crate::topic::{ClientId, TopicFilter, TopicName};
 use crate::wire::ReturnCode;
 
@@ -455,105 +454,6 @@ impl Links {
         }
     }
 
-    /// The broker had this filter before a restart, on the link of this number. Numbers come in ascending order, and before
-    /// [`Links::restore_claim`].
-    pub(super) fn restore_filter(
-        &mut self,
-        number: u16,
-        filter: TopicFilter,
-        row: record::FilterRow,
-        now: Instant,
-    ) {
-        self.aggregate.restore_filter(number, filter, row, &mut self.pool, now);
-    }
-
-    /// A client had a link of its own before a restart, see [`Dedicated::restore`].
-    pub(super) fn restore_own(
-        &mut self,
-        client: ClientKey,
-        opening: Opening,
-        filters: BTreeMap<TopicFilter, QoS>,
-        at: Option<Instant>,
-        cx: &mut LinkCx<'_>,
-    ) {
-        self.dedicated.restore(client, opening, filters, at, &mut self.pool, cx);
-    }
-
-    /// Messages that were on their way before a restart, in their order, and QoS 2 messages of the broker that were taken over,
-    /// each with whose link it came on: the number of one of the gateway's, or a client. `same` says that the broker knows
-    /// the gateway by the same client id as then.
-    pub(super) fn restore_exchanges(
-        &mut self,
-        uplinks: Vec<(UplinkId, Sender, record::UplinkRow)>,
-        received: Vec<(Result<u16, ClientKey>, u16)>,
-        same: bool,
-        now: Instant,
-        journal: &mut Journal,
-    ) {
-        let kept = self.links_to_restore(same);
-        let mut restored: BTreeMap<LinkKey, (Restored, Vec<(UplinkId, ClientKey)>)> = BTreeMap::new();
-        let mut packets = Packets::new(&uplinks);
-        for (id, sender, mut row) in uplinks {
-            journal.restore_number(id.0);
-            let via = if row.dedicated { self.via(sender.key) } else { Via::Gateway };
-            let stays = row.dedicated == (via != Via::Gateway);
-            let link = self.link_of(via).filter(|link| stays && kept.contains(link));
-            let changed = !stays || (link.is_none() && row.packet.is_some());
-            if link.is_none() {
-                row.packet = None;
-            }
-            let publish = match (row.packet, row.message.clone()) {
-                (Some(packet), Some(message)) => Some(RestoredPublish::Sent(packet, message)),
-                (Some(packet), None) => Some(RestoredPublish::Released(packet)),
-                (None, Some(message)) if link.is_some() && packets.has_later(&sender.id, id) => {
-                    Some(RestoredPublish::Sent(packets.free(), message))
-                }
-                (None, _) => None,
-            };
-            let client = sender.key;
-            // Who was to hear PUBREL is not there any more.
-            let over = row.packet.is_none() && row.message.is_none();
-            let waits = publish.is_none() && !over;
-            self.backlog.restore(id, (sender, via), row, (waits, changed), now, journal);
-            if over {
-                self.updates.push_back(Update::Completed(client, id, Ok(())));
-            }
-            if let Some((publish, link)) = publish.zip(link) {
-                let (restored, ids) = restored.entry(link).or_default();
-                restored.publishes.push(publish);
-                ids.push((id, client));
-            }
-        }
-        for (whose, packet) in received {
-            let link = match whose {
-                Ok(number) => self.aggregate.link_of(number).filter(|_| same),
-                Err(client) => self.link_of(Via::Client(client)),
-            };
-            if let Some(link) = link {
-                self.received.insert((link, packet));
-                restored.entry(link).or_default().0.received.push(packet);
-            } else if let Ok(number) = whose {
-                journal.delete_in_time(Key::Received(number, packet));
-            }
-        }
-        for link in kept {
-            let (restored, ids) = restored.remove(&link).unwrap_or_default();
-            let tokens = self.pool.restore(link, restored);
-            for ((id, client), token) in ids.into_iter().zip(tokens) {
-                match self.dedicated.client(link).and_then(|owner| self.dedicated.get_mut(owner)) {
-                    Some(own) => own.restore_publish(id, token),
-                    None => self.aggregate.restore_publish(client, id, token),
-                }
-            }
-        }
-    }
-
-    /// Links that the broker knew before a restart.
-    fn links_to_restore(&self, same: bool) -> Vec<LinkKey> {
-        let shared = self.aggregate.links().filter(|_| same);
-        shared.chain(self.dedicated.kept_links()).collect()
-    }
-
     fn link_of(&self, via: Via) -> Option<LinkKey> {
         match via {
             Via::Gateway => Some(self.own),
@@ -561,20 +461,9 @@ impl Links {
         }
     }
 
-    /// Whether a message is on its way or waits, and whether the broker has taken it over.
-    pub(super) fn is_released(&self, id: UplinkId, client: &ClientId) -> Option<bool> {
-        self.backlog.is_released(id, client)
-    }
-
     /// Whether messages are kept for a broker that is away or slow.
     pub(super) fn keeps(&self) -> bool {
         self.outage_queue.is_some()
-    }
-
-    /// A client had this subscription before a restart.
-    pub(super) fn restore_claim(&mut self, client: ClientKey, filter: &TopicFilter, qos: QoS) {
-        let since = self.next_id();
-        self.aggregate.restore_claim(client, filter, qos, since);
     }
 
     /// The broker does not answer a SUBSCRIBE. Whether that is because it is away and the filter is issued again when it comes
@@ -706,34 +595,6 @@ impl Links {
     fn next_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
-    }
-}
-
-/// Packet ids for messages of QoS 1 that were on their way when the process ended: they have none in their rows, and would
-/// leave behind those of QoS 2 of the same client that came later.
-struct Packets {
-    used: BTreeSet<u16>,
-    /// The last message of a client that has one.
-    last: HashMap<ClientId, UplinkId>,
-}
-
-impl Packets {
-    fn new(uplinks: &[(UplinkId, Sender, record::UplinkRow)]) -> Self {
-        let with_packet = || uplinks.iter().filter_map(|(id, sender, row)| Some((row.packet?, id, sender)));
-        let used = with_packet().map(|(packet, ..)| packet).collect();
-        let last = with_packet().map(|(_, id, sender)| (sender.id.clone(), *id)).collect();
-        Self { used, last }
-    }
-
-    fn has_later(&self, client: &ClientId, id: UplinkId) -> bool {
-        self.last.get(client).is_some_and(|last| *last > id)
-    }
-
-    /// One that no other has, or 0 if there is none left.
-    fn free(&mut self) -> u16 {
-        let free = (1..=u16::MAX).rev().find(|packet| !self.used.contains(packet)).unwrap_or(0);
-        self.used.insert(free);
-        free
     }
 }
 
