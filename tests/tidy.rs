@@ -340,6 +340,23 @@ fn every_interpretation_is_listed_on_the_crate_page() {
     assert!(missing.is_empty(), "{missing:?}");
 }
 
+/// The README's table of promises: each names what proves it, a law of the simulator or a part of the tests.
+#[test]
+fn what_proves_a_promise_exists() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let laws = fs::read_to_string(root().join("tests/sim/law.rs")).unwrap();
+    let rows: Vec<_> = readme.lines().filter(|line| line.starts_with("| G")).collect();
+    assert_eq!(rows.len(), 6, "G1 to G6: {rows:?}");
+    for row in rows {
+        let proofs = row.rsplit('|').nth(1).unwrap();
+        let named: Vec<_> = proofs.split('`').skip(1).step_by(2).collect();
+        assert!(named.len() > 1, "{row}");
+        let exists = |name: &str| root().join(name).exists() || laws.contains(&format!("\n    {name},\n"));
+        let strangers: Vec<_> = named.into_iter().filter(|name| !exists(name)).collect();
+        assert!(strangers.is_empty(), "{strangers:?} in {row}");
+    }
+}
+
 #[test]
 fn the_top_level_is_as_designed() {
     let allowed: BTreeSet<_> = [
