@@ -19,6 +19,7 @@ mod relink;
 mod restart;
 mod sleep;
 mod states;
+mod talk;
 mod transparent;
 mod uplink;
 mod world;

@@ -3,15 +3,11 @@
 use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::io::{Control, Input, LinkFailure, Protocol};
-use mqtt_sn_gateway::wire::{
-    FilterRef, MsgIdOnly, Packet, Qos, ReturnCode, SubAck, TopicRef, Unsubscribe, decode,
-};
-use rumqttc::QoS;
+use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, SubAck, TopicRef, decode};
 use rumqttc::mqttbytes::v4;
+use rumqttc::{ConnectReturnCode, QoS};
 
-use crate::world::{
-    At, World, connack, connect_with, disconnect, offline_world, pingreq, sn_qos, subscribe, world,
-};
+use crate::world::*;
 
 const A: At = 1000;
 const B: At = 2000;
@@ -22,11 +18,9 @@ impl World {
     fn lane_up(&mut self, lane: usize, client_id: &str) {
         self.pass(Duration::ZERO);
         self.on_lane(lane);
-        self.broker_answers_tcp();
-        let v4::Packet::Connect(connect) = self.broker_next() else { panic!("CONNECT") };
+        let connect = self.broker_hears_connect();
         assert_eq!(connect.client_id, client_id);
-        let code = rumqttc::ConnectReturnCode::Success;
-        self.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+        self.broker_accepts(false);
     }
 
     /// The client subscribes, and the broker hears it on this lane.
@@ -48,22 +42,8 @@ impl World {
     fn raised(&mut self, at: At, filter: &str, qos: QoS) -> u16 {
         self.on_lane(0);
         self.send(at, subscribe(2, filter, sn_qos(qos)));
-        self.broker_gets_unsubscribe(filter);
+        self.broker_answers_unsubscribe(filter);
         self.granted(at, filter, qos)
-    }
-
-    #[track_caller]
-    fn unsubscribed(&mut self, at: At, filter: &str) {
-        let topic = FilterRef::Name(filter.as_bytes());
-        self.send(at, Packet::Unsubscribe(Unsubscribe { msg_id: 7, topic }));
-        self.expect(at, Packet::UnsubAck(MsgIdOnly { msg_id: 7 }));
-    }
-
-    #[track_caller]
-    fn broker_gets_unsubscribe(&mut self, filter: &str) {
-        let v4::Packet::Unsubscribe(unsubscribe) = self.broker_next() else { panic!("UNSUBSCRIBE") };
-        assert_eq!(unsubscribe.topics, [filter]);
-        self.broker_says(v4::Packet::UnsubAck(v4::UnsubAck { pkid: unsubscribe.pkid }));
     }
 }
 
@@ -76,8 +56,7 @@ fn two_lanes() -> (World, TopicRef) {
     w.on_lane(0);
     w.broker_quiet();
     w.lane_up(1, "gw-2");
-    let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
-    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_grants_subscribe("s/#", QoS::AtLeastOnce);
     w.next(A);
     (w, topic)
 }
@@ -118,7 +97,7 @@ fn each_of_several_clients_gets_one_copy_whatever_overlaps() {
     w.broker_publishes(3, "s/1", "on", QoS::AtLeastOnce);
     let msg_id = w.expect_publish(B, b, Qos::AtLeastOnce, false, "on");
     w.quiet();
-    w.send(B, crate::world::puback(b, msg_id, ReturnCode::Accepted));
+    w.send(B, puback(b, msg_id, ReturnCode::Accepted));
     w.broker_gets_puback(3);
     w.on_lane(1);
     w.broker_publishes(3, "s/1", "on", QoS::AtLeastOnce);
@@ -126,7 +105,7 @@ fn each_of_several_clients_gets_one_copy_whatever_overlaps() {
     w.quiet();
     w.on_lane(0);
     w.broker_quiet();
-    w.send(A, crate::world::puback(a, msg_id, ReturnCode::Accepted));
+    w.send(A, puback(a, msg_id, ReturnCode::Accepted));
     w.on_lane(1);
     w.broker_gets_puback(3);
 }
@@ -146,8 +125,7 @@ fn three_filters_that_overlap_each_other_take_three_links_and_a_fourth_goes_wher
     let (mut w, _) = two_lanes();
     w.send(A, subscribe(2, "+/1", sn_qos(QoS::AtMostOnce)));
     w.lane_up(2, "gw-3");
-    let pkid = w.broker_gets_subscribe("+/1", QoS::AtMostOnce);
-    w.broker_grants(pkid, QoS::AtMostOnce);
+    w.broker_grants_subscribe("+/1", QoS::AtMostOnce);
     w.next(A);
     // It overlaps what is on the second and the third link only by s/#.
     w.subscribed_on(0, A, "s/2", QoS::AtMostOnce);
@@ -170,14 +148,12 @@ fn a_further_link_that_carries_nothing_is_left_with_its_session() {
     let (mut w, topic) = two_lanes();
     w.unsubscribed(A, "s/#");
     w.on_lane(1);
-    w.broker_gets_unsubscribe("s/#");
-    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
-    w.broker_answers_tcp();
-    let v4::Packet::Connect(connect) = w.broker_next() else { panic!("CONNECT") };
+    w.broker_answers_unsubscribe("s/#");
+    w.broker_gets_disconnect();
+    let connect = w.broker_hears_connect();
     assert!(connect.clean_session && connect.client_id == "gw-2");
-    let code = rumqttc::ConnectReturnCode::Success;
-    w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
-    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    w.broker_accepts(false);
+    w.broker_gets_disconnect();
     assert_eq!(w.lanes(), 1);
     // What is left gets its copy.
     w.on_lane(0);
@@ -195,8 +171,7 @@ fn a_further_link_that_is_lost_comes_back_with_what_it_carried() {
     w.broker_quiet();
     w.on_lane(1);
     w.broker_up(false);
-    let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
-    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_grants_subscribe("s/#", QoS::AtLeastOnce);
     w.broker_quiet();
     w.on_lane(0);
     w.broker_quiet();
@@ -208,8 +183,7 @@ fn a_further_link_that_is_lost_comes_back_with_what_it_carried() {
 #[test]
 fn filters_asked_for_while_the_broker_is_away_are_spread_when_it_returns() {
     let mut w = offline_world(|_| {});
-    w.send(A, connect_with("n1", false, true, 600));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect_with("n1", false, true, 600));
     for (msg_id, filter) in [(1, "s/#"), (2, "s/1")] {
         w.send(A, subscribe(msg_id, filter, sn_qos(QoS::AtMostOnce)));
         w.next(A);
@@ -236,8 +210,7 @@ fn filters_of_a_broker_that_told_copies_apart_are_spread_when_it_no_longer_does(
     w.broker_answers_tcp();
     w.broker_takes_octets();
     w.broker_octets(vec![0x20, 3, 0, 0, 0].into());
-    w.send(A, connect_with("n1", false, true, 600));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect_with("n1", false, true, 600));
     for (msg_id, filter) in [(1, "s/#"), (2, "s/1")] {
         w.send(A, subscribe(msg_id, filter, sn_qos(QoS::AtMostOnce)));
         // SUBACK in MQTT 5: packet id, no properties, QoS 0.
@@ -286,8 +259,7 @@ fn beyond_eight_links_filters_share_one_and_that_is_counted() {
             w.lane_up(lane, &format!("gw-{}", lane + 1));
         }
         w.on_lane(lane);
-        let pkid = w.broker_gets_subscribe(filter, QoS::AtMostOnce);
-        w.broker_grants(pkid, QoS::AtMostOnce);
+        w.broker_grants_subscribe(filter, QoS::AtMostOnce);
         w.next(A);
     }
     assert_eq!(w.lanes(), 8);
@@ -301,10 +273,10 @@ fn at_a_stop_the_sessions_of_further_links_are_removed() {
     w.input(Input::Control(Control::Shutdown));
     w.expect(A, disconnect());
     w.on_lane(0);
-    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    w.broker_gets_disconnect();
     assert!(!w.stopped);
     w.on_lane(1);
-    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    w.broker_gets_disconnect();
 }
 
 #[test]
@@ -312,13 +284,12 @@ fn a_further_link_that_is_needed_again_does_not_take_the_id_of_one_that_is_being
     let (mut w, _) = two_lanes();
     w.unsubscribed(A, "s/#");
     w.on_lane(1);
-    w.broker_gets_unsubscribe("s/#");
+    w.broker_answers_unsubscribe("s/#");
     w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
     // The broker has yet to hear the end of the first: it would end the new one with it.
     w.pass(Duration::ZERO);
     w.on_lane(2);
-    w.broker_answers_tcp();
-    let v4::Packet::Connect(connect) = w.broker_next() else { panic!("CONNECT") };
+    let connect = w.broker_hears_connect();
     assert_eq!(connect.client_id, "gw-3");
 }
 
@@ -330,10 +301,9 @@ fn a_further_link_whose_only_filter_the_broker_refuses_is_left() {
     w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
     w.lane_up(1, "gw-2");
     let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
-    let return_codes = vec![v4::SubscribeReasonCode::Failure];
-    w.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+    w.broker_denies(pkid);
     w.next(A);
-    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    w.broker_gets_disconnect();
 }
 
 #[test]
@@ -344,8 +314,7 @@ fn what_was_on_its_way_when_a_filter_as_good_was_added_comes() {
         w.subscribed_on(0, A, first, QoS::AtLeastOnce);
         w.send(A, subscribe(2, second, sn_qos(QoS::AtLeastOnce)));
         w.lane_up(1, "gw-2");
-        let pkid = w.broker_gets_subscribe(second, QoS::AtLeastOnce);
-        w.broker_grants(pkid, QoS::AtLeastOnce);
+        w.broker_grants_subscribe(second, QoS::AtLeastOnce);
         w.next(A);
         // It has waited at the broker since before the second SUBSCRIBE, so that there is no other copy.
         w.on_lane(0);
@@ -363,8 +332,8 @@ fn a_further_link_that_is_down_is_left_when_it_is_back() {
     w.unsubscribed(A, "s/#");
     w.pass(Duration::from_secs(3));
     w.broker_up(true);
-    w.broker_gets_unsubscribe("s/#");
-    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    w.broker_answers_unsubscribe("s/#");
+    w.broker_gets_disconnect();
 }
 
 #[test]
@@ -412,8 +381,7 @@ fn falls_back(w: &mut World) {
 #[test]
 fn a_subscription_for_which_the_broker_refuses_a_further_link_goes_by_the_first() {
     let mut w = second_lane_asked_for();
-    let code = rumqttc::ConnectReturnCode::NotAuthorized;
-    w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+    w.broker_refuses(ConnectReturnCode::NotAuthorized);
     falls_back(&mut w);
     w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
     w.next(A);
@@ -430,8 +398,7 @@ fn a_subscription_for_which_the_broker_refuses_a_further_link_goes_by_the_first(
 #[test]
 fn a_broker_that_has_no_room_at_the_moment_is_asked_for_the_further_link_again() {
     let mut w = second_lane_asked_for();
-    let code = rumqttc::ConnectReturnCode::ServiceUnavailable;
-    w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+    w.broker_refuses(ConnectReturnCode::ServiceUnavailable);
     w.on_lane(0);
     w.broker_quiet();
     w.pass(Duration::from_secs(2));
@@ -462,8 +429,7 @@ fn shun(w: &mut World, how: Shunned) {
     match how {
         Shunned::NoRoom => {
             w.broker_takes_octets();
-            let code = rumqttc::ConnectReturnCode::ServiceUnavailable;
-            w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+            w.broker_refuses(ConnectReturnCode::ServiceUnavailable);
         }
         Shunned::ClosedAfterConnect => {
             w.broker_takes_octets();
@@ -476,8 +442,7 @@ fn shun(w: &mut World, how: Shunned) {
 /// A client has a filter on the first link and asks for one that overlaps it.
 fn overlapping_asked_for() -> World {
     let mut w = world();
-    w.send(A, connect_with("n1", false, true, 6000));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect_with("n1", false, true, 6000));
     w.subscribed_on(0, A, "s/1", QoS::AtMostOnce);
     w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
     w.pass(Duration::ZERO);
@@ -506,8 +471,7 @@ fn a_further_link_that_the_broker_never_accepts_is_given_up_after_five_tries() {
         shun(&mut w, how);
         w.on_lane(0);
         // Once for the one that was told to try again, and once for the one that waits.
-        let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
-        w.broker_grants(pkid, QoS::AtLeastOnce);
+        w.broker_grants_subscribe("s/#", QoS::AtLeastOnce);
         falls_back(&mut w);
         w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
         w.next(A);
@@ -532,13 +496,11 @@ fn what_a_further_link_carried_is_on_the_first_when_the_broker_accepts_it_no_mor
     w.broker_down();
     for _ in 0..4 {
         w.pass(PAUSE);
-        w.send(A, pingreq());
-        w.expect(A, Packet::PingResp);
+        w.pings(A);
         shun(&mut w, Shunned::Closed);
     }
     w.on_lane(0);
-    let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
-    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_grants_subscribe("s/#", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
     w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
     assert_eq!(w.lanes(), 1);
@@ -597,22 +559,14 @@ fn what_a_further_link_carried_is_on_the_first_when_the_broker_refuses_it_later(
     w.on_lane(1);
     w.broker_answers_tcp();
     w.broker_takes_octets();
-    let code = rumqttc::ConnectReturnCode::NotAuthorized;
-    w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+    w.broker_refuses(ConnectReturnCode::NotAuthorized);
     w.on_lane(0);
-    let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
-    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_grants_subscribe("s/#", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
     w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
 }
 
 // A SUBSCRIBE that is repeated and refused.
-
-/// The broker refuses what it was asked for with this packet id.
-fn refused(w: &mut World, pkid: u16) {
-    let return_codes = vec![v4::SubscribeReasonCode::Failure];
-    w.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
-}
 
 /// A SUBSCRIBE of a client whose answer is lost with the connection, and that is refused when it is repeated.
 fn refused_when_repeated(session_present: bool) -> World {
@@ -624,7 +578,7 @@ fn refused_when_repeated(session_present: bool) -> World {
     w.pass(Duration::from_secs(3));
     w.broker_up(session_present);
     let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
-    refused(&mut w, pkid);
+    w.broker_denies(pkid);
     let frame = w.next(A);
     let Packet::SubAck(SubAck { code: ReturnCode::NotSupported, .. }) = decode(&frame).unwrap().packet else {
         panic!("{frame:02x?}")
@@ -635,7 +589,7 @@ fn refused_when_repeated(session_present: bool) -> World {
 #[test]
 fn a_filter_that_the_broker_refuses_when_asked_again_is_taken_back_for_it_may_have_taken_it_before() {
     let mut w = refused_when_repeated(true);
-    w.broker_gets_unsubscribe("s/1");
+    w.broker_answers_unsubscribe("s/1");
     // Who asks for what overlaps gets one copy, by the one filter that is there.
     w.subscribed_on(0, A, "+/1", QoS::AtMostOnce);
     assert_eq!(w.lanes(), 1);
@@ -655,7 +609,7 @@ fn a_filter_that_the_broker_refuses_once_it_has_lost_the_session_is_not_there() 
         w.broker_up(present);
         w.send(A, subscribe(2, "s/2", sn_qos(QoS::AtMostOnce)));
         let pkid = w.broker_gets_subscribe("s/2", QoS::AtMostOnce);
-        refused(&mut w, pkid);
+        w.broker_denies(pkid);
         w.next(A);
         w.broker_quiet();
     }
@@ -673,7 +627,7 @@ fn a_filter_that_is_refused_when_repeated_and_granted_to_another_stays() {
     w.pass(Duration::from_secs(3));
     w.broker_up(true);
     let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
-    refused(&mut w, pkid);
+    w.broker_denies(pkid);
     w.next(A);
     w.granted(B, "s/1", QoS::AtMostOnce);
     w.broker_quiet();
@@ -689,9 +643,9 @@ fn a_filter_whose_holder_left_while_another_asked_in_vain_is_taken_back() {
     let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
     w.unsubscribed(A, "s/1");
     w.broker_quiet();
-    refused(&mut w, pkid);
+    w.broker_denies(pkid);
     w.next(B);
-    w.broker_gets_unsubscribe("s/1");
+    w.broker_answers_unsubscribe("s/1");
 }
 
 // One filter at several QoS. RabbitMQ 3 has a queue for QoS 0 and one for the others, and SUBSCRIBE takes nothing from the other.
@@ -711,7 +665,7 @@ fn a_filter_that_rises_from_qos_0_is_taken_back_in_the_same_write() {
     w.writes = 0;
     w.send(B, subscribe(2, "s/1", sn_qos(QoS::AtLeastOnce)));
     assert_eq!(w.writes, 1);
-    w.broker_gets_unsubscribe("s/1");
+    w.broker_answers_unsubscribe("s/1");
     w.granted(B, "s/1", QoS::AtLeastOnce);
     // From there it rises no more.
     w.subscribed(B, "s/1", QoS::ExactlyOnce);
@@ -722,10 +676,9 @@ fn a_filter_that_rises_from_qos_0_is_taken_back_in_the_same_write() {
 fn the_qos_of_a_filter_at_the_broker_does_not_fall_while_anybody_holds_it() {
     let mut w = one_holder(QoS::AtMostOnce);
     w.send(B, subscribe(2, "s/1", sn_qos(QoS::AtLeastOnce)));
-    w.broker_gets_unsubscribe("s/1");
+    w.broker_answers_unsubscribe("s/1");
     for _ in 0..3 {
-        let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
-        w.broker_grants(pkid, QoS::AtLeastOnce);
+        w.broker_grants_subscribe("s/1", QoS::AtLeastOnce);
         w.next(B);
         w.send(B, subscribe(2, "s/1", sn_qos(QoS::AtMostOnce)));
     }
@@ -738,7 +691,7 @@ fn the_qos_of_a_filter_at_the_broker_does_not_fall_while_anybody_holds_it() {
     w.broker_quiet();
     // Who comes when it was given up begins anew.
     w.unsubscribed(A, "s/1");
-    w.broker_gets_unsubscribe("s/1");
+    w.broker_answers_unsubscribe("s/1");
     w.subscribed(A, "s/1", QoS::AtMostOnce);
 }
 
@@ -752,7 +705,7 @@ fn a_filter_that_rose_while_the_broker_was_away_is_taken_back_if_the_broker_stil
         w.pass(Duration::from_secs(3));
         w.broker_up(has_it);
         if has_it {
-            w.broker_gets_unsubscribe("s/1");
+            w.broker_answers_unsubscribe("s/1");
         }
         w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
         w.broker_quiet();
@@ -763,13 +716,11 @@ fn a_filter_that_rose_while_the_broker_was_away_is_taken_back_if_the_broker_stil
 fn a_rise_that_the_broker_refuses_leaves_the_filter_to_those_who_had_it() {
     let mut w = one_holder(QoS::AtMostOnce);
     w.send(B, subscribe(2, "s/1", sn_qos(QoS::AtLeastOnce)));
-    w.broker_gets_unsubscribe("s/1");
+    w.broker_answers_unsubscribe("s/1");
     let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
-    let return_codes = vec![v4::SubscribeReasonCode::Failure];
-    w.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+    w.broker_denies(pkid);
     w.next(B);
-    let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
-    w.broker_grants(pkid, QoS::AtMostOnce);
+    w.broker_grants_subscribe("s/1", QoS::AtMostOnce);
     w.broker_quiet();
     w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
     w.next(A);

@@ -6,16 +6,12 @@ use mqtt_sn_gateway::gateway::io::{
     Address, Endpoint, Input, LinkCommand, LinkEvent, LinkFailure, Mode, Peer, PortId, Route, Settings, Wills,
 };
 use mqtt_sn_gateway::wire::{
-    Disconnect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, Response, ReturnCode, SearchGw, Subscribe,
-    TopicRef, Unsubscribe, WillMsg, WillTopic,
+    FilterRef, Packet, Qos, Response, ReturnCode, SearchGw, Subscribe, TopicRef, WillMsg, WillTopic,
 };
 use rumqttc::mqttbytes::v4;
 use rumqttc::{ConnectReturnCode, QoS};
 
-use crate::world::{
-    At, World, connack, connect, connect_with, disconnect, encode, offline_world, pingreq, puback, pubcomp,
-    publish, pubrec, pubrel, regack, sn_qos, subscribe, world_with,
-};
+use crate::world::*;
 
 const A: At = 1000;
 const B: At = 2000;
@@ -45,20 +41,7 @@ impl World {
     #[track_caller]
     fn broker_sees_connect(&mut self, id: &str) -> v4::Connect {
         self.on_link_of(Some(id));
-        self.broker_answers_tcp();
-        match self.broker_next() {
-            v4::Packet::Connect(connect) => connect,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn broker_accepts(&mut self, session_present: bool) {
-        let code = ConnectReturnCode::Success;
-        self.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present, code }));
-    }
-
-    fn broker_refuses(&mut self, code: ConnectReturnCode) {
-        self.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+        self.broker_hears_connect()
     }
 
     /// A client that the broker has accepted; the test plays the broker on its link.
@@ -66,9 +49,7 @@ impl World {
     fn served(&mut self, at: At, id: &str, clean: bool) {
         self.send(at, connect_with(id, false, clean, 60));
         self.quiet();
-        self.broker_sees_connect(id);
-        self.broker_accepts(false);
-        self.expect(at, connack(ReturnCode::Accepted));
+        self.admitted(at, id, false);
     }
 
     #[track_caller]
@@ -196,13 +177,10 @@ fn while_the_broker_is_asked_a_repeated_connect_waits_and_all_else_is_dropped() 
     world.quiet();
     assert_eq!(world.commands.len(), 1, "one connection");
     assert_eq!(world.gw.counters().frames_unexpected, 2);
-    world.broker_sees_connect("c1");
-    world.broker_accepts(false);
-    world.expect(A, connack(ReturnCode::Accepted));
+    world.admitted(A, "c1", false);
     world.quiet();
     // The copy of a CONNECT whose CONNACK was lost.
-    world.send(A, connect("c1"));
-    world.expect(A, connack(ReturnCode::Accepted));
+    world.connected(A, connect("c1"));
     world.broker_quiet();
 }
 
@@ -210,8 +188,7 @@ fn while_the_broker_is_asked_a_repeated_connect_waits_and_all_else_is_dropped() 
 fn a_client_that_takes_leave_while_the_broker_is_asked_has_no_session() {
     let mut world = world();
     world.send(A, connect("c1"));
-    world.send(A, disconnect());
-    world.expect(A, disconnect());
+    world.takes_leave(A);
     world.expect_close();
     assert_eq!(world.gw.sessions(), 0);
 }
@@ -248,7 +225,7 @@ fn a_client_is_asked_for_its_will_before_the_broker_hears_of_it() {
     world.send(A, Packet::WillMsg(WillMsg { message: b"bye" }));
     world.expect(A, connack(ReturnCode::Accepted));
     world.pass(Duration::from_secs(91));
-    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.broker_gets_disconnect();
     world.on_link_of(None);
     world.broker_gets("w", "bye", QoS::AtLeastOnce);
 }
@@ -263,17 +240,17 @@ fn messages_go_up_on_the_link_of_the_client_and_are_acknowledged_end_to_end() {
     world.send(A, publish(topic, Qos::AtLeastOnce, 1, "1"));
     let pkid = world.broker_gets("pre/one", "1", QoS::AtLeastOnce);
     world.quiet();
-    world.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+    world.broker_pubacks(pkid);
     world.expect(A, puback(topic, 1, ReturnCode::Accepted));
     world.send(A, publish(topic, Qos::ExactlyOnce, 2, "2"));
     let pkid = world.broker_gets("pre/one", "2", QoS::ExactlyOnce);
     world.quiet();
-    world.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+    world.broker_pubrecs(pkid);
     world.expect(A, pubrec(2));
     world.broker_next();
     world.send(A, pubrel(2));
     world.quiet();
-    world.broker_says(v4::Packet::PubComp(v4::PubComp { pkid }));
+    world.broker_pubcomps(pkid);
     world.expect(A, pubcomp(2));
     // QoS −1 is for everybody, and goes by the gateway's own link.
     world.send(A, publish(topic, Qos::MinusOne, 0, "-1"));
@@ -299,12 +276,9 @@ fn subscriptions_are_passed_on_as_they_are() {
             assert_eq!(frame[2], 0, "QoS 0 was granted");
         }
     }
-    world.send(B, Packet::Unsubscribe(Unsubscribe { msg_id: 9, topic: FilterRef::Name(b"a/b") }));
-    world.expect(B, Packet::UnsubAck(MsgIdOnly { msg_id: 9 }));
-    let v4::Packet::Unsubscribe(unsubscribe) = world.broker_next() else { panic!() };
-    assert_eq!(unsubscribe.topics, ["a/b"]);
-    world.send(B, Packet::Unsubscribe(Unsubscribe { msg_id: 10, topic: FilterRef::Name(b"no") }));
-    world.expect(B, Packet::UnsubAck(MsgIdOnly { msg_id: 10 }));
+    world.unsubscribed(B, "a/b");
+    world.broker_gets_unsubscribe("a/b");
+    world.unsubscribed(B, "no");
     world.broker_quiet();
 }
 
@@ -313,8 +287,7 @@ fn what_crosses_the_unsubscribe_on_its_way_to_the_broker_is_settled_and_not_deli
     let mut world = world();
     world.served(A, "c1", true);
     world.subscribed(A, "a/b", QoS::AtLeastOnce);
-    world.send(A, Packet::Unsubscribe(Unsubscribe { msg_id: 9, topic: FilterRef::Name(b"a/b") }));
-    world.expect(A, Packet::UnsubAck(MsgIdOnly { msg_id: 9 }));
+    world.unsubscribed(A, "a/b");
     let v4::Packet::Unsubscribe(_) = world.broker_next() else { panic!() };
     world.broker_publishes(1, "a/b", "late", QoS::AtLeastOnce);
     world.broker_gets_puback(1);
@@ -327,8 +300,7 @@ fn a_filter_that_the_broker_refuses_is_refused() {
     world.served(A, "c1", true);
     world.send(A, subscribe(1, "no", Qos::AtLeastOnce));
     let pkid = world.broker_gets_subscribe("no", QoS::AtLeastOnce);
-    let return_codes = vec![v4::SubscribeReasonCode::Failure];
-    world.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+    world.broker_denies(pkid);
     let frame = world.next(A);
     assert_eq!(frame[7], 3, "not supported");
 }
@@ -338,15 +310,14 @@ fn the_broker_has_no_acknowledgement_before_the_client_has_acknowledged_even_if_
     let mut world = world();
     world.served(A, "c1", true);
     let id = world.subscribed(A, "t", QoS::AtLeastOnce);
-    world.send(A, Packet::Disconnect(Disconnect { duration: Some(600) }));
-    world.expect(A, disconnect());
+    world.falls_asleep(A, 600);
     world.broker_quiet();
     world.broker_publishes(1, "t", "one", QoS::AtLeastOnce);
     world.broker_publishes(2, "t", "two", QoS::AtLeastOnce);
     world.pass(Duration::from_secs(300));
     world.quiet();
     world.broker_quiet();
-    world.send(A, Packet::PingReq(PingReq { client_id: b"c1" }));
+    world.send(A, pingreq_of("c1"));
     for (pkid, payload) in [(1, "one"), (2, "two")] {
         let topic = TopicRef::Normal(id);
         let msg_id = world.expect_publish(A, topic, Qos::AtLeastOnce, false, payload);
@@ -369,8 +340,7 @@ fn a_lost_link_is_back_within_the_grace_unnoticed() {
     world.expect(A, puback(TopicRef::Normal(id), 8, ReturnCode::Congestion));
     world.send(A, subscribe(9, "u", Qos::AtMostOnce));
     assert_eq!(world.next(A)[7], 1, "congestion");
-    world.send(A, pingreq());
-    world.expect(A, Packet::PingResp);
+    world.pings(A);
     world.pass(Duration::from_secs(3));
     world.broker_sees_connect("c1");
     world.broker_accepts(false);
@@ -380,7 +350,7 @@ fn a_lost_link_is_back_within_the_grace_unnoticed() {
         match world.broker_next() {
             v4::Packet::Publish(publish) => {
                 assert_eq!(publish.payload, "open");
-                world.broker_says(v4::Packet::PubAck(v4::PubAck { pkid: publish.pkid }));
+                world.broker_pubacks(publish.pkid);
                 seen.0 = true;
             }
             v4::Packet::Subscribe(subscribe) => {
@@ -423,13 +393,11 @@ fn a_client_whose_link_stays_away_is_told_when_the_grace_is_over() {
     let mut world = world();
     world.served(A, "c1", false);
     world.broker_down();
-    world.send(A, pingreq());
-    world.expect(A, Packet::PingResp);
+    world.pings(A);
     for _ in 0..5 {
         world.pass(Duration::from_secs(10));
         world.quiet();
-        world.send(A, pingreq());
-        world.expect(A, Packet::PingResp);
+        world.pings(A);
     }
     world.pass(Duration::from_secs(10));
     world.expect(A, disconnect());
@@ -452,12 +420,11 @@ fn a_client_whose_link_stays_away_is_told_when_the_grace_is_over() {
 fn a_sleeper_whose_link_stayed_away_is_told_when_it_wakes() {
     let mut world = world();
     world.served(A, "c1", true);
-    world.send(A, Packet::Disconnect(Disconnect { duration: Some(3600) }));
-    world.expect(A, disconnect());
+    world.falls_asleep(A, 3600);
     world.broker_down();
     world.pass(Duration::from_secs(90));
     world.quiet();
-    world.send(A, Packet::PingReq(PingReq { client_id: b"c1" }));
+    world.send(A, pingreq_of("c1"));
     world.expect(A, disconnect());
     assert_eq!(world.gw.sessions(), 0);
 }
@@ -466,13 +433,12 @@ fn a_sleeper_whose_link_stayed_away_is_told_when_it_wakes() {
 fn a_sleeper_whose_link_came_back_hears_nothing_of_it() {
     let mut world = world();
     world.served(A, "c1", false);
-    world.send(A, Packet::Disconnect(Disconnect { duration: Some(3600) }));
-    world.expect(A, disconnect());
+    world.falls_asleep(A, 3600);
     world.broker_down();
     world.pass(Duration::from_secs(90));
     world.broker_sees_connect("c1");
     world.broker_accepts(true);
-    world.send(A, Packet::PingReq(PingReq { client_id: b"c1" }));
+    world.send(A, pingreq_of("c1"));
     world.expect(A, Packet::PingResp);
 }
 
@@ -483,9 +449,8 @@ fn a_session_that_lives_on_goes_on_at_the_broker_with_what_was_open() {
     let id = world.subscribed(A, "t", QoS::ExactlyOnce);
     world.broker_publishes(1, "t", "two", QoS::ExactlyOnce);
     world.expect_publish(A, TopicRef::Normal(id), Qos::ExactlyOnce, false, "two");
-    world.send(A, disconnect());
-    world.expect(A, disconnect());
-    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.takes_leave(A);
+    world.broker_gets_disconnect();
     world.expect_close();
     world.pass(Duration::from_secs(100));
     world.no_command();
@@ -498,13 +463,12 @@ fn a_session_that_lives_on_goes_on_at_the_broker_with_what_was_open() {
     let mut again = v4::Publish::new("t", QoS::ExactlyOnce, "two");
     (again.pkid, again.dup) = (1, true);
     world.broker_says(v4::Packet::Publish(again));
-    let (topic_id, msg_id) = world.expect_register(A, "t");
+    let topic_id = world.learns(A, "t");
     assert_eq!(topic_id, id);
-    world.send(A, crate::world::regack(id, msg_id, ReturnCode::Accepted));
     let msg_id = world.expect_publish(A, TopicRef::Normal(id), Qos::ExactlyOnce, true, "two");
     world.send(A, pubrec(msg_id));
     world.expect(A, pubrel(msg_id));
-    assert_eq!(world.broker_next(), v4::Packet::PubRec(v4::PubRec { pkid: 1 }));
+    world.broker_gets_pubrec(1);
     world.send(A, pubcomp(msg_id));
     world.quiet();
 }
@@ -513,13 +477,10 @@ fn a_session_that_lives_on_goes_on_at_the_broker_with_what_was_open() {
 fn a_session_that_the_broker_had_before_the_gateway_brings_what_it_has() {
     let mut world = world();
     world.send(A, connect_with("c1", false, false, 60));
-    world.broker_sees_connect("c1");
-    world.broker_accepts(true);
-    world.expect(A, connack(ReturnCode::Accepted));
+    world.admitted(A, "c1", true);
     world.broker_quiet();
     world.broker_publishes(3, "from/before", "kept", QoS::AtLeastOnce);
-    let (topic_id, msg_id) = world.expect_register(A, "from/before");
-    world.send(A, crate::world::regack(topic_id, msg_id, ReturnCode::Accepted));
+    let topic_id = world.learns(A, "from/before");
     world.expect_publish(A, TopicRef::Normal(topic_id), Qos::AtLeastOnce, false, "kept");
 }
 
@@ -536,7 +497,7 @@ fn a_connect_keeps_the_link_only_where_both_sessions_live_on() {
         if kept {
             world.no_command();
         } else {
-            assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+            world.broker_gets_disconnect();
             let leaves = world.broker_sees_connect("c1");
             assert_eq!(leaves.clean_session, after);
             world.broker_accepts(false);
@@ -546,8 +507,7 @@ fn a_connect_keeps_the_link_only_where_both_sessions_live_on() {
         frames.sort();
         assert_eq!(frames, [encode(&disconnect()), encode(&connack(ReturnCode::Accepted))]);
         world.broker_quiet();
-        world.send(B, pingreq());
-        world.expect(B, Packet::PingResp);
+        world.pings(B);
     }
 }
 
@@ -556,7 +516,7 @@ fn a_clean_connect_leaves_the_old_link_with_disconnect() {
     let mut world = world();
     world.served(A, "c1", false);
     world.send(A, connect_with("c1", false, true, 60));
-    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.broker_gets_disconnect();
     assert!(world.broker_sees_connect("c1").clean_session);
 }
 
@@ -616,17 +576,11 @@ fn the_version_that_the_gateway_speaks_is_what_its_clients_speak() {
 fn a_client_that_is_lost_has_its_will_published_by_the_gateway_and_its_link_closed() {
     for clean in [true, false] {
         let mut world = world();
-        world.send(A, connect_with("c1", true, clean, 60));
-        world.expect(A, Packet::WillTopicReq);
-        let topic = WillTopic { qos: Qos::AtMostOnce, retain: false, topic: b"w" };
-        world.send(A, Packet::WillTopic(topic));
-        world.expect(A, Packet::WillMsgReq);
-        world.send(A, Packet::WillMsg(WillMsg { message: b"gone" }));
-        world.broker_sees_connect("c1");
-        world.broker_accepts(false);
-        world.expect(A, connack(ReturnCode::Accepted));
+        let will = WillTopic { qos: Qos::AtMostOnce, retain: false, topic: b"w" };
+        world.gives_will(A, connect_with("c1", true, clean, 60), will, "gone");
+        world.admitted(A, "c1", false);
         world.pass(Duration::from_secs(91));
-        assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+        world.broker_gets_disconnect();
         world.on_link_of(None);
         world.broker_gets("w", "gone", QoS::AtMostOnce);
         assert_eq!(world.gw.sessions(), usize::from(!clean));
@@ -635,12 +589,8 @@ fn a_client_that_is_lost_has_its_will_published_by_the_gateway_and_its_link_clos
 
 fn with_will_at_broker() -> World {
     let mut world = changed_world(|settings| settings.broker.wills = Wills::Broker);
-    world.send(A, connect_with("c1", true, false, 60));
-    world.expect(A, Packet::WillTopicReq);
-    let topic = WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w" };
-    world.send(A, Packet::WillTopic(topic));
-    world.expect(A, Packet::WillMsgReq);
-    world.send(A, Packet::WillMsg(WillMsg { message: b"gone" }));
+    let will = WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w" };
+    world.gives_will(A, connect_with("c1", true, false, 60), will, "gone");
     let will = world.broker_sees_connect("c1").last_will.expect("a will");
     let expected = ("w", &b"gone"[..], QoS::AtLeastOnce, true);
     assert_eq!((will.topic.as_str(), &will.message[..], will.qos, will.retain), expected);
@@ -663,12 +613,11 @@ fn a_will_that_the_broker_keeps_is_left_to_it_by_a_close_without_disconnect() {
 #[test]
 fn a_will_that_the_broker_keeps_is_not_published_on_an_orderly_goodbye_or_a_shutdown() {
     let mut world = with_will_at_broker();
-    world.send(A, disconnect());
-    world.expect(A, disconnect());
-    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.takes_leave(A);
+    world.broker_gets_disconnect();
     let mut world = with_will_at_broker();
     world.input(Input::Control(mqtt_sn_gateway::gateway::io::Control::Shutdown));
-    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.broker_gets_disconnect();
 }
 
 #[test]
@@ -676,7 +625,7 @@ fn a_will_that_the_broker_keeps_is_changed_by_a_new_connection() {
     let mut world = with_will_at_broker();
     world.send(A, Packet::WillMsgUpd(WillMsg { message: b"other" }));
     world.expect(A, Packet::WillMsgResp(Response { code: ReturnCode::Accepted }));
-    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.broker_gets_disconnect();
     let will = world.broker_sees_connect("c1").last_will.expect("a will");
     assert_eq!(&will.message[..], b"other");
     world.broker_accepts(true);
@@ -684,7 +633,7 @@ fn a_will_that_the_broker_keeps_is_changed_by_a_new_connection() {
     let deleted = WillTopic { qos: Qos::AtMostOnce, retain: false, topic: b"" };
     world.send(A, Packet::WillTopicUpd(deleted));
     world.expect(A, Packet::WillTopicResp(Response { code: ReturnCode::Accepted }));
-    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.broker_gets_disconnect();
     assert!(world.broker_sees_connect("c1").last_will.is_none());
     world.broker_accepts(true);
     // The same again is no reason to connect.
@@ -698,9 +647,8 @@ fn a_will_that_the_broker_keeps_is_changed_by_a_new_connection() {
 fn a_session_whose_life_is_over_is_removed_from_the_broker_too() {
     let mut world = world();
     world.served(A, "c1", false);
-    world.send(A, disconnect());
-    world.expect(A, disconnect());
-    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.takes_leave(A);
+    world.broker_gets_disconnect();
     world.pass(Duration::from_secs(86_399));
     assert_eq!(world.gw.sessions(), 1);
     world.commands.clear();
@@ -709,7 +657,7 @@ fn a_session_whose_life_is_over_is_removed_from_the_broker_too() {
     let connect = world.broker_sees_connect("c1");
     assert!(connect.clean_session && connect.client_id == "c1");
     world.broker_accepts(false);
-    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.broker_gets_disconnect();
     world.expect_close();
 }
 
@@ -735,9 +683,7 @@ fn a_transport_may_have_a_mode_of_its_own_and_a_session_keeps_the_one_it_began_i
     world.next_frame();
     // A new session is served as the transport says.
     world.send(B, connect_with("c1", false, true, 60));
-    world.broker_sees_connect("c1");
-    world.broker_accepts(false);
-    world.expect(B, connack(ReturnCode::Accepted));
+    world.admitted(B, "c1", false);
     world.commands.clear();
     on_radio(&mut world, connect_with("c1", false, true, 60));
     world.expect_close();
@@ -758,12 +704,10 @@ fn a_session_of_which_half_is_subscribed_elsewhere_leaves_nothing_behind_when_it
     world.input(input(frame(connect("c1"))));
     world.input(input(frame(subscribe(1, "t", sn_qos(QoS::AtMostOnce)))));
     world.on_link_of(None);
-    let pkid = world.broker_gets_subscribe("t", QoS::AtMostOnce);
-    world.broker_grants(pkid, QoS::AtMostOnce);
+    world.broker_grants_subscribe("t", QoS::AtMostOnce);
     world.send(B, connect("c1"));
     world.on_link_of(None);
-    let v4::Packet::Unsubscribe(unsubscribe) = world.broker_next() else { panic!() };
-    assert_eq!(unsubscribe.topics, ["t"]);
+    world.broker_gets_unsubscribe("t");
 }
 
 #[test]
@@ -816,8 +760,7 @@ fn a_link_that_breaks_while_the_client_connects_again_is_congestion_and_the_grac
     let link = world.commands.back().unwrap().0;
     world.input(Input::Link(link, LinkEvent::Closed(LinkFailure::Closed)));
     world.expect(A, connack(ReturnCode::Congestion));
-    world.send(A, pingreq());
-    world.expect(A, Packet::PingResp);
+    world.pings(A);
     world.pass(Duration::from_secs(5));
     world.broker_sees_connect("c1");
     world.broker_accepts(true);
@@ -854,9 +797,7 @@ fn what_a_client_says_of_a_will_after_a_connect_without_one_does_not_undo_that_c
     let topic = WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w" };
     world.send(A, Packet::WillTopic(topic));
     world.quiet();
-    world.broker_sees_connect("c1");
-    world.broker_accepts(false);
-    world.expect(A, connack(ReturnCode::Accepted));
+    world.admitted(A, "c1", false);
 }
 
 #[test]
@@ -938,9 +879,7 @@ fn a_grace_that_ends_while_the_client_connects_again_waits_for_the_broker() {
     world.quiet();
     world.pass(Duration::from_secs(4));
     world.quiet();
-    world.broker_sees_connect("c1");
-    world.broker_accepts(true);
-    world.expect(A, connack(ReturnCode::Accepted));
+    world.admitted(A, "c1", true);
     world.pass(Duration::from_secs(50));
     world.quiet();
 }
@@ -948,22 +887,16 @@ fn a_grace_that_ends_while_the_client_connects_again_waits_for_the_broker() {
 #[test]
 fn a_client_that_connects_elsewhere_is_not_lost_while_the_broker_is_asked() {
     let mut world = world();
-    world.send(A, connect_with("c1", true, true, 60));
-    world.expect(A, Packet::WillTopicReq);
-    let topic = WillTopic { qos: Qos::AtMostOnce, retain: false, topic: b"w" };
-    world.send(A, Packet::WillTopic(topic));
-    world.expect(A, Packet::WillMsgReq);
-    world.send(A, Packet::WillMsg(WillMsg { message: b"gone" }));
-    world.broker_sees_connect("c1");
-    world.broker_accepts(false);
-    world.expect(A, connack(ReturnCode::Accepted));
+    let will = WillTopic { qos: Qos::AtMostOnce, retain: false, topic: b"w" };
+    world.gives_will(A, connect_with("c1", true, true, 60), will, "gone");
+    world.admitted(A, "c1", false);
     world.pass(Duration::from_secs(88));
     world.send(B, connect("c1"));
     world.pass(Duration::from_secs(5));
     world.on_link_of(None);
     world.broker_quiet();
     world.on_link_of(Some("c1"));
-    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    world.broker_gets_disconnect();
     world.broker_sees_connect("c1");
     world.broker_accepts(false);
     world.next_to(A);
@@ -979,15 +912,13 @@ fn a_client_that_takes_leave_where_it_was_is_connected_where_it_is() {
         world.broker_down();
         world.send(B, connect_with("c1", false, clean, 60));
         // It said so before, and the radio was slow.
-        world.send(A, disconnect());
-        world.expect(A, disconnect());
+        world.takes_leave(A);
         world.on_link_of(Some("c1"));
         world.broker_sees_connect("c1");
         if accepted {
             world.broker_accepts(!clean);
             world.expect(B, connack(ReturnCode::Accepted));
-            world.send(B, pingreq());
-            world.expect(B, Packet::PingResp);
+            world.pings(B);
             world.pass(Duration::from_secs(80));
             assert_eq!(world.gw.sessions(), 1);
         } else {
@@ -1009,23 +940,17 @@ fn a_client_that_another_follows_where_it_was_is_connected_where_it_is() {
     world.send(B, connect("c1"));
     world.served(A, "c2", true);
     world.on_link_of(Some("c1"));
-    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
-    world.broker_sees_connect("c1");
-    world.broker_accepts(false);
-    world.expect(B, connack(ReturnCode::Accepted));
+    world.broker_gets_disconnect();
+    world.admitted(B, "c1", false);
     assert_eq!(world.gw.sessions(), 2);
 }
 
 #[test]
 fn a_client_whose_other_will_the_broker_does_not_take_has_its_grace_and_its_old_will() {
     let mut world = with_will_at_broker();
-    world.send(A, connect_with("c1", true, false, 61));
-    world.expect(A, Packet::WillTopicReq);
-    let topic = WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w" };
-    world.send(A, Packet::WillTopic(topic));
-    world.expect(A, Packet::WillMsgReq);
-    world.send(A, Packet::WillMsg(WillMsg { message: b"other" }));
-    assert_eq!(world.broker_next(), v4::Packet::Disconnect);
+    let will = WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w" };
+    world.gives_will(A, connect_with("c1", true, false, 61), will, "other");
+    world.broker_gets_disconnect();
     let will = world.broker_sees_connect("c1").last_will.expect("a will");
     assert_eq!(&will.message[..], b"other");
     world.broker_refuses(ConnectReturnCode::ServiceUnavailable);
@@ -1036,8 +961,7 @@ fn a_client_whose_other_will_the_broker_does_not_take_has_its_grace_and_its_old_
     world.broker_down();
     for _ in 0..57 {
         world.quiet();
-        world.send(A, pingreq());
-        world.expect(A, Packet::PingResp);
+        world.pings(A);
         world.pass(Duration::from_secs(1));
     }
     world.expect(A, disconnect());
@@ -1067,8 +991,7 @@ fn a_filter_that_is_refused_on_top_of_a_subscription_is_issued_again_as_it_was()
     world.subscribed(A, "t", QoS::AtMostOnce);
     world.send(A, subscribe(9, "t", Qos::AtLeastOnce));
     let pkid = world.broker_gets_subscribe("t", QoS::AtLeastOnce);
-    let return_codes = vec![v4::SubscribeReasonCode::Failure];
-    world.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+    world.broker_denies(pkid);
     world.next(A);
     world.broker_down();
     world.pass(Duration::from_secs(3));
@@ -1098,12 +1021,9 @@ fn a_session_that_was_inherited_stays_so_when_the_client_connects_again() {
     let mut world = world();
     for present_and_new in [true, false] {
         world.send(A, connect_with("c1", false, false, if present_and_new { 60 } else { 61 }));
-        world.broker_sees_connect("c1");
-        world.broker_accepts(true);
-        world.expect(A, connack(ReturnCode::Accepted));
+        world.admitted(A, "c1", true);
         if present_and_new {
-            world.send(A, disconnect());
-            world.expect(A, disconnect());
+            world.takes_leave(A);
             world.broker_next();
         }
     }
@@ -1115,8 +1035,7 @@ fn a_session_that_was_inherited_stays_so_when_the_client_connects_again() {
 fn a_session_that_cannot_be_removed_from_the_broker_is_tried_once() {
     let mut world = world();
     world.served(A, "c1", false);
-    world.send(A, disconnect());
-    world.expect(A, disconnect());
+    world.takes_leave(A);
     world.pass(Duration::from_secs(86_401));
     world.on_link_of(Some("c1"));
     world.commands.clear();
@@ -1187,9 +1106,7 @@ fn a_client_whose_id_another_connection_takes_back_each_time_is_told_and_gives_w
             world.no_command();
             // It comes again, and one lost connection is no reason to send it away.
             world.send(A, connect_with("c1", false, false, 60));
-            world.broker_sees_connect("c1");
-            world.broker_accepts(true);
-            world.expect(A, connack(ReturnCode::Accepted));
+            world.admitted(A, "c1", true);
             world.broker_down();
             world.quiet();
             return;
@@ -1197,8 +1114,7 @@ fn a_client_whose_id_another_connection_takes_back_each_time_is_told_and_gives_w
         world.pass(Duration::from_secs(3));
         world.broker_sees_connect("c1");
         world.broker_accepts(true);
-        world.send(A, pingreq());
-        world.expect(A, Packet::PingResp);
+        world.pings(A);
     }
     panic!("it fights for ever");
 }
@@ -1218,8 +1134,7 @@ fn a_client_on_a_bad_way_to_the_broker_is_not_taken_for_one_whose_id_is_taken() 
         world.broker_up(true);
         world.broker_sees_connect("c1");
         world.broker_accepts(true);
-        world.send(A, pingreq());
-        world.expect(A, Packet::PingResp);
+        world.pings(A);
     }
     assert_eq!(world.gw.counters().clients_dismissed, 0);
 }
@@ -1233,8 +1148,7 @@ fn a_goodbye_from_where_the_client_was_does_not_end_its_connect_from_elsewhere()
         world.broker_down();
         world.send(B, connect_with("c1", false, clean, 60));
         world.broker_sees_connect("c1");
-        world.send(A, disconnect());
-        world.expect(A, disconnect());
+        world.takes_leave(A);
         world.broker_accepts(!clean);
         world.expect(B, connack(ReturnCode::Accepted));
         world.send(A, pingreq());
@@ -1248,8 +1162,7 @@ fn a_clean_client_that_takes_leave_while_it_connects_again_is_answered() {
     world.served(A, "c1", true);
     world.send(A, connect_with("c1", false, true, 61));
     world.quiet();
-    world.send(A, disconnect());
-    world.expect(A, disconnect());
+    world.takes_leave(A);
     assert_eq!(world.gw.sessions(), 0);
 }
 
@@ -1266,8 +1179,7 @@ fn a_second_request_that_is_refused_leaves_the_first_the_id_of_the_name() {
     world.pass(Duration::from_secs(3));
     world.broker_sees_connect("c1");
     world.broker_accepts(true);
-    let pkid = world.broker_gets_subscribe("t", QoS::AtLeastOnce);
-    world.broker_grants(pkid, QoS::AtLeastOnce);
+    world.broker_grants_subscribe("t", QoS::AtLeastOnce);
     let suback = world.next(A);
     let id = u16::from_be_bytes([suback[3], suback[4]]);
     assert_eq!(world.registered(A, "t"), id);
@@ -1291,9 +1203,7 @@ fn a_connect_in_the_other_mode_takes_the_place_of_one_that_waits_for_the_broker(
     assert_eq!(world.gw.sessions(), 1);
     world.pass(Duration::from_secs(10));
     world.send(A, connect("c2"));
-    world.broker_sees_connect("c2");
-    world.broker_accepts(false);
-    world.expect(A, connack(ReturnCode::Accepted));
+    world.admitted(A, "c2", false);
 }
 
 /// Seed 21679 of the simulator: a QoS 2 message came twice to a client that tells messages apart by more than the MsgId.
@@ -1303,18 +1213,14 @@ fn what_is_sent_again_names_its_topic_as_it_did() {
     world.served(A, "c1", false);
     world.subscribed(A, "+", QoS::ExactlyOnce);
     world.broker_publishes(5, "ab", "on", QoS::ExactlyOnce);
-    let (id, msg_id) = world.expect_register(A, "ab");
-    world.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    let id = world.learns(A, "ab");
     let sent_as = world.expect_publish(A, TopicRef::Normal(id), Qos::ExactlyOnce, false, "on");
     let (topic, qos) = (FilterRef::Short(*b"ab"), Qos::AtMostOnce);
     world.send(A, Packet::Subscribe(Subscribe { dup: false, qos, msg_id: 9, topic }));
-    let pkid = world.broker_gets_subscribe("ab", QoS::AtMostOnce);
-    world.broker_grants(pkid, QoS::AtMostOnce);
+    world.broker_grants_subscribe("ab", QoS::AtMostOnce);
     world.next(A);
-    world.send(A, connect_with("c1", false, false, 61));
-    world.expect(A, connack(ReturnCode::Accepted));
-    let (again, msg_id) = world.expect_register(A, "ab");
-    world.send(A, regack(again, msg_id, ReturnCode::Accepted));
+    world.connected(A, connect_with("c1", false, false, 61));
+    world.learns(A, "ab");
     assert_eq!(world.expect_publish(A, TopicRef::Normal(id), Qos::ExactlyOnce, true, "on"), sent_as);
 }
 
@@ -1322,13 +1228,9 @@ fn what_is_sent_again_names_its_topic_as_it_did() {
 fn what_a_client_unsubscribes_from_in_a_session_older_than_the_gateway_ends_at_the_broker() {
     let mut world = world();
     world.send(A, connect_with("c1", false, false, 60));
-    world.broker_sees_connect("c1");
-    world.broker_accepts(true);
-    world.expect(A, connack(ReturnCode::Accepted));
-    world.send(A, Packet::Unsubscribe(Unsubscribe { msg_id: 3, topic: FilterRef::Name(b"t") }));
-    world.expect(A, Packet::UnsubAck(MsgIdOnly { msg_id: 3 }));
-    let v4::Packet::Unsubscribe(unsubscribe) = world.broker_next() else { panic!() };
-    assert_eq!(unsubscribe.topics, ["t"]);
+    world.admitted(A, "c1", true);
+    world.unsubscribed(A, "t");
+    world.broker_gets_unsubscribe("t");
 }
 
 /// a session older than the gateway may have other subscriptions that bring it, as soon as the broker has ended this one.
@@ -1336,15 +1238,11 @@ fn what_a_client_unsubscribes_from_in_a_session_older_than_the_gateway_ends_at_t
 fn in_a_session_older_than_the_gateway_nothing_follows_unsuback_until_the_broker_has_ended_it_too() {
     let mut world = world();
     world.send(A, connect_with("c1", false, false, 60));
-    world.broker_sees_connect("c1");
-    world.broker_accepts(true);
-    world.expect(A, connack(ReturnCode::Accepted));
+    world.admitted(A, "c1", true);
     let topic = TopicRef::Normal(world.subscribed(A, "t", QoS::AtLeastOnce));
-    world.send(A, Packet::Disconnect(Disconnect { duration: Some(60) }));
-    world.expect(A, disconnect());
+    world.falls_asleep(A, 60);
     world.broker_publishes(1, "t", "waits", QoS::AtLeastOnce);
-    world.send(A, Packet::Unsubscribe(Unsubscribe { msg_id: 3, topic: FilterRef::Name(b"t") }));
-    world.expect(A, Packet::UnsubAck(MsgIdOnly { msg_id: 3 }));
+    world.unsubscribed(A, "t");
     let v4::Packet::Unsubscribe(unsubscribe) = world.broker_next() else { panic!() };
     world.broker_gets_puback(1);
     world.broker_publishes(2, "t", "crosses", QoS::AtLeastOnce);
@@ -1353,13 +1251,10 @@ fn in_a_session_older_than_the_gateway_nothing_follows_unsuback_until_the_broker
     assert_eq!(world.gw.counters().downlink_ended, 2);
     world.broker_says(v4::Packet::UnsubAck(v4::UnsubAck::new(unsubscribe.pkid)));
     world.broker_publishes(4, "t", "by +", QoS::AtLeastOnce);
-    world.send(A, Packet::PingReq(PingReq { client_id: b"c1" }));
-    let (id, msg_id) = world.expect_register(A, "u");
-    world.send(A, regack(id, msg_id, ReturnCode::Accepted));
-    let msg_id = world.expect_publish(A, TopicRef::Normal(id), Qos::AtLeastOnce, false, "another");
-    world.send(A, puback(TopicRef::Normal(id), msg_id, ReturnCode::Accepted));
-    let msg_id = world.expect_publish(A, topic, Qos::AtLeastOnce, false, "by +");
-    world.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+    world.send(A, pingreq_of("c1"));
+    let id = world.learns(A, "u");
+    world.takes(A, TopicRef::Normal(id), "another");
+    world.takes(A, topic, "by +");
     world.expect(A, Packet::PingResp);
 }
 
@@ -1368,19 +1263,15 @@ fn in_a_session_older_than_the_gateway_nothing_follows_unsuback_until_the_broker
 fn an_unsubscribe_from_what_the_broker_alone_knows_ends_messages_too() {
     let mut world = world();
     world.send(A, connect_with("c1", false, false, 60));
-    world.broker_sees_connect("c1");
-    world.broker_accepts(true);
-    world.expect(A, connack(ReturnCode::Accepted));
-    world.send(A, Packet::Unsubscribe(Unsubscribe { msg_id: 3, topic: FilterRef::Name(b"t") }));
-    world.expect(A, Packet::UnsubAck(MsgIdOnly { msg_id: 3 }));
+    world.admitted(A, "c1", true);
+    world.unsubscribed(A, "t");
     world.broker_publishes(1, "t", "x", QoS::AtLeastOnce);
     world.quiet();
     // It changes its mind.
     world.send(A, subscribe(4, "t", Qos::AtLeastOnce));
     let v4::Packet::Unsubscribe(_) = world.broker_next() else { panic!() };
     world.broker_gets_puback(1);
-    let pkid = world.broker_gets_subscribe("t", QoS::AtLeastOnce);
-    world.broker_grants(pkid, QoS::AtLeastOnce);
+    world.broker_grants_subscribe("t", QoS::AtLeastOnce);
     let suback = world.next(A);
     let topic = TopicRef::Normal(u16::from_be_bytes([suback[3], suback[4]]));
     world.broker_publishes(2, "t", "y", QoS::AtLeastOnce);

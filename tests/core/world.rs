@@ -14,11 +14,11 @@ use mqtt_sn_gateway::gateway::io::{
 use mqtt_sn_gateway::gateway::record::{ClientKey, Key, Lsn, Outcome, Record, Row};
 use mqtt_sn_gateway::topic::{ClientId, TopicName};
 use mqtt_sn_gateway::wire::{
-    Connect, Disconnect, FilterRef, Frame, MsgIdOnly, Packet, Publish, Qos, Register, Response, ReturnCode,
-    SubAck, Subscribe, TopicAck, TopicRef, decode,
+    Connect, Disconnect, FilterRef, Frame, MsgIdOnly, Packet, PingReq, Publish, Qos, Register, Response,
+    ReturnCode, Subscribe, TopicAck, TopicRef, Unsubscribe, decode,
 };
+use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
-use rumqttc::{ConnectReturnCode, QoS};
 
 pub const RETRY: Duration = Duration::from_secs(10);
 
@@ -512,8 +512,9 @@ impl World {
 
     /// The TCP connection that the gateway asked for is there.
     pub fn broker_answers_tcp(&mut self) {
-        self.answered.insert(self.link.unwrap());
-        self.input(Input::Link(self.link.unwrap(), LinkEvent::Connected));
+        let id = self.link.expect("the gateway asked for a connection");
+        self.answered.insert(id);
+        self.input(Input::Link(id, LinkEvent::Connected));
     }
 
     /// What the gateway has written on this link and nobody has looked at.
@@ -523,15 +524,8 @@ impl World {
 
     /// Accepts the connection that the gateway asked for.
     pub fn broker_up(&mut self, session_present: bool) {
-        let id = self.link.expect("the gateway asked for a connection");
-        self.answered.insert(id);
-        self.input(Input::Link(id, LinkEvent::Connected));
-        let connect = self.broker_next();
-        assert!(matches!(connect, v4::Packet::Connect(_)), "{connect:?}");
-        self.broker_says(v4::Packet::ConnAck(v4::ConnAck {
-            session_present,
-            code: ConnectReturnCode::Success,
-        }));
+        self.broker_hears_connect();
+        self.broker_accepts(session_present);
     }
 
     pub fn broker_down(&mut self) {
@@ -649,48 +643,7 @@ impl World {
         self.broker_says(v4::Packet::Publish(publish));
     }
 
-    #[track_caller]
-    pub fn broker_gets_puback(&mut self, pkid: u16) {
-        assert_eq!(self.broker_next(), v4::Packet::PubAck(v4::PubAck { pkid }));
-    }
-
     // Clients.
-
-    #[track_caller]
-    pub fn active(&mut self, at: At, id: &str) {
-        self.send(at, connect(id));
-        self.expect(at, connack(ReturnCode::Accepted));
-    }
-
-    #[track_caller]
-    pub fn registered(&mut self, at: At, name: &str) -> u16 {
-        let register = Register { topic_id: 0, msg_id: 1, topic_name: name.as_bytes() };
-        self.send(at, Packet::Register(register));
-        let frame = self.next(at);
-        match decode(&frame).unwrap().packet {
-            Packet::RegAck(TopicAck { topic_id, msg_id: 1, code: ReturnCode::Accepted }) => topic_id,
-            other => panic!("{other}"),
-        }
-    }
-
-    /// Subscribes by name at the QoS the broker grants; returns the topic id.
-    #[track_caller]
-    pub fn subscribed(&mut self, at: At, filter: &str, qos: QoS) -> u16 {
-        self.send(at, subscribe(2, filter, sn_qos(qos)));
-        self.granted(at, filter, qos)
-    }
-
-    /// The SUBSCRIBE of [`World::subscribed`] is what the broker gets next.
-    #[track_caller]
-    pub fn granted(&mut self, at: At, filter: &str, qos: QoS) -> u16 {
-        let pkid = self.broker_gets_subscribe(filter, qos);
-        self.broker_grants(pkid, qos);
-        let frame = self.next(at);
-        match decode(&frame).unwrap().packet {
-            Packet::SubAck(SubAck { topic_id, msg_id: 2, code: ReturnCode::Accepted, .. }) => topic_id,
-            other => panic!("{other}"),
-        }
-    }
 
     /// The next frame is a REGISTER of this name; returns its ids.
     #[track_caller]
@@ -778,10 +731,24 @@ pub fn subscribe(msg_id: u16, filter: &str, qos: Qos) -> Packet<'_> {
     Packet::Subscribe(Subscribe { dup: false, qos, msg_id, topic: FilterRef::Name(filter.as_bytes()) })
 }
 
+pub fn unsubscribe(msg_id: u16, filter: &str) -> Packet<'_> {
+    Packet::Unsubscribe(Unsubscribe { msg_id, topic: FilterRef::Name(filter.as_bytes()) })
+}
+
 pub fn disconnect() -> Packet<'static> {
     Packet::Disconnect(Disconnect { duration: None })
 }
 
+/// DISCONNECT of a client that falls asleep.
+pub fn sleep(seconds: u16) -> Packet<'static> {
+    Packet::Disconnect(Disconnect { duration: Some(seconds) })
+}
+
 pub fn pingreq() -> Packet<'static> {
-    Packet::PingReq(mqtt_sn_gateway::wire::PingReq { client_id: &[] })
+    Packet::PingReq(PingReq { client_id: &[] })
+}
+
+/// PINGREQ of a client that sleeps, and says which it is.
+pub fn pingreq_of(id: &str) -> Packet<'_> {
+    Packet::PingReq(PingReq { client_id: id.as_bytes() })
 }
