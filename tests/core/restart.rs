@@ -11,11 +11,10 @@ use mqtt_sn_gateway::gateway::record::{
 };
 use mqtt_sn_gateway::topic::{ClientId, TopicFilter, TopicName};
 use mqtt_sn_gateway::wire::{
-    Disconnect, Encapsulation, FilterRef, Frame, Packet, PingReq, Publish, Qos, ReturnCode, Subscribe,
-    TopicRef, WillMsg, WillTopic, decode,
+    Encapsulation, FilterRef, Frame, Packet, Publish, Qos, ReturnCode, Subscribe, TopicRef, WillMsg,
+    WillTopic, decode,
 };
 use rumqttc::QoS;
-use rumqttc::mqttbytes::v4;
 
 use crate::world::*;
 
@@ -34,12 +33,8 @@ fn lasting_with(change: impl FnOnce(&mut Settings)) -> World {
     })
 }
 
-fn sleep(seconds: u16) -> Packet<'static> {
-    Packet::Disconnect(Disconnect { duration: Some(seconds) })
-}
-
 fn wake() -> Packet<'static> {
-    Packet::PingReq(PingReq { client_id: b"n1" })
+    pingreq_of("n1")
 }
 
 /// A client that subscribed to `s/#`, knows `s/1` and sleeps; returns the id of `s/1`.
@@ -47,26 +42,21 @@ fn asleep(w: &mut World, qos: QoS) -> TopicRef {
     w.active(A, "n1");
     let topic = TopicRef::Normal(w.registered(A, "s/1"));
     w.subscribed(A, "s/#", qos);
-    w.send(A, sleep(60));
-    w.expect(A, disconnect());
+    w.falls_asleep(A, 60);
     topic
 }
 
 /// The next frame is this message of QoS 1, and the client has it.
 #[track_caller]
 fn takes(w: &mut World, topic: TopicRef, data: &str) {
-    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, data);
-    w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+    w.takes(A, topic, data);
 }
 
 /// A client with a Will on `w/1`, supervised for 90 s.
 #[track_caller]
 fn active_with_will(w: &mut World, at: At, id: &str) {
-    w.send(at, connect_with(id, true, true, 60));
-    w.expect(at, Packet::WillTopicReq);
-    w.send(at, Packet::WillTopic(WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w/1" }));
-    w.expect(at, Packet::WillMsgReq);
-    w.send(at, Packet::WillMsg(WillMsg { message: b"bye" }));
+    let will = WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w/1" };
+    w.gives_will(at, connect_with(id, true, true, 60), will, "bye");
     w.expect(at, connack(ReturnCode::Accepted));
 }
 
@@ -89,8 +79,7 @@ fn a_sleeper_that_slept_through_a_restart_wakes_and_gets_everything_in_order() {
     w.quiet();
     w.send(A, wake());
     takes(&mut w, topic, "a");
-    let (id, msg_id) = w.expect_register(A, "s/2");
-    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    let id = w.learns(A, "s/2");
     takes(&mut w, TopicRef::Normal(id), "b");
     takes(&mut w, topic, "c");
     w.expect(A, Packet::PingResp);
@@ -135,23 +124,19 @@ fn a_drain_that_a_restart_interrupts_goes_on_at_the_next_pingreq() {
 #[test]
 fn what_was_kept_late_is_still_before_what_came_after_it() {
     let mut w = lasting();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::ExactlyOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::ExactlyOnce);
     w.broker_publishes(5, "s/1", "a", QoS::AtLeastOnce);
     w.expect_publish(A, topic, Qos::AtLeastOnce, false, "a");
     w.broker_publishes(6, "s/1", "b", QoS::AtLeastOnce);
     w.broker_publishes(7, "s/1", "c", QoS::ExactlyOnce);
     w.broker_publishes(8, "s/1", "d", QoS::AtLeastOnce);
-    w.send(A, sleep(60));
-    w.expect(A, disconnect());
+    w.falls_asleep(A, 60);
     w.restart();
     w.send(A, wake());
     takes(&mut w, topic, "a");
     takes(&mut w, topic, "b");
     let c = w.expect_publish(A, topic, Qos::ExactlyOnce, false, "c");
-    w.send(A, pubrec(c));
-    w.expect(A, pubrel(c));
-    w.send(A, pubcomp(c));
+    w.completes(A, c);
     takes(&mut w, topic, "d");
     w.expect(A, Packet::PingResp);
     w.leaves_nothing();
@@ -160,8 +145,7 @@ fn what_was_kept_late_is_still_before_what_came_after_it() {
 #[test]
 fn a_message_that_was_repeated_once_is_still_before_what_came_after_it() {
     let mut w = lasting();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "a", QoS::AtLeastOnce);
     w.broker_publishes(6, "s/1", "b", QoS::AtLeastOnce);
     w.pass(RETRY);
@@ -220,14 +204,13 @@ fn exactly_once(asleep: bool, knows: bool, frames: usize, stored: bool) {
     }
     w.subscribed(A, "s/#", QoS::ExactlyOnce);
     if asleep {
-        w.send(A, sleep(60));
-        w.expect(A, disconnect());
+        w.falls_asleep(A, 60);
     }
     for pkid in [5, 6] {
         w.broker_publishes(pkid, "s/1", if pkid == 5 { "a" } else { "b" }, QoS::ExactlyOnce);
-        assert_eq!(w.broker_next(), v4::Packet::PubRec(v4::PubRec { pkid }));
-        w.broker_says(v4::Packet::PubRel(v4::PubRel { pkid }));
-        assert_eq!(w.broker_next(), v4::Packet::PubComp(v4::PubComp { pkid }));
+        w.broker_gets_pubrec(pkid);
+        w.broker_pubrels(pkid);
+        w.broker_gets_pubcomp(pkid);
     }
     if asleep {
         w.send(A, wake());
@@ -315,10 +298,9 @@ fn a_client_that_is_awake_goes_on_publishing_with_its_topic_ids() {
     w.restart();
     w.send(A, publish(topic, Qos::AtLeastOnce, 7, "on"));
     let pkid = w.broker_gets("t/1", "on", QoS::AtLeastOnce);
-    w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+    w.broker_pubacks(pkid);
     w.expect(A, puback(topic, 7, ReturnCode::Accepted));
-    w.send(A, pingreq());
-    w.expect(A, Packet::PingResp);
+    w.pings(A);
     // The id of a name stays, and another name gets another.
     assert_eq!(TopicRef::Normal(w.registered(A, "t/1")), topic);
     assert_ne!(TopicRef::Normal(w.registered(A, "t/2")), topic);
@@ -347,8 +329,7 @@ fn ids_that_were_given_out_are_not_given_out_again_after_a_restart() {
 #[test]
 fn what_a_client_made_of_a_name_outlives_the_process() {
     let mut w = lasting();
-    w.active(A, "n1");
-    w.subscribed(A, "s/#", QoS::AtMostOnce);
+    w.subscriber(A, connect("n1"), "s/#", QoS::AtMostOnce);
     w.broker_publishes(0, "s/no", "x", QoS::AtMostOnce);
     let (id, msg_id) = w.expect_register(A, "s/no");
     w.send(A, regack(id, msg_id, ReturnCode::NotSupported));
@@ -367,19 +348,15 @@ fn what_a_client_made_of_a_name_outlives_the_process() {
 fn what_a_client_learnt_before_its_last_connect_is_registered_again_after_a_restart() {
     let mut w = lasting();
     let connect = connect_with("n1", false, false, 60);
-    w.send(A, connect);
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect);
     let topic = w.registered(A, "s/1");
     w.subscribed(A, "s/#", QoS::AtMostOnce);
-    w.send(A, pingreq());
-    w.expect(A, Packet::PingResp);
-    w.send(A, connect);
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.pings(A);
+    w.connected(A, connect);
     w.restart();
     w.broker_publishes(0, "s/1", "x", QoS::AtMostOnce);
-    let (id, msg_id) = w.expect_register(A, "s/1");
+    let id = w.learns(A, "s/1");
     assert_eq!(id, topic);
-    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
     w.expect_publish(A, TopicRef::Normal(id), Qos::AtMostOnce, false, "x");
     w.restart();
     w.broker_publishes(0, "s/1", "y", QoS::AtMostOnce);
@@ -390,8 +367,7 @@ fn what_a_client_learnt_before_its_last_connect_is_registered_again_after_a_rest
 #[test]
 fn what_waits_for_a_client_that_is_awake_comes_soon_after_a_restart() {
     let mut w = lasting();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "a", QoS::AtLeastOnce);
     w.broker_publishes(6, "s/1", "b", QoS::AtLeastOnce);
     w.broker_publishes(7, "s/1", "c", QoS::AtLeastOnce);
@@ -431,8 +407,7 @@ fn the_will_of_a_client_that_goes_on_after_a_restart_does_not_fire() {
     w.restart();
     for _ in 0..5 {
         w.pass(Duration::from_secs(60));
-        w.send(A, pingreq());
-        w.expect(A, Packet::PingResp);
+        w.pings(A);
     }
     w.broker_quiet();
     w.leaves_nothing();
@@ -442,8 +417,7 @@ fn the_will_of_a_client_that_goes_on_after_a_restart_does_not_fire() {
 fn the_will_of_a_sleeper_fires_a_full_sleep_after_the_restart() {
     let mut w = lasting();
     active_with_will(&mut w, A, "n1");
-    w.send(A, sleep(600));
-    w.expect(A, disconnect());
+    w.falls_asleep(A, 600);
     w.pass(Duration::from_secs(600));
     w.restart();
     w.pass(Duration::from_millis(659_999));
@@ -480,8 +454,7 @@ fn a_goodbye_that_is_repeated_is_not_answered_before_it_is_stored() {
     w.send(A, disconnect());
     w.quiet();
     w.restart();
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
+    w.takes_leave(A);
     w.pass(Duration::from_secs(600));
     w.broker_quiet();
     w.leaves_nothing();
@@ -514,8 +487,7 @@ fn clients_are_not_told_that_a_gateway_with_a_store_stops() {
     w.input(Input::Control(Control::Shutdown));
     w.quiet();
     w.restart();
-    w.send(A, pingreq());
-    w.expect(A, Packet::PingResp);
+    w.pings(A);
     w.leaves_nothing();
 }
 
@@ -524,11 +496,9 @@ fn clients_are_not_told_that_a_gateway_with_a_store_stops() {
 #[test]
 fn a_persistent_session_that_is_away_gets_what_came_and_lives_a_full_time_after_a_restart() {
     let mut w = lasting();
-    w.send(A, connect_with("n1", false, false, 60));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect_with("n1", false, false, 60));
     let topic = w.subscribed(A, "s/1", QoS::AtLeastOnce);
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
+    w.takes_leave(A);
     w.broker_publishes(5, "s/1", "a", QoS::AtLeastOnce);
     w.broker_gets_puback(5);
     w.pass(Duration::from_secs(80_000));
@@ -536,15 +506,11 @@ fn a_persistent_session_that_is_away_gets_what_came_and_lives_a_full_time_after_
     w.pass(Duration::from_secs(86_399));
     assert_eq!(w.gw.sessions(), 1);
     w.restart();
-    w.send(B, connect_with("n1", false, false, 60));
-    w.expect(B, connack(ReturnCode::Accepted));
-    let (id, msg_id) = w.expect_register(B, "s/1");
+    w.connected(B, connect_with("n1", false, false, 60));
+    let id = w.learns(B, "s/1");
     assert_eq!(id, topic);
-    w.send(B, regack(id, msg_id, ReturnCode::Accepted));
-    let msg_id = w.expect_publish(B, TopicRef::Normal(id), Qos::AtLeastOnce, false, "a");
-    w.send(B, puback(TopicRef::Normal(id), msg_id, ReturnCode::Accepted));
-    w.send(B, disconnect());
-    w.expect(B, disconnect());
+    w.takes(B, TopicRef::Normal(id), "a");
+    w.takes_leave(B);
     w.restart();
     w.pass(Duration::from_secs(86_401));
     assert_eq!((w.gw.sessions(), w.store.rows_of_clients()), (0, 0));
@@ -612,8 +578,7 @@ fn a_message_expires_as_long_after_a_restart_as_it_was_worth_before() {
         let octets = w.broker_takes_octets();
         w.broker_octets(Bytes::copy_from_slice(&[0x90, 4, octets[2], octets[3], 0, 1]));
         w.taken();
-        w.send(A, sleep(600));
-        w.expect(A, disconnect());
+        w.falls_asleep(A, 600);
         // Message Expiry Interval 60 s.
         w.broker_octets(Bytes::from_static(b"\x32\x0c\0\x01s\0\x05\x05\x02\0\0\0\x3cx"));
         w.crash();
@@ -632,13 +597,10 @@ fn a_message_expires_as_long_after_a_restart_as_it_was_worth_before() {
 fn a_clean_session_that_ended_during_a_connect_elsewhere_is_not_back_after_a_crash() {
     let mut w = lasting_with(|settings| settings.ports[0].mode = Mode::Transparent);
     w.send(A, connect("n1"));
-    w.on_link_of(Some("n1"));
-    w.broker_up(false);
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.admitted(A, "n1", false);
     w.registered(A, "t/1");
     w.send(B, connect("n1"));
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
+    w.takes_leave(A);
     w.crash();
     assert_eq!((w.gw.sessions(), w.store.rows_of_clients()), (0, 0), "{:#?}", w.store.rows);
     w.leaves_nothing();
@@ -651,8 +613,7 @@ fn the_will_of_a_client_whose_transport_is_gone_fires_in_its_time() {
     let mut w = lasting();
     active_with_will(&mut w, A, "n1");
     active_with_will(&mut w, B, "n2");
-    w.send(B, sleep(600));
-    w.expect(B, disconnect());
+    w.falls_asleep(B, 600);
     w.restart_with(|settings| settings.ports[0].name = "other".into());
     w.pass(Duration::from_millis(89_999));
     w.broker_quiet();
@@ -667,18 +628,14 @@ fn the_will_of_a_client_whose_transport_is_gone_fires_in_its_time() {
 #[test]
 fn a_client_whose_transport_is_gone_comes_back_by_another_and_has_its_session() {
     let mut w = lasting();
-    w.send(A, connect_with("n1", false, false, 60));
-    w.expect(A, connack(ReturnCode::Accepted));
-    w.subscribed(A, "s/1", QoS::AtLeastOnce);
+    w.subscriber(A, connect_with("n1", false, false, 60), "s/1", QoS::AtLeastOnce);
     w.restart_with(|settings| settings.ports[0].name = "other".into());
     w.broker_publishes(5, "s/1", "a", QoS::AtLeastOnce);
     w.quiet();
     w.send(A, pingreq());
     w.expect(A, disconnect());
-    w.send(A, connect_with("n1", false, false, 60));
-    w.expect(A, connack(ReturnCode::Accepted));
-    let (id, msg_id) = w.expect_register(A, "s/1");
-    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    w.connected(A, connect_with("n1", false, false, 60));
+    let id = w.learns(A, "s/1");
     takes(&mut w, TopicRef::Normal(id), "a");
     w.leaves_nothing();
 }
@@ -695,8 +652,7 @@ fn a_peer_is_one_client_after_a_restart_whatever_the_rows_say() {
     w.store.rows.insert(row.key(), row);
     w.restart();
     assert_eq!(w.gw.sessions(), 2);
-    w.send(A, pingreq());
-    w.expect(A, Packet::PingResp);
+    w.pings(A);
     w.quiet();
     w.leaves_nothing();
 }
@@ -714,8 +670,7 @@ fn a_node_behind_a_forwarder_is_reached_there_after_a_restart() {
         forwarded(&mut w, node, connect(if node == b"x" { "nx" } else { "ny" }));
     }
     forwarded(&mut w, b"y", subscribe(2, "s/1", Qos::AtMostOnce));
-    let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
-    w.broker_grants(pkid, QoS::AtMostOnce);
+    w.broker_grants_subscribe("s/1", QoS::AtMostOnce);
     w.taken();
     w.restart();
     w.broker_publishes(0, "s/1", "a", QoS::AtMostOnce);
@@ -765,8 +720,7 @@ fn a_predefined_id_that_means_something_else_now_does_not_name_the_old_topic() {
     w.active(A, "n1");
     let topic = FilterRef::Predefined(1);
     w.send(A, Packet::Subscribe(Subscribe { dup: false, qos: Qos::AtMostOnce, msg_id: 2, topic }));
-    let pkid = w.broker_gets_subscribe("pre/one", QoS::AtMostOnce);
-    w.broker_grants(pkid, QoS::AtMostOnce);
+    w.broker_grants_subscribe("pre/one", QoS::AtMostOnce);
     w.taken();
     let name = |text: &str| TopicName::new(text).unwrap();
     w.restart_with(|settings| settings.predefined = BTreeMap::from([(1, name("new"))]));

@@ -33,6 +33,13 @@ impl World {
         self.send(at, Packet::WillMsg(WillMsg { message: message.as_bytes() }));
     }
 
+    /// The client connects and subscribes at the QoS the broker grants; returns the id of its topic.
+    #[track_caller]
+    pub fn subscriber(&mut self, at: At, connect: Packet<'_>, filter: &str, qos: QoS) -> TopicRef {
+        self.connected(at, connect);
+        TopicRef::Normal(self.subscribed(at, filter, qos))
+    }
+
     #[track_caller]
     pub fn registered(&mut self, at: At, name: &str) -> u16 {
         let register = Register { topic_id: 0, msg_id: 1, topic_name: name.as_bytes() };
@@ -82,6 +89,14 @@ impl World {
     pub fn takes(&mut self, at: At, topic: TopicRef, data: &str) {
         let msg_id = self.expect_publish(at, topic, Qos::AtLeastOnce, false, data);
         self.send(at, puback(topic, msg_id, ReturnCode::Accepted));
+    }
+
+    /// The client has got a PUBLISH of QoS 2 with this MsgId; the other three steps follow.
+    #[track_caller]
+    pub fn completes(&mut self, at: At, msg_id: u16) {
+        self.send(at, pubrec(msg_id));
+        self.expect(at, pubrel(msg_id));
+        self.send(at, pubcomp(msg_id));
     }
 
     /// A client that is awake says PINGREQ and is answered.
@@ -179,6 +194,10 @@ impl World {
         self.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
     }
 
+    pub fn broker_pubrels(&mut self, pkid: u16) {
+        self.broker_says(v4::Packet::PubRel(v4::PubRel { pkid }));
+    }
+
     pub fn broker_pubcomps(&mut self, pkid: u16) {
         self.broker_says(v4::Packet::PubComp(v4::PubComp { pkid }));
     }
@@ -191,6 +210,11 @@ impl World {
     #[track_caller]
     pub fn broker_gets_pubrec(&mut self, pkid: u16) {
         assert_eq!(self.broker_next(), v4::Packet::PubRec(v4::PubRec { pkid }));
+    }
+
+    #[track_caller]
+    pub fn broker_gets_pubcomp(&mut self, pkid: u16) {
+        assert_eq!(self.broker_next(), v4::Packet::PubComp(v4::PubComp { pkid }));
     }
 
     #[track_caller]
