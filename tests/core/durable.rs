@@ -6,11 +6,10 @@ use std::time::Duration;
 use mqtt_sn_gateway::gateway::io::{Control, Input, LinkCommand, Settings};
 use mqtt_sn_gateway::gateway::record::{Lsn, Outcome};
 use mqtt_sn_gateway::wire::{
-    Disconnect, FilterRef, Packet, PingReq, Qos, Register, Response, ReturnCode, SubAck, TopicRef,
-    Unsubscribe, WillMsg, WillTopic, decode,
+    FilterRef, Packet, Qos, Register, Response, ReturnCode, SubAck, TopicRef, Unsubscribe, WillMsg,
+    WillTopic, decode,
 };
 use rumqttc::QoS;
-use rumqttc::mqttbytes::v4;
 
 use crate::world::*;
 
@@ -22,12 +21,8 @@ fn lasting() -> World {
     world_with(|settings: &mut Settings| settings.lasting = true)
 }
 
-fn sleep(seconds: u16) -> Packet<'static> {
-    Packet::Disconnect(Disconnect { duration: Some(seconds) })
-}
-
 fn wake() -> Packet<'static> {
-    Packet::PingReq(PingReq { client_id: b"n1" })
+    pingreq_of("n1")
 }
 
 fn register(msg_id: u16, name: &str) -> Packet<'_> {
@@ -55,8 +50,7 @@ fn names(w: &mut World) -> String {
 fn what_promises_something_leaves_when_that_is_durable_in_the_order_it_was_made() {
     let mut w = lasting();
     // The broker has the filter.
-    w.active(B, "n2");
-    w.subscribed(B, "s/1", QoS::AtLeastOnce);
+    w.subscriber(B, connect("n2"), "s/1", QoS::AtLeastOnce);
     let before = w.last_batch();
     w.store_answers(Answers::Never);
     w.send(A, connect_with("n1", true, true, 60));
@@ -65,8 +59,7 @@ fn what_promises_something_leaves_when_that_is_durable_in_the_order_it_was_made(
     assert_eq!(names(&mut w), "WILLTOPICREQ WILLMSGREQ");
     w.send(A, register(1, "t/1"));
     w.send(A, subscribe(2, "s/1", Qos::AtLeastOnce));
-    let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
-    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_grants_subscribe("s/1", QoS::AtLeastOnce);
     w.send(A, Packet::WillTopicUpd(will_topic("w/2")));
     w.send(A, Packet::WillMsgUpd(WillMsg { message: b"late" }));
     w.send(A, pingreq());
@@ -90,15 +83,13 @@ fn what_promises_something_leaves_when_that_is_durable_in_the_order_it_was_made(
 fn a_crash_before_that_leaves_what_the_client_was_told() {
     for batches in 0..5 {
         let mut w = lasting();
-        w.active(B, "n2");
-        w.subscribed(B, "s/1", QoS::AtLeastOnce);
+        w.subscriber(B, connect("n2"), "s/1", QoS::AtLeastOnce);
         let (before, rows_before) = (w.last_batch().0, w.store.rows_of_clients());
         w.store_answers(Answers::Never);
         w.send(A, connect("n1"));
         w.send(A, register(1, "t/1"));
         w.send(A, subscribe(2, "s/1", Qos::AtLeastOnce));
-        let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
-        w.broker_grants(pkid, QoS::AtLeastOnce);
+        w.broker_grants_subscribe("s/1", QoS::AtLeastOnce);
         w.send(A, sleep(60));
         w.store_commits(Lsn(before + batches));
         let told = names(&mut w);
@@ -116,8 +107,7 @@ fn a_crash_before_that_leaves_what_the_client_was_told() {
 #[test]
 fn nobody_waits_for_what_is_stored_for_others() {
     let mut w = lasting();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     w.active(B, "n2");
     w.store_answers(Answers::Never);
     w.send(B, register(1, "t/1"));
@@ -125,16 +115,14 @@ fn nobody_waits_for_what_is_stored_for_others() {
     w.quiet();
     w.send(A, publish(topic, Qos::AtLeastOnce, 7, "up"));
     let pkid = w.broker_gets("s/1", "up", QoS::AtLeastOnce);
-    w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+    w.broker_pubacks(pkid);
     w.expect(A, puback(topic, 7, ReturnCode::Accepted));
     w.broker_publishes(0, "s/1", "zero", QoS::AtMostOnce);
     w.expect_publish(A, topic, Qos::AtMostOnce, false, "zero");
     w.broker_publishes(5, "s/1", "one", QoS::AtLeastOnce);
-    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "one");
-    w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+    w.takes(A, topic, "one");
     w.broker_gets_puback(5);
-    w.send(A, pingreq());
-    w.expect(A, Packet::PingResp);
+    w.pings(A);
     w.store_answers(Answers::AtOnce);
     assert_eq!(names(&mut w), "REGACK CONNACK");
     w.leaves_nothing();
@@ -143,12 +131,9 @@ fn nobody_waits_for_what_is_stored_for_others() {
 #[test]
 fn the_broker_is_told_of_a_message_when_it_is_durable_for_the_last_who_waits() {
     let mut w = lasting();
-    w.active(A, "n1");
-    let a = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
-    w.active(B, "n2");
-    w.subscribed(B, "s/1", QoS::AtLeastOnce);
-    w.send(B, sleep(60));
-    w.expect(B, disconnect());
+    let a = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
+    w.subscriber(B, connect("n2"), "s/1", QoS::AtLeastOnce);
+    w.falls_asleep(B, 60);
     w.store_answers(Answers::Never);
     w.broker_publishes(5, "s/1", "x", QoS::AtLeastOnce);
     let msg_id = w.expect_publish(A, a, Qos::AtLeastOnce, false, "x");
@@ -158,8 +143,7 @@ fn the_broker_is_told_of_a_message_when_it_is_durable_for_the_last_who_waits() {
     w.send(A, puback(a, msg_id, ReturnCode::Accepted));
     w.broker_gets_puback(5);
     w.broker_publishes(6, "s/1", "y", QoS::AtLeastOnce);
-    let msg_id = w.expect_publish(A, a, Qos::AtLeastOnce, false, "y");
-    w.send(A, puback(a, msg_id, ReturnCode::Accepted));
+    w.takes(A, a, "y");
     w.broker_quiet();
     w.store_answers(Answers::AtOnce);
     w.broker_gets_puback(6);
@@ -183,8 +167,7 @@ fn each_message_writes_few_rows() {
     line(&mut w, "REGISTER again");
     for what in ["SUBSCRIBE", "SUBSCRIBE again"] {
         w.send(A, subscribe(2, "s/1", Qos::AtLeastOnce));
-        let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
-        w.broker_grants(pkid, QoS::AtLeastOnce);
+        w.broker_grants_subscribe("s/1", QoS::AtLeastOnce);
         line(&mut w, what);
     }
     w.taken();
@@ -194,15 +177,14 @@ fn each_message_writes_few_rows() {
     line(&mut w, "PUBLISH of QoS 0");
     w.send(A, publish(topic, Qos::AtLeastOnce, 7, "x"));
     let pkid = w.broker_gets("s/1", "x", QoS::AtLeastOnce);
-    w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+    w.broker_pubacks(pkid);
     w.expect(A, puback(topic, 7, ReturnCode::Accepted));
     line(&mut w, "PUBLISH of QoS 1");
     w.broker_publishes(0, "s/1", "x", QoS::AtMostOnce);
     w.expect_publish(A, topic, Qos::AtMostOnce, false, "x");
     line(&mut w, "of QoS 0 for it");
     w.broker_publishes(5, "s/1", "x", QoS::AtLeastOnce);
-    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "x");
-    w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+    w.takes(A, topic, "x");
     w.broker_gets_puback(5);
     line(&mut w, "of QoS 1 for it");
     w.send(A, pingreq());
@@ -294,8 +276,7 @@ fn of_clients(handed: &str) -> String {
 #[test]
 fn a_message_of_qos_2_writes_few_rows() {
     let mut w = lasting();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::ExactlyOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::ExactlyOnce);
     w.handed();
     w.broker_publishes(5, "s/1", "x", QoS::ExactlyOnce);
     let msg_id = w.expect_publish(A, topic, Qos::ExactlyOnce, false, "x");
@@ -315,8 +296,7 @@ fn a_message_for_many_is_written_once_and_goes_with_the_last() {
     for (at, id) in [(1, "n1"), (2, "n2"), (3, "n3")] {
         w.active(at, id);
         topics.push(w.subscribed(at, "s/1", QoS::AtLeastOnce));
-        w.send(at, sleep(60));
-        w.expect(at, disconnect());
+        w.falls_asleep(at, 60);
     }
     w.handed();
     w.broker_publishes(5, "s/1", "x", QoS::AtLeastOnce);
@@ -324,10 +304,9 @@ fn a_message_for_many_is_written_once_and_goes_with_the_last() {
     w.restart();
     w.handed();
     for (at, id) in [(3, "n3"), (1, "n1"), (2, "n2")] {
-        w.send(at, Packet::PingReq(PingReq { client_id: id.as_bytes() }));
+        w.send(at, pingreq_of(id));
         let topic = TopicRef::Normal(topics[usize::from(at) - 1]);
-        let msg_id = w.expect_publish(at, topic, Qos::AtLeastOnce, false, "x");
-        w.send(at, puback(topic, msg_id, ReturnCode::Accepted));
+        w.takes(at, topic, "x");
         w.expect(at, Packet::PingResp);
         assert_eq!(of_clients(&w.handed()), if at == 2 { "-waiting -message" } else { "-waiting" });
     }
@@ -338,10 +317,8 @@ fn a_message_for_many_is_written_once_and_goes_with_the_last() {
 #[test]
 fn what_is_settled_before_it_is_durable_is_inserted_and_deleted() {
     let mut w = lasting();
-    w.active(A, "n1");
-    w.subscribed(A, "s/1", QoS::AtLeastOnce);
-    w.send(A, sleep(60));
-    w.expect(A, disconnect());
+    w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
+    w.falls_asleep(A, 60);
     w.handed();
     w.store_answers(Answers::Never);
     for pkid in 1..=12 {
@@ -409,8 +386,7 @@ fn who_asks_again_for_what_could_not_be_stored_is_told_congestion() {
     w.store_answers(Answers::AtOnce);
     w.quiet();
     for at in [B, C] {
-        w.send(at, connect(if at == B { "n2" } else { "n3" }));
-        w.expect(at, connack(ReturnCode::Accepted));
+        w.connected(at, connect(if at == B { "n2" } else { "n3" }));
     }
     w.registered(A, "t/2");
     w.registered(A, "t/3");
@@ -420,27 +396,23 @@ fn who_asks_again_for_what_could_not_be_stored_is_told_congestion() {
 #[test]
 fn what_needs_no_store_goes_on_without_it() {
     let mut w = lasting();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     w.active(B, "n2");
-    w.send(B, sleep(60));
-    w.expect(B, disconnect());
+    w.falls_asleep(B, 60);
     w.store_answers(Answers::Unavailable);
     w.send(A, publish(topic, Qos::AtMostOnce, 0, "zero"));
     w.broker_gets("s/1", "zero", QoS::AtMostOnce);
     w.send(A, publish(topic, Qos::AtLeastOnce, 7, "one"));
     let pkid = w.broker_gets("s/1", "one", QoS::AtLeastOnce);
-    w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+    w.broker_pubacks(pkid);
     w.expect(A, puback(topic, 7, ReturnCode::Accepted));
     w.broker_publishes(0, "s/1", "zero", QoS::AtMostOnce);
     w.expect_publish(A, topic, Qos::AtMostOnce, false, "zero");
     w.broker_publishes(5, "s/1", "one", QoS::AtLeastOnce);
-    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "one");
-    w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+    w.takes(A, topic, "one");
     w.broker_gets_puback(5);
-    w.send(A, pingreq());
-    w.expect(A, Packet::PingResp);
-    w.send(B, Packet::PingReq(PingReq { client_id: b"n2" }));
+    w.pings(A);
+    w.send(B, pingreq_of("n2"));
     w.expect(B, Packet::PingResp);
     // A name that it has it may ask for.
     w.send(A, register(9, "s/1"));
@@ -451,10 +423,8 @@ fn what_needs_no_store_goes_on_without_it() {
 #[test]
 fn the_broker_is_not_told_of_what_could_not_be_stored_until_it_is() {
     let mut w = lasting();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::ExactlyOnce));
-    w.send(A, sleep(600));
-    w.expect(A, disconnect());
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::ExactlyOnce);
+    w.falls_asleep(A, 600);
     w.store_answers(Answers::Unavailable);
     w.broker_publishes(5, "s/1", "one", QoS::AtLeastOnce);
     w.broker_publishes(6, "s/1", "two", QoS::ExactlyOnce);
@@ -464,12 +434,10 @@ fn the_broker_is_not_told_of_what_could_not_be_stored_until_it_is() {
     let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "one");
     w.store_answers(Answers::AtOnce);
     w.broker_gets_puback(5);
-    assert_eq!(w.broker_next(), v4::Packet::PubRec(v4::PubRec { pkid: 6 }));
+    w.broker_gets_pubrec(6);
     w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
     let msg_id = w.expect_publish(A, topic, Qos::ExactlyOnce, false, "two");
-    w.send(A, pubrec(msg_id));
-    w.expect(A, pubrel(msg_id));
-    w.send(A, pubcomp(msg_id));
+    w.completes(A, msg_id);
     w.expect(A, Packet::PingResp);
     w.leaves_nothing();
 }
@@ -480,9 +448,7 @@ fn a_client_is_not_lost_over_frames_that_wait_for_the_store() {
     for answers in [Answers::Never, Answers::Unavailable] {
         for qos in [QoS::AtLeastOnce, QoS::ExactlyOnce] {
             let mut w = lasting();
-            w.send(A, connect_with("n1", false, true, 6000));
-            w.expect(A, connack(ReturnCode::Accepted));
-            let topic = TopicRef::Normal(w.subscribed(A, "s/1", qos));
+            let topic = w.subscriber(A, connect_with("n1", false, true, 6000), "s/1", qos);
             w.store_answers(answers);
             w.send(A, unsubscribe("nothing"));
             w.taken();
@@ -516,9 +482,7 @@ fn a_client_is_not_lost_over_frames_that_wait_for_the_store() {
 fn a_pubrel_that_waits_for_the_store_is_sent_when_it_is_back() {
     for answers in [Answers::Never, Answers::Unavailable] {
         let mut w = lasting();
-        w.send(A, connect_with("n1", false, true, 6000));
-        w.expect(A, connack(ReturnCode::Accepted));
-        let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::ExactlyOnce));
+        let topic = w.subscriber(A, connect_with("n1", false, true, 6000), "s/1", QoS::ExactlyOnce);
         w.broker_publishes(5, "s/1", "x", QoS::ExactlyOnce);
         let msg_id = w.expect_publish(A, topic, Qos::ExactlyOnce, false, "x");
         w.store_answers(answers);
@@ -540,12 +504,9 @@ fn a_pubrel_that_waits_for_the_store_is_sent_when_it_is_back() {
 #[test]
 fn a_gateway_that_is_fenced_stops_at_once_and_does_nothing_more() {
     let mut w = lasting();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
-    w.active(B, "n2");
-    w.subscribed(B, "s/1", QoS::AtLeastOnce);
-    w.send(B, sleep(60));
-    w.expect(B, disconnect());
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
+    w.subscriber(B, connect("n2"), "s/1", QoS::AtLeastOnce);
+    w.falls_asleep(B, 60);
     w.store_answers(Answers::Never);
     w.send(A, register(4, "t/2"));
     w.send(A, pingreq());
@@ -612,8 +573,7 @@ fn of_frames_for_two_clients_each_waits_for_its_own_batch() {
     w.store_commits(Lsn(before + 2));
     w.next(B);
     w.expect(B, Packet::PingResp);
-    w.send(B, pingreq());
-    w.expect(B, Packet::PingResp);
+    w.pings(B);
     w.quiet();
     w.store_commits(Lsn(before + 3));
     w.next(A);
@@ -656,7 +616,7 @@ fn a_link_is_left_after_what_waits_for_the_store_has_left() {
             w.store_answers(Answers::AtOnce);
         }
         w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
-        assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+        w.broker_gets_disconnect();
         let (_, last) = w.commands.pop_back().unwrap();
         assert_eq!(last, LinkCommand::Close);
         assert!(w.stopped);
@@ -683,7 +643,7 @@ fn a_store_that_hangs_for_thousands_of_batches_is_caught_up_with() {
     assert_eq!(names(&mut w), "DISCONNECT PINGRESP");
     w.store_answers(Answers::AtOnce);
     for (at, id) in [(A, "n1"), (B, "n2")] {
-        w.send(at, Packet::PingReq(PingReq { client_id: id.as_bytes() }));
+        w.send(at, pingreq_of(id));
         w.expect(at, Packet::PingResp);
     }
     w.leaves_nothing();
