@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::io::{Control, Input, LinkCommand, LinkEvent, Mode, OutageQueue, Settings};
 use mqtt_sn_gateway::gateway::record::{ClientKey, Key};
-use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, SearchGw, TopicRef, WillMsg, WillTopic, decode};
+use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, SearchGw, TopicRef, WillTopic, decode};
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
 
@@ -50,16 +50,13 @@ fn transparent_with(change: impl FnOnce(&mut Settings)) -> World {
 #[track_caller]
 fn served(w: &mut World, at: At, id: &str, clean: bool) {
     w.send(at, connect_with(id, false, clean, 0));
-    w.on_link_of(Some(id));
-    w.broker_up(false);
-    w.expect(at, connack(ReturnCode::Accepted));
+    w.admitted(at, id, false);
 }
 
 /// A client that may be silent for as long as it likes.
 #[track_caller]
 fn active(w: &mut World, at: At, id: &str) {
-    w.send(at, connect_with(id, false, true, 0));
-    w.expect(at, connack(ReturnCode::Accepted));
+    w.connected(at, connect_with(id, false, true, 0));
 }
 
 /// What is stored that belongs to messages on their way to the broker.
@@ -100,9 +97,9 @@ fn arrives(w: &mut World, data: &str, qos: QoS) {
     let pkid = gets(w, data, qos);
     match qos {
         QoS::AtMostOnce => {}
-        QoS::AtLeastOnce => w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid })),
+        QoS::AtLeastOnce => w.broker_pubacks(pkid),
         QoS::ExactlyOnce => {
-            w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+            w.broker_pubrecs(pkid);
             releases(w, pkid);
         }
     }
@@ -113,7 +110,7 @@ fn arrives(w: &mut World, data: &str, qos: QoS) {
 fn gets(w: &mut World, data: &str, qos: QoS) -> u16 {
     let packet = match w.broker_next() {
         v4::Packet::PubRel(v4::PubRel { pkid }) if qos == QoS::ExactlyOnce => {
-            w.broker_says(v4::Packet::PubComp(v4::PubComp { pkid }));
+            w.broker_pubcomps(pkid);
             w.broker_next()
         }
         packet => packet,
@@ -129,8 +126,8 @@ fn gets(w: &mut World, data: &str, qos: QoS) -> u16 {
 
 #[track_caller]
 fn releases(w: &mut World, pkid: u16) {
-    assert_eq!(w.broker_next(), v4::Packet::PubRel(v4::PubRel { pkid }));
-    w.broker_says(v4::Packet::PubComp(v4::PubComp { pkid }));
+    w.broker_gets_pubrel(pkid);
+    w.broker_pubcomps(pkid);
 }
 
 /// When the client is gone too, nothing is left.
@@ -238,12 +235,12 @@ fn what_waits_leaves_in_order_and_what_comes_later_leaves_behind_it() {
                 got.push((publish.qos, data));
                 match publish.qos {
                     QoS::AtMostOnce => {}
-                    QoS::AtLeastOnce => w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid })),
-                    QoS::ExactlyOnce => w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid })),
+                    QoS::AtLeastOnce => w.broker_pubacks(pkid),
+                    QoS::ExactlyOnce => w.broker_pubrecs(pkid),
                 }
             }
             v4::Packet::PubRel(v4::PubRel { pkid }) => {
-                w.broker_says(v4::Packet::PubComp(v4::PubComp { pkid }));
+                w.broker_pubcomps(pkid);
             }
             other => panic!("{other:?}"),
         }
@@ -416,7 +413,7 @@ fn a_message_that_the_broker_is_slow_to_acknowledge_is_kept_and_not_sent_twice()
     w.store_answers(Answers::AtOnce);
     acknowledged(&mut w, A, 1);
     assert_eq!((w.gw.kept_messages(), under_way(&w), w.gw.counters().uplink_kept), (1, 1, 1));
-    w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+    w.broker_pubacks(pkid);
     over(&mut w);
     // It is a message as any other from here on.
     w.send(A, publish_again(T, Qos::AtLeastOnce, 1, "a"));
@@ -435,7 +432,7 @@ fn a_message_of_qos_2_that_the_broker_is_slow_to_take_is_kept_and_not_sent_twice
     w.expect(A, pubrec(1));
     w.send(A, pubrel(1));
     w.expect(A, pubcomp(1));
-    w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+    w.broker_pubrecs(pkid);
     w.quiet();
     releases(&mut w, pkid);
     over(&mut w);
@@ -448,7 +445,7 @@ fn pubrel_is_answered_in_time_also_if_the_broker_is_slow_to_end_the_exchange() {
     active(&mut w, A, "n1");
     w.send(A, publish(T, Qos::ExactlyOnce, 1, "a"));
     let pkid = w.broker_gets("tt", "a", QoS::ExactlyOnce);
-    w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+    w.broker_pubrecs(pkid);
     w.expect(A, pubrec(1));
     w.pass(Duration::from_secs(20));
     w.send(A, pubrel(1));
@@ -480,7 +477,7 @@ fn a_broker_that_goes_away_with_messages_under_way_gets_them_again_after_what_wa
     arrives(&mut w, "a", QoS::AtLeastOnce);
     let pkid = w.broker_gets("tt", "b", QoS::ExactlyOnce);
     arrives(&mut w, "c", QoS::AtLeastOnce);
-    w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+    w.broker_pubrecs(pkid);
     releases(&mut w, pkid);
     over(&mut w);
     leaves(w);
@@ -530,7 +527,7 @@ fn a_client_with_a_link_of_its_own_is_served_while_that_is_away_and_what_it_publ
     arrives(&mut w, "a", QoS::AtLeastOnce);
     let pkid = w.broker_gets("tt", "b", QoS::ExactlyOnce);
     arrives(&mut w, "c", QoS::AtMostOnce);
-    w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+    w.broker_pubrecs(pkid);
     releases(&mut w, pkid);
     over(&mut w);
     w.on_link_of(None);
@@ -549,8 +546,7 @@ fn what_was_promised_to_a_client_goes_by_the_gateways_own_link_when_its_session_
         w.broker_down();
         publishes(&mut w, A, 2, Qos::ExactlyOnce, "b");
         publishes(&mut w, A, 3, Qos::AtLeastOnce, "c");
-        w.send(A, disconnect());
-        w.expect(A, disconnect());
+        w.takes_leave(A);
         if crashes {
             w.crash();
             w.on_link_of(None);
@@ -560,7 +556,7 @@ fn what_was_promised_to_a_client_goes_by_the_gateways_own_link_when_its_session_
         arrives(&mut w, "a", QoS::AtLeastOnce);
         let pkid = w.broker_gets("tt", "b", QoS::ExactlyOnce);
         arrives(&mut w, "c", QoS::AtLeastOnce);
-        w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+        w.broker_pubrecs(pkid);
         releases(&mut w, pkid);
         over(&mut w);
         leaves(w);
@@ -598,13 +594,13 @@ fn what_was_promised_to_a_client_outlives_its_next_clean_session() {
                         let pkid = publish.pkid;
                         got.push(String::from_utf8(publish.payload.to_vec()).unwrap());
                         if publish.qos == QoS::AtLeastOnce {
-                            w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+                            w.broker_pubacks(pkid);
                         } else {
-                            w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+                            w.broker_pubrecs(pkid);
                         }
                     }
                     v4::Packet::PubRel(v4::PubRel { pkid }) => {
-                        w.broker_says(v4::Packet::PubComp(v4::PubComp { pkid }));
+                        w.broker_pubcomps(pkid);
                     }
                     other => panic!("{other:?}"),
                 }
@@ -669,11 +665,8 @@ fn a_message_that_the_broker_refuses_after_it_was_promised_is_counted() {
 
 #[track_caller]
 fn active_with_will(w: &mut World, at: At, id: &str, qos: Qos) {
-    w.send(at, connect_with(id, true, true, 60));
-    w.expect(at, Packet::WillTopicReq);
-    w.send(at, Packet::WillTopic(WillTopic { qos, retain: false, topic: b"tt" }));
-    w.expect(at, Packet::WillMsgReq);
-    w.send(at, Packet::WillMsg(WillMsg { message: b"bye" }));
+    let will = WillTopic { qos, retain: false, topic: b"tt" };
+    w.gives_will(at, connect_with(id, true, true, 60), will, "bye");
     w.expect(at, connack(ReturnCode::Accepted));
 }
 
@@ -748,7 +741,7 @@ fn an_orderly_stop_says_nothing_to_clients_and_leaves_sessions_at_the_broker() {
         w.input(Input::Control(Control::Shutdown));
         w.quiet();
         w.on_link_of(own);
-        assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+        w.broker_gets_disconnect();
         w.commands.clear();
         w.pass(PAUSE);
         w.quiet();
@@ -765,7 +758,7 @@ fn a_gateway_with_another_client_id_than_before_loses_nothing_that_was_promised(
     active(&mut w, A, "n1");
     w.subscribed(A, "s/1", QoS::ExactlyOnce);
     w.broker_publishes(5, "s/1", "x", QoS::ExactlyOnce);
-    assert_eq!(w.broker_next(), v4::Packet::PubRec(v4::PubRec { pkid: 5 }));
+    w.broker_gets_pubrec(5);
     w.taken();
     w.send(A, publish(T, Qos::ExactlyOnce, 1, "a"));
     w.broker_gets("tt", "a", QoS::ExactlyOnce);
@@ -793,5 +786,5 @@ fn a_gateway_with_another_client_id_than_before_loses_nothing_that_was_promised(
     }
     // An old packet id is nothing to rely on either.
     w.broker_publishes(5, "s/1", "y", QoS::ExactlyOnce);
-    assert_eq!(w.broker_next(), v4::Packet::PubRec(v4::PubRec { pkid: 5 }));
+    w.broker_gets_pubrec(5);
 }

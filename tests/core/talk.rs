@@ -213,6 +213,11 @@ impl World {
     }
 
     #[track_caller]
+    pub fn broker_gets_pubrel(&mut self, pkid: u16) {
+        assert_eq!(self.broker_next(), v4::Packet::PubRel(v4::PubRel { pkid }));
+    }
+
+    #[track_caller]
     pub fn broker_gets_pubcomp(&mut self, pkid: u16) {
         assert_eq!(self.broker_next(), v4::Packet::PubComp(v4::PubComp { pkid }));
     }
