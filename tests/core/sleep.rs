@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::Counters;
-use mqtt_sn_gateway::wire::{
-    Disconnect, Packet, PingReq, Qos, Response, ReturnCode, TopicRef, WillMsg, WillTopic,
-};
+use mqtt_sn_gateway::wire::{Packet, Qos, Response, ReturnCode, TopicRef, WillMsg, WillTopic};
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
 
@@ -15,12 +13,8 @@ const A: At = 1;
 const B: At = 2;
 const SLEEP: u16 = 60;
 
-fn sleep(seconds: u16) -> Packet<'static> {
-    Packet::Disconnect(Disconnect { duration: Some(seconds) })
-}
-
 fn wake() -> Packet<'static> {
-    Packet::PingReq(PingReq { client_id: b"n1" })
+    pingreq_of("n1")
 }
 
 /// A client that subscribed to `s/#` and sleeps; returns the id of `s/1`.
@@ -28,8 +22,7 @@ fn asleep(w: &mut World, qos: QoS) -> TopicRef {
     w.active(A, "n1");
     let topic = TopicRef::Normal(w.registered(A, "s/1"));
     w.subscribed(A, "s/#", qos);
-    w.send(A, sleep(SLEEP));
-    w.expect(A, disconnect());
+    w.falls_asleep(A, SLEEP);
     topic
 }
 
@@ -49,8 +42,7 @@ fn what_waits_comes_in_order_each_acknowledged_and_pingresp_last() {
     w.quiet();
     w.send(A, puback(topic, a, ReturnCode::Accepted));
     w.expect_publish(A, topic, Qos::AtMostOnce, false, "b");
-    let (id, msg_id) = w.expect_register(A, "s/2");
-    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    let id = w.learns(A, "s/2");
     let c = w.expect_publish(A, TopicRef::Normal(id), Qos::AtLeastOnce, false, "c");
     w.quiet();
     w.send(A, puback(TopicRef::Normal(id), c, ReturnCode::Accepted));
@@ -77,8 +69,7 @@ fn a_drain_that_silence_interrupts_resumes_at_the_next_pingreq() {
     w.send(A, wake());
     assert_eq!(w.expect_publish(A, topic, Qos::AtLeastOnce, true, "a"), a);
     w.send(A, puback(topic, a, ReturnCode::Accepted));
-    let b = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "b");
-    w.send(A, puback(topic, b, ReturnCode::Accepted));
+    w.takes(A, topic, "b");
     w.expect(A, Packet::PingResp);
 }
 
@@ -99,12 +90,10 @@ fn asked_again_while_awake_the_gateway_repeats_what_is_open_and_ends_once() {
 #[test]
 fn what_was_under_way_when_the_client_fell_asleep_is_kept_with_its_msgid() {
     let mut w = world();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::ExactlyOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::ExactlyOnce);
     w.broker_publishes(5, "s/1", "a", QoS::ExactlyOnce);
     let a = w.expect_publish(A, topic, Qos::ExactlyOnce, false, "a");
-    w.send(A, sleep(SLEEP));
-    w.expect(A, disconnect());
+    w.falls_asleep(A, SLEEP);
     w.pass(RETRY * 4);
     w.quiet();
     w.send(A, wake());
@@ -112,8 +101,7 @@ fn what_was_under_way_when_the_client_fell_asleep_is_kept_with_its_msgid() {
     w.send(A, pubrec(a));
     w.expect(A, pubrel(a));
     // Asleep again in the middle: the second half waits too.
-    w.send(A, sleep(SLEEP));
-    w.expect(A, disconnect());
+    w.falls_asleep(A, SLEEP);
     w.pass(RETRY * 2);
     w.quiet();
     w.send(A, wake());
@@ -144,12 +132,10 @@ fn the_time_of_a_sleeper_begins_again_after_pingresp() {
 #[test]
 fn what_a_client_acknowledges_after_it_fell_asleep_is_not_sent_again() {
     let mut w = world();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::ExactlyOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::ExactlyOnce);
     w.broker_publishes(5, "s/1", "a", QoS::ExactlyOnce);
     let a = w.expect_publish(A, topic, Qos::ExactlyOnce, false, "a");
-    w.send(A, sleep(SLEEP));
-    w.expect(A, disconnect());
+    w.falls_asleep(A, SLEEP);
     // It left before the DISCONNECT did, or was heard late.
     w.send(A, pubrec(a));
     w.expect(A, pubrel(a));
@@ -159,16 +145,14 @@ fn what_a_client_acknowledges_after_it_fell_asleep_is_not_sent_again() {
     w.expect(A, pubrel(a));
     w.send(A, pubcomp(a));
     w.expect(A, Packet::PingResp);
-    assert_eq!(w.broker_next(), v4::Packet::PubRec(v4::PubRec { pkid: 5 }));
+    w.broker_gets_pubrec(5);
 
-    w.send(A, connect("n1"));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect("n1"));
     assert!(matches!(w.broker_next(), v4::Packet::Unsubscribe(_)));
     let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
     w.broker_publishes(6, "s/1", "b", QoS::AtLeastOnce);
     let b = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "b");
-    w.send(A, sleep(SLEEP));
-    w.expect(A, disconnect());
+    w.falls_asleep(A, SLEEP);
     w.send(A, puback(TopicRef::Normal(topic.raw() + 1), b, ReturnCode::Accepted));
     w.send(A, puback(topic, b + 1, ReturnCode::Accepted));
     assert_eq!(w.gw.waiting_messages(), 1);
@@ -229,28 +213,22 @@ fn a_sleeper_may_wake_at_another_port_of_its_address_but_not_elsewhere_and_an_ac
     w.send(A, pingreq());
     w.expect(A, disconnect());
     w.active(3, "n3");
-    w.send(4, Packet::PingReq(PingReq { client_id: b"n3" }));
+    w.send(4, pingreq_of("n3"));
     w.expect(4, disconnect());
-    w.send(3, pingreq());
-    w.expect(3, Packet::PingResp);
+    w.pings(3);
 }
 
 #[test]
 fn a_sleeper_that_connects_is_active_and_gets_what_waits_without_pingresp() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, false, 60));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect_with("n1", false, false, 60));
     let id = w.subscribed(A, "s/1", QoS::AtLeastOnce);
-    w.send(A, sleep(SLEEP));
-    w.expect(A, disconnect());
+    w.falls_asleep(A, SLEEP);
     w.broker_publishes(5, "s/1", "a", QoS::AtLeastOnce);
-    w.send(A, connect_with("n1", false, false, 60));
-    w.expect(A, connack(ReturnCode::Accepted));
-    let (again, msg_id) = w.expect_register(A, "s/1");
+    w.connected(A, connect_with("n1", false, false, 60));
+    let again = w.learns(A, "s/1");
     assert_eq!(again, id);
-    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
-    let a = w.expect_publish(A, TopicRef::Normal(id), Qos::AtLeastOnce, false, "a");
-    w.send(A, puback(TopicRef::Normal(id), a, ReturnCode::Accepted));
+    w.takes(A, TopicRef::Normal(id), "a");
     w.quiet();
 }
 
@@ -283,8 +261,7 @@ fn a_day_on_which_all_goes_well_counts_no_loss() {
     let topic = asleep(&mut w, QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "a", QoS::AtLeastOnce);
     w.send(B, wake());
-    let a = w.expect_publish(B, topic, Qos::AtLeastOnce, false, "a");
-    w.send(B, puback(topic, a, ReturnCode::Accepted));
+    w.takes(B, topic, "a");
     w.expect(B, Packet::PingResp);
     assert_eq!((w.gw.counters().sessions_rebound, w.gw.counters().downlink_recipients), (1, 1));
     let losses = w.gw.counters().iter().filter(|(name, count)| *count > 0 && Counters::is_loss(name));
@@ -297,7 +274,7 @@ fn a_shutdown_leaves_sleepers_alone() {
     asleep(&mut w, QoS::AtMostOnce);
     w.input(mqtt_sn_gateway::gateway::io::Input::Control(mqtt_sn_gateway::gateway::io::Control::Shutdown));
     w.quiet();
-    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    w.broker_gets_disconnect();
 }
 
 #[test]
@@ -308,8 +285,7 @@ fn a_will_is_changed_in_either_part_and_deleted_by_an_empty_topic() {
     };
     for (deleted, fired) in [(false, true), (true, false)] {
         let mut w = world();
-        w.send(A, connect_with("n1", false, true, 2));
-        w.expect(A, connack(ReturnCode::Accepted));
+        w.connected(A, connect_with("n1", false, true, 2));
         w.send(A, Packet::WillMsgUpd(WillMsg { message: b"bye" }));
         w.expect(A, Packet::WillMsgResp(accepted));
         w.send(A, topic("w/1", Qos::AtLeastOnce));
