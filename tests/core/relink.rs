@@ -7,10 +7,7 @@ use bytes::Bytes;
 use mqtt_sn_gateway::gateway::io::{Mode, OutageQueue, Protocol, Settings};
 use mqtt_sn_gateway::gateway::record::Key;
 use mqtt_sn_gateway::topic::TopicFilter;
-use mqtt_sn_gateway::wire::{
-    Disconnect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, ReturnCode, TopicRef, Unsubscribe,
-};
-use rumqttc::mqttbytes::v4;
+use mqtt_sn_gateway::wire::{Qos, ReturnCode, TopicRef};
 use rumqttc::{ConnectReturnCode, QoS};
 
 use crate::world::*;
@@ -38,38 +35,17 @@ fn transparent() -> World {
 
 #[track_caller]
 fn active(w: &mut World, at: At, id: &str) {
-    w.send(at, connect_with(id, false, false, 0));
-    w.expect(at, connack(ReturnCode::Accepted));
+    w.connected(at, connect_with(id, false, false, 0));
 }
 
 #[track_caller]
 fn served(w: &mut World, at: At, id: &str, clean: bool) {
     w.send(at, connect_with(id, false, clean, 0));
-    w.on_link_of(Some(id));
-    w.broker_up(false);
-    w.expect(at, connack(ReturnCode::Accepted));
-}
-
-#[track_caller]
-fn unsubscribes(w: &mut World, at: At, filter: &str) {
-    let topic = FilterRef::Name(filter.as_bytes());
-    w.send(at, Packet::Unsubscribe(Unsubscribe { msg_id: 7, topic }));
-    w.expect(at, Packet::UnsubAck(MsgIdOnly { msg_id: 7 }));
-}
-
-#[track_caller]
-fn gets_unsubscribe(w: &mut World, filter: &str) -> u16 {
-    let v4::Packet::Unsubscribe(unsubscribe) = w.broker_next() else { panic!("UNSUBSCRIBE") };
-    assert_eq!(unsubscribe.topics, [filter]);
-    unsubscribe.pkid
+    w.admitted(at, id, false);
 }
 
 fn row(number: u16, filter: &str) -> Key {
     Key::Filter(number, TopicFilter::new(filter).unwrap())
-}
-
-fn sleep() -> Packet<'static> {
-    Packet::Disconnect(Disconnect { duration: Some(3600) })
 }
 
 #[test]
@@ -95,9 +71,9 @@ fn a_filter_whose_client_was_not_answered_is_taken_back_after_a_restart() {
     w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
     w.crash();
     w.broker_up(true);
-    let pkid = gets_unsubscribe(&mut w, "s/1");
+    let pkid = w.broker_gets_unsubscribe("s/1");
     assert!(w.store.rows.contains_key(&row(1, "s/1")));
-    w.broker_says(v4::Packet::UnsubAck(v4::UnsubAck { pkid }));
+    w.broker_unsubacks(pkid);
     assert!(!w.store.rows.contains_key(&row(1, "s/1")));
 }
 
@@ -107,21 +83,21 @@ fn wherever_a_restart_interrupts_unsubscribe_the_broker_is_left_without_the_filt
         let mut w = lasting();
         active(&mut w, A, "n1");
         w.subscribed(A, "s/1", QoS::AtLeastOnce);
-        unsubscribes(&mut w, A, "s/1");
-        let pkid = gets_unsubscribe(&mut w, "s/1");
+        w.unsubscribed(A, "s/1");
+        let pkid = w.broker_gets_unsubscribe("s/1");
         assert!(w.store.rows.contains_key(&row(1, "s/1")));
         if answered {
             w.store_answers(Answers::Never);
-            w.broker_says(v4::Packet::UnsubAck(v4::UnsubAck { pkid }));
+            w.broker_unsubacks(pkid);
         }
         for _ in 0..2 {
             w.crash();
             w.broker_up(true);
             w.broker_publishes(5, "s/1", "a", QoS::AtLeastOnce);
-            let pkid = gets_unsubscribe(&mut w, "s/1");
+            let pkid = w.broker_gets_unsubscribe("s/1");
             w.broker_gets_puback(5);
             w.quiet();
-            w.broker_says(v4::Packet::UnsubAck(v4::UnsubAck { pkid }));
+            w.broker_unsubacks(pkid);
             assert!(!w.store.rows.contains_key(&row(1, "s/1")));
             w.crash();
             w.broker_up(true);
@@ -129,7 +105,7 @@ fn wherever_a_restart_interrupts_unsubscribe_the_broker_is_left_without_the_filt
             // Again, with the row of another try.
             w.send(A, subscribe(2, "s/1", Qos::AtLeastOnce));
             w.granted(A, "s/1", QoS::AtLeastOnce);
-            unsubscribes(&mut w, A, "s/1");
+            w.unsubscribed(A, "s/1");
         }
     }
 }
@@ -175,13 +151,11 @@ fn further_links_come_back_with_what_they_carried() {
         w.on_lane(lane);
         w.broker_up(true);
         if lane == 0 {
-            let pkid = w.broker_gets_subscribe(filter, QoS::AtLeastOnce);
-            w.broker_grants(pkid, QoS::AtLeastOnce);
+            w.broker_grants_subscribe(filter, QoS::AtLeastOnce);
         }
     }
     w.on_lane(1);
-    let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
-    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_grants_subscribe("s/#", QoS::AtLeastOnce);
     assert_eq!(w.lanes(), 2);
     for lane in [1, 0] {
         w.on_lane(lane);
@@ -190,11 +164,10 @@ fn further_links_come_back_with_what_they_carried() {
     w.expect_publish(A, topic, Qos::AtLeastOnce, false, "a");
     w.quiet();
     // When nothing rides on it, it is left, and the next process knows nothing of it.
-    unsubscribes(&mut w, A, "s/#");
+    w.unsubscribed(A, "s/#");
     w.on_lane(1);
-    assert_eq!(w.broker_next(), v4::Packet::PubAck(v4::PubAck { pkid: 5 }));
-    let pkid = gets_unsubscribe(&mut w, "s/#");
-    w.broker_says(v4::Packet::UnsubAck(v4::UnsubAck { pkid }));
+    w.broker_gets_puback(5);
+    w.broker_answers_unsubscribe("s/#");
     w.crash();
     assert_eq!(w.lanes(), 1);
 }
@@ -239,14 +212,11 @@ fn subscription_identifiers_of_mqtt_5_stay_over_a_restart() {
 #[track_caller]
 fn comes_back(w: &mut World, id: &str, clean: bool, filter: Option<&str>) {
     w.on_link_of(Some(id));
-    w.broker_answers_tcp();
-    let v4::Packet::Connect(connect) = w.broker_next() else { panic!("CONNECT") };
+    let connect = w.broker_hears_connect();
     assert_eq!((connect.client_id.as_str(), connect.clean_session), (id, clean));
-    let code = ConnectReturnCode::Success;
-    w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: !clean, code }));
+    w.broker_accepts(!clean);
     if let Some(filter) = filter {
-        let pkid = w.broker_gets_subscribe(filter, QoS::AtLeastOnce);
-        w.broker_grants(pkid, QoS::AtLeastOnce);
+        w.broker_grants_subscribe(filter, QoS::AtLeastOnce);
     }
 }
 
@@ -257,12 +227,10 @@ fn clients_with_links_of_their_own_go_on_with_them_after_a_restart() {
     let a = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
     served(&mut w, B, "n2", false);
     let b = TopicRef::Normal(w.subscribed(B, "s/1", QoS::AtLeastOnce));
-    w.send(B, sleep());
-    w.expect(B, disconnect());
+    w.falls_asleep(B, 3600);
     served(&mut w, C, "n3", false);
     w.subscribed(C, "s/1", QoS::AtLeastOnce);
-    w.send(C, disconnect());
-    w.expect(C, disconnect());
+    w.takes_leave(C);
     w.crash();
     w.broker_up(true);
     w.pass(Duration::from_secs(5));
@@ -272,7 +240,7 @@ fn clients_with_links_of_their_own_go_on_with_them_after_a_restart() {
     }
     w.expect_publish(A, a, Qos::AtLeastOnce, false, "n1");
     w.quiet();
-    w.send(B, Packet::PingReq(PingReq { client_id: b"n2" }));
+    w.send(B, pingreq_of("n2"));
     w.expect_publish(B, b, Qos::AtLeastOnce, false, "n2");
     assert!(!w.try_link_of(Some("n3")), "it is away");
     // It comes back to a session that the broker has.
@@ -304,8 +272,7 @@ fn a_client_that_the_broker_refuses_after_a_restart_is_told() {
         let mut w = transparent();
         served(&mut w, A, "n1", false);
         if asleep {
-            w.send(A, sleep());
-            w.expect(A, disconnect());
+            w.falls_asleep(A, 3600);
         }
         w.crash();
         w.broker_up(true);
@@ -313,11 +280,10 @@ fn a_client_that_the_broker_refuses_after_a_restart_is_told() {
         w.on_link_of(Some("n1"));
         w.broker_answers_tcp();
         w.broker_next();
-        let code = ConnectReturnCode::NotAuthorized;
-        w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
+        w.broker_refuses(ConnectReturnCode::NotAuthorized);
         if asleep {
             w.quiet();
-            w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
+            w.send(A, pingreq_of("n1"));
         }
         w.expect(A, disconnect());
     }
@@ -340,7 +306,7 @@ fn a_client_does_not_get_what_it_unsubscribed_from_before_a_restart() {
     let mut w = transparent();
     served(&mut w, A, "n1", false);
     w.subscribed(A, "s/1", QoS::AtLeastOnce);
-    unsubscribes(&mut w, A, "s/1");
+    w.unsubscribed(A, "s/1");
     w.crash();
     w.broker_up(true);
     w.pass(Duration::from_secs(5));
