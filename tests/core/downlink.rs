@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use mqtt_sn_gateway::wire::{
-    Disconnect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, ReturnCode, TopicRef, Unsubscribe, decode,
-};
+use mqtt_sn_gateway::wire::{FilterRef, MsgIdOnly, Packet, Qos, ReturnCode, TopicRef, Unsubscribe, decode};
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
 
@@ -16,8 +14,7 @@ const B: At = 2;
 #[test]
 fn the_broker_gets_its_ack_when_the_client_has_given_one() {
     let mut w = world();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
     let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
     w.broker_quiet();
@@ -61,8 +58,7 @@ fn a_topic_the_client_does_not_know_is_registered_first() {
 #[test]
 fn a_rejected_registration_drops_the_message_and_is_not_offered_again() {
     let mut w = world();
-    w.active(A, "n1");
-    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.subscriber(A, connect("n1"), "s/#", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/x", "on", QoS::AtLeastOnce);
     let (id, msg_id) = w.expect_register(A, "s/x");
     w.send(A, regack(id, msg_id, ReturnCode::InvalidTopicId));
@@ -76,16 +72,14 @@ fn a_rejected_registration_drops_the_message_and_is_not_offered_again() {
 #[test]
 fn a_message_that_a_client_which_is_there_has_not_answered_is_not_given_up() {
     let mut w = world();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "a", QoS::AtLeastOnce);
     w.expect_publish(A, topic, Qos::AtLeastOnce, false, "a");
     for _ in 0..3 {
         w.pass(RETRY);
         w.expect_publish(A, topic, Qos::AtLeastOnce, true, "a");
     }
-    w.send(A, pingreq());
-    w.expect(A, Packet::PingResp);
+    w.pings(A);
     w.pass(RETRY);
     let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, true, "a");
     w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
@@ -98,9 +92,7 @@ fn a_message_that_a_client_which_is_there_has_not_answered_is_not_given_up() {
 #[test]
 fn an_unanswered_register_drops_nothing_of_qos_1() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, false, 600));
-    w.expect(A, connack(ReturnCode::Accepted));
-    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.subscriber(A, connect_with("n1", false, false, 600), "s/#", QoS::AtLeastOnce);
     for (pkid, payload) in [(5, "a"), (6, "b"), (7, "c")] {
         w.broker_publishes(pkid, "s/x", payload, QoS::AtLeastOnce);
     }
@@ -109,10 +101,8 @@ fn an_unanswered_register_drops_nothing_of_qos_1() {
     w.broker_gets_puback(6);
     w.broker_gets_puback(7);
     w.broker_gets_puback(5);
-    w.send(A, connect_with("n1", false, false, 600));
-    w.expect(A, connack(ReturnCode::Accepted));
-    let (id, msg_id) = w.expect_register(A, "s/x");
-    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    w.connected(A, connect_with("n1", false, false, 600));
+    let id = w.learns(A, "s/x");
     for payload in ["a", "b", "c"] {
         takes(&mut w, id, payload);
     }
@@ -123,9 +113,7 @@ fn an_unanswered_register_drops_nothing_of_qos_1() {
 #[test]
 fn after_a_round_without_regack_the_name_rests_as_long_and_comes_again() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, true, 600));
-    w.expect(A, connack(ReturnCode::Accepted));
-    let known = TopicRef::Normal(w.subscribed(A, "t/1", QoS::AtMostOnce));
+    let known = w.subscriber(A, connect_with("n1", false, true, 600), "t/1", QoS::AtMostOnce);
     w.subscribed(A, "s/#", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
     w.broker_publishes(0, "s/x", "zero", QoS::AtMostOnce);
@@ -134,8 +122,7 @@ fn after_a_round_without_regack_the_name_rests_as_long_and_comes_again() {
     unanswered_but_heard(&mut w, "s/x");
     // QoS 0 does not wait for the name; another name is offered at once, and a topic that is known needs no offer.
     assert_eq!(w.gw.counters().downlink_refused, 1);
-    let (other, msg_id) = w.expect_register(A, "s/y");
-    w.send(A, regack(other, msg_id, ReturnCode::Accepted));
+    let other = w.learns(A, "s/y");
     takes(&mut w, other, "other");
     w.broker_publishes(0, "t/1", "go", QoS::AtMostOnce);
     w.expect_publish(A, known, Qos::AtMostOnce, false, "go");
@@ -150,8 +137,7 @@ fn after_a_round_without_regack_the_name_rests_as_long_and_comes_again() {
     w.pass(RETRY * 4 - Duration::from_millis(1));
     w.quiet();
     w.pass(Duration::from_millis(1));
-    let (id, msg_id) = w.expect_register(A, "s/x");
-    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    let id = w.learns(A, "s/x");
     for payload in ["a", "b", "c"] {
         takes(&mut w, id, payload);
     }
@@ -161,9 +147,7 @@ fn after_a_round_without_regack_the_name_rests_as_long_and_comes_again() {
 #[test]
 fn a_name_that_a_client_which_is_heard_never_learns_costs_a_message_after_three_rounds() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, true, 600));
-    w.expect(A, connack(ReturnCode::Accepted));
-    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.subscriber(A, connect_with("n1", false, true, 600), "s/#", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
     w.broker_publishes(6, "s/x", "b", QoS::AtLeastOnce);
     for dropped in [0, 0, 1] {
@@ -179,16 +163,14 @@ fn a_name_that_a_client_which_is_heard_never_learns_costs_a_message_after_three_
     w.pass(Duration::from_secs(329));
     w.quiet();
     w.pass(Duration::from_secs(1));
-    let (id, msg_id) = w.expect_register(A, "s/x");
-    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    let id = w.learns(A, "s/x");
     takes(&mut w, id, "b");
 }
 
 #[test]
 fn a_round_in_which_the_client_was_not_heard_costs_nothing() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, true, 0));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect_with("n1", false, true, 0));
     w.pass(Duration::from_secs(1));
     w.subscribed(A, "s/#", QoS::AtLeastOnce);
     w.pass(Duration::from_secs(1));
@@ -201,25 +183,21 @@ fn a_round_in_which_the_client_was_not_heard_costs_nothing() {
     w.send(A, pingreq());
     w.taken();
     w.pass(Duration::ZERO);
-    let (id, msg_id) = w.expect_register(A, "s/x");
-    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    let id = w.learns(A, "s/x");
     takes(&mut w, id, "a");
 }
 
 #[test]
 fn a_client_that_wakes_is_offered_a_name_that_rested() {
     let mut w = world();
-    w.active(A, "n1");
-    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.subscriber(A, connect("n1"), "s/#", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
     unanswered_but_heard(&mut w, "s/x");
-    w.send(A, Packet::Disconnect(Disconnect { duration: Some(300) }));
-    w.expect(A, disconnect());
+    w.falls_asleep(A, 300);
     w.pass(RETRY * 8);
     w.quiet();
-    w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
-    let (id, msg_id) = w.expect_register(A, "s/x");
-    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    w.send(A, pingreq_of("n1"));
+    let id = w.learns(A, "s/x");
     takes(&mut w, id, "a");
     w.expect(A, Packet::PingResp);
 }
@@ -227,9 +205,7 @@ fn a_client_that_wakes_is_offered_a_name_that_rested() {
 #[test]
 fn rounds_are_counted_on_after_one_in_which_the_client_was_silent() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, true, 600));
-    w.expect(A, connack(ReturnCode::Accepted));
-    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.subscriber(A, connect_with("n1", false, true, 600), "s/#", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
     unanswered_but_heard(&mut w, "s/x");
     w.pass(RETRY * 4);
@@ -238,8 +214,7 @@ fn rounds_are_counted_on_after_one_in_which_the_client_was_silent() {
         w.pass(RETRY);
     }
     w.quiet();
-    w.send(A, pingreq());
-    w.expect(A, Packet::PingResp);
+    w.pings(A);
     w.pass(Duration::ZERO);
     unanswered_but_heard(&mut w, "s/x");
     assert_eq!(w.gw.waiting_messages(), 1);
@@ -251,25 +226,20 @@ fn rounds_are_counted_on_after_one_in_which_the_client_was_silent() {
 #[test]
 fn what_must_arrive_does_not_wait_longer_for_a_name_because_qos_0_came_before_it() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, true, 600));
-    w.expect(A, connack(ReturnCode::Accepted));
-    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.subscriber(A, connect_with("n1", false, true, 600), "s/#", QoS::AtLeastOnce);
     w.broker_publishes(0, "s/x", "zero", QoS::AtMostOnce);
     w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
     unanswered_but_heard(&mut w, "s/x");
     assert_eq!((w.gw.counters().downlink_unanswered, w.gw.waiting_messages()), (1, 1));
     w.pass(RETRY * 4);
-    let (id, msg_id) = w.expect_register(A, "s/x");
-    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    let id = w.learns(A, "s/x");
     takes(&mut w, id, "a");
 }
 
 #[test]
 fn a_name_is_not_offered_again_to_who_unsubscribed_meanwhile() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, true, 600));
-    w.expect(A, connack(ReturnCode::Accepted));
-    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.subscriber(A, connect_with("n1", false, true, 600), "s/#", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
     let topic = FilterRef::Name(b"s/#");
     w.send(A, Packet::Unsubscribe(Unsubscribe { msg_id: 3, topic }));
@@ -280,8 +250,7 @@ fn a_name_is_not_offered_again_to_who_unsubscribed_meanwhile() {
         w.pass(RETRY);
         w.expect_register(A, "s/x");
     }
-    w.send(A, pingreq());
-    w.expect(A, Packet::PingResp);
+    w.pings(A);
     w.pass(RETRY);
     w.broker_gets_puback(5);
     assert_eq!((w.gw.counters().downlink_ended, w.gw.waiting_messages()), (1, 0));
@@ -292,9 +261,7 @@ fn a_name_is_not_offered_again_to_who_unsubscribed_meanwhile() {
 #[test]
 fn a_name_that_rests_is_used_once_the_client_has_asked_for_its_id_itself() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, true, 600));
-    w.expect(A, connack(ReturnCode::Accepted));
-    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.subscriber(A, connect_with("n1", false, true, 600), "s/#", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
     unanswered_but_heard(&mut w, "s/x");
     w.pass(RETRY);
@@ -309,22 +276,18 @@ fn a_name_that_rests_is_used_once_the_client_has_asked_for_its_id_itself() {
 #[test]
 fn a_message_whose_name_was_learnt_late_has_all_rounds_for_itself() {
     let mut w = world();
-    w.active(A, "n1");
-    w.subscribed(A, "s/#", QoS::AtLeastOnce);
+    w.subscriber(A, connect("n1"), "s/#", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
     for _ in 0..2 {
         unanswered_but_heard(&mut w, "s/x");
-        w.send(A, pingreq());
-        w.expect(A, Packet::PingResp);
+        w.pings(A);
         w.pass(RETRY * 4);
     }
-    let (id, msg_id) = w.expect_register(A, "s/x");
-    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    let id = w.learns(A, "s/x");
     for dup in (0..12).map(|sent| sent > 0) {
         w.expect_publish(A, TopicRef::Normal(id), Qos::AtLeastOnce, dup, "a");
         w.pass(RETRY / 2);
-        w.send(A, pingreq());
-        w.expect(A, Packet::PingResp);
+        w.pings(A);
         w.pass(RETRY / 2);
     }
     assert_eq!((w.gw.counters().downlink_unanswered, w.gw.waiting_messages()), (1, 0));
@@ -336,8 +299,7 @@ fn unanswered_but_heard(w: &mut World, name: &str) {
     for _ in 0..4 {
         w.expect_register(A, name);
         w.pass(RETRY / 2);
-        w.send(A, pingreq());
-        w.expect(A, Packet::PingResp);
+        w.pings(A);
         w.pass(RETRY / 2);
     }
 }
@@ -346,16 +308,14 @@ fn unanswered_but_heard(w: &mut World, name: &str) {
 #[track_caller]
 fn takes(w: &mut World, topic_id: u16, payload: &str) {
     let topic = TopicRef::Normal(topic_id);
-    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, payload);
-    w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+    w.takes(A, topic, payload);
 }
 
 /// Seen with Aedes, which closes at the PUBREC for a retained message: the client subscribed again while the broker was away.
 #[test]
 fn who_subscribes_again_while_the_broker_is_away_gets_the_retained_message_again() {
     let mut w = world();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtMostOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtMostOnce);
     w.broker_publishes_retained("s/1", "kept");
     w.next(A);
     w.broker_down();
@@ -364,8 +324,7 @@ fn who_subscribes_again_while_the_broker_is_away_gets_the_retained_message_again
     w.next(A);
     w.pass(Duration::from_secs(2));
     w.broker_up(true);
-    let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
-    w.broker_grants(pkid, QoS::AtMostOnce);
+    w.broker_grants_subscribe("s/1", QoS::AtMostOnce);
     w.broker_publishes_retained("s/1", "kept");
     let frame = w.next(A);
     assert!(frame.ends_with(b"kept"), "{topic:?} {frame:?}");
@@ -374,9 +333,7 @@ fn who_subscribes_again_while_the_broker_is_away_gets_the_retained_message_again
 #[test]
 fn an_unanswered_publish_is_repeated_and_a_client_that_is_deaf_to_all_of_it_is_lost() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, true, 600));
-    w.expect(A, connack(ReturnCode::Accepted));
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect_with("n1", false, true, 600), "s/1", QoS::AtLeastOnce);
     w.pass(Duration::from_secs(1));
     w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
     let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
@@ -393,8 +350,7 @@ fn an_unanswered_publish_is_repeated_and_a_client_that_is_deaf_to_all_of_it_is_l
 #[test]
 fn a_client_that_is_heard_but_never_acknowledges_loses_the_message_alone() {
     let mut w = world();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
     w.broker_publishes(6, "s/1", "off", QoS::AtLeastOnce);
     w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
@@ -403,8 +359,7 @@ fn a_client_that_is_heard_but_never_acknowledges_loses_the_message_alone() {
     for _ in 1..12 {
         w.pass(RETRY);
         w.expect_publish(A, topic, Qos::AtLeastOnce, true, "on");
-        w.send(A, pingreq());
-        w.expect(A, Packet::PingResp);
+        w.pings(A);
     }
     // For what waits behind an answer that is late the broker does not wait.
     w.broker_gets_puback(6);
@@ -417,18 +372,15 @@ fn a_client_that_is_heard_but_never_acknowledges_loses_the_message_alone() {
 #[test]
 fn qos_2_to_the_client_takes_four_steps_and_repeats_only_the_open_one() {
     let mut w = world();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::ExactlyOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::ExactlyOnce);
     w.broker_publishes(5, "s/1", "on", QoS::ExactlyOnce);
     let msg_id = w.expect_publish(A, topic, Qos::ExactlyOnce, false, "on");
     w.send(A, pubrec(msg_id));
     w.expect(A, pubrel(msg_id));
-    assert_eq!(w.broker_next(), v4::Packet::PubRec(v4::PubRec { pkid: 5 }));
+    w.broker_gets_pubrec(5);
     w.pass(RETRY);
     w.expect(A, pubrel(msg_id));
-    w.send(A, pubrec(msg_id));
-    w.expect(A, pubrel(msg_id));
-    w.send(A, pubcomp(msg_id));
+    w.completes(A, msg_id);
     w.pass(RETRY);
     w.quiet();
 }
@@ -442,9 +394,8 @@ fn an_id_the_client_forgot_is_registered_again_once_for_each_message() {
     w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
     let first = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
     w.send(A, puback(topic, first, ReturnCode::InvalidTopicId));
-    let (again, register) = w.expect_register(A, "s/1");
+    let again = w.learns(A, "s/1");
     assert_eq!(again, id);
-    w.send(A, regack(id, register, ReturnCode::Accepted));
     let second = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
     w.send(A, puback(topic, second, ReturnCode::InvalidTopicId));
     w.broker_gets_puback(5);
@@ -454,9 +405,7 @@ fn an_id_the_client_forgot_is_registered_again_once_for_each_message() {
 #[test]
 fn a_congested_client_is_left_alone_for_t_wait() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, true, 0));
-    w.expect(A, connack(ReturnCode::Accepted));
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect_with("n1", false, true, 0), "s/1", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
     let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
     w.send(A, puback(topic, msg_id, ReturnCode::Congestion));
@@ -471,8 +420,7 @@ fn a_congested_client_is_left_alone_for_t_wait() {
 #[test]
 fn nothing_of_a_filter_comes_after_its_unsuback() {
     let mut w = world();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "one", QoS::AtLeastOnce);
     w.broker_publishes(6, "s/1", "two", QoS::AtLeastOnce);
     let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "one");
@@ -519,20 +467,16 @@ fn retained_messages_are_for_the_new_subscriber_alone_and_once_for_each_topic() 
 #[test]
 fn a_persistent_session_gets_what_came_while_it_was_away() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, false, 60));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect_with("n1", false, false, 60));
     let id = w.subscribed(A, "s/1", QoS::AtLeastOnce);
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
+    w.takes_leave(A);
     w.broker_publishes(5, "s/1", "one", QoS::AtLeastOnce);
     w.broker_publishes(0, "s/1", "zero", QoS::AtMostOnce);
     // The broker does not wait for a client that is away.
     w.broker_gets_puback(5);
-    w.send(B, connect_with("n1", false, false, 60));
-    w.expect(B, connack(ReturnCode::Accepted));
-    let (again, msg_id) = w.expect_register(B, "s/1");
+    w.connected(B, connect_with("n1", false, false, 60));
+    let again = w.learns(B, "s/1");
     assert_eq!(again, id);
-    w.send(B, regack(id, msg_id, ReturnCode::Accepted));
     w.expect_publish(B, TopicRef::Normal(id), Qos::AtLeastOnce, false, "one");
 }
 
@@ -545,8 +489,7 @@ fn predefined_and_short_topics_are_named_as_they_were_subscribed() {
     {
         let qos = Qos::AtMostOnce;
         w.send(A, Packet::Subscribe(mqtt_sn_gateway::wire::Subscribe { dup: false, qos, msg_id, topic }));
-        let pkid = w.broker_gets_subscribe(name, QoS::AtMostOnce);
-        w.broker_grants(pkid, QoS::AtMostOnce);
+        w.broker_grants_subscribe(name, QoS::AtMostOnce);
         w.next(A);
         w.broker_publishes(0, name, "on", QoS::AtMostOnce);
         let by = if msg_id == 1 { TopicRef::Predefined(1) } else { TopicRef::Short(*b"ab") };
@@ -570,9 +513,7 @@ fn a_message_refused_for_its_topic_id_and_taken_by_a_late_copy_does_not_come_aga
             w.send(A, regack(again, register, ReturnCode::Accepted));
             assert_eq!(w.expect_publish(A, topic, Qos::ExactlyOnce, false, "on"), first);
         }
-        w.send(A, pubrec(first));
-        w.expect(A, pubrel(first));
-        w.send(A, pubcomp(first));
+        w.completes(A, first);
         w.quiet();
     }
 }
@@ -580,9 +521,7 @@ fn a_message_refused_for_its_topic_id_and_taken_by_a_late_copy_does_not_come_aga
 #[test]
 fn a_message_that_was_sent_before_keeps_its_place_while_its_name_rests() {
     let mut w = world();
-    w.send(A, connect_with("c1", false, false, 600));
-    w.expect(A, connack(ReturnCode::Accepted));
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect_with("c1", false, false, 600), "s/1", QoS::AtLeastOnce);
     w.broker_publishes(1, "s/1", "one", QoS::AtLeastOnce);
     w.broker_publishes(2, "s/1", "two", QoS::AtLeastOnce);
     w.expect_publish(A, topic, Qos::AtLeastOnce, false, "one");
@@ -590,13 +529,11 @@ fn a_message_that_was_sent_before_keeps_its_place_while_its_name_rests() {
     w.pass(Duration::from_secs(41));
     assert_eq!(w.gw.counters().clients_lost, 1);
     w.taken();
-    w.send(A, connect_with("c1", false, false, 600));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect_with("c1", false, false, 600));
     w.expect_register(A, "s/1");
     // Heard, but without an answer to REGISTER: the name rests as long as the round took.
     w.pass(Duration::from_secs(5));
-    w.send(A, pingreq());
-    w.expect(A, Packet::PingResp);
+    w.pings(A);
     w.pass(Duration::from_secs(36));
     w.taken();
     w.pass(Duration::from_secs(35));
