@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::io::{Control, Input, LinkCommand, LinkEvent, LinkFailure};
 use mqtt_sn_gateway::wire::{
-    Connect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, Register, ReturnCode, SubAck, TopicRef, Unsubscribe,
-    WillMsg, WillTopic, decode,
+    Connect, Packet, Qos, Register, ReturnCode, SubAck, TopicRef, WillMsg, WillTopic, decode,
 };
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
@@ -24,10 +23,6 @@ fn persistent(id: &str) -> Packet<'_> {
     connect_with(id, false, false, 600)
 }
 
-fn unsubscribe(msg_id: u16, filter: &str) -> Packet<'_> {
-    Packet::Unsubscribe(Unsubscribe { msg_id, topic: FilterRef::Name(filter.as_bytes()) })
-}
-
 fn register(msg_id: u16, name: &str) -> Packet<'_> {
     Packet::Register(Register { topic_id: 0, msg_id, topic_name: name.as_bytes() })
 }
@@ -40,12 +35,6 @@ fn refused(msg_id: u16, code: ReturnCode) -> Packet<'static> {
     Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id, code })
 }
 
-#[track_caller]
-fn connected(w: &mut World, at: At, connect: Packet<'_>) {
-    w.send(at, connect);
-    w.expect(at, connack(ReturnCode::Accepted));
-}
-
 /// The next frame is a SUBACK 00; returns its topic id.
 #[track_caller]
 fn expect_suback(w: &mut World, at: At) -> u16 {
@@ -54,11 +43,6 @@ fn expect_suback(w: &mut World, at: At) -> u16 {
         Packet::SubAck(SubAck { topic_id, code: ReturnCode::Accepted, .. }) => topic_id,
         other => panic!("{other}"),
     }
-}
-
-fn broker_refuses(w: &mut World, pkid: u16) {
-    let return_codes = vec![v4::SubscribeReasonCode::Failure];
-    w.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
 }
 
 // One client must not stop the others (N-13).
@@ -106,8 +90,7 @@ fn a_filter_on_which_brokers_hang_up_is_refused() {
 #[test]
 fn a_congested_client_does_not_hold_the_window_of_the_broker() {
     let mut w = world_with(|settings| settings.sessions.queue.messages = 100);
-    connected(&mut w, A, connect_with("n1", false, true, 0));
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect_with("n1", false, true, 0), "s/1", QoS::AtLeastOnce);
     w.broker_publishes(1, "s/1", "on", QoS::AtLeastOnce);
     let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
     w.send(A, puback(topic, msg_id, ReturnCode::Congestion));
@@ -122,8 +105,7 @@ fn a_congested_client_does_not_hold_the_window_of_the_broker() {
 #[test]
 fn a_client_that_never_acknowledges_does_not_hold_the_window_of_the_broker() {
     let mut w = world_with(|settings| settings.sessions.queue.messages = 100);
-    connected(&mut w, A, connect_with("n1", false, true, 0));
-    w.subscribed(A, "s/1", QoS::AtLeastOnce);
+    w.subscriber(A, connect_with("n1", false, true, 0), "s/1", QoS::AtLeastOnce);
     for pkid in 1..=20 {
         w.broker_publishes(pkid, "s/1", "on", QoS::AtLeastOnce);
     }
@@ -140,14 +122,11 @@ fn a_client_that_never_acknowledges_does_not_hold_the_window_of_the_broker() {
 #[test]
 fn what_waits_for_one_client_does_not_keep_messages_from_another_that_is_idle() {
     let mut w = world_with(|settings| settings.sessions.queue_total = 60);
-    connected(&mut w, A, persistent("away"));
-    w.subscribed(A, "s/1", QoS::AtLeastOnce);
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
+    w.subscriber(A, persistent("away"), "s/1", QoS::AtLeastOnce);
+    w.takes_leave(A);
     w.broker_publishes(1, "s/1", &"x".repeat(55), QoS::AtLeastOnce);
     w.broker_gets_puback(1);
-    w.active(B, "here");
-    let topic = TopicRef::Normal(w.subscribed(B, "t/1", QoS::AtMostOnce));
+    let topic = w.subscriber(B, connect("here"), "t/1", QoS::AtMostOnce);
     w.broker_publishes(0, "t/1", "0123456789", QoS::AtMostOnce);
     w.expect_publish(B, topic, Qos::AtMostOnce, false, "0123456789");
 }
@@ -189,8 +168,7 @@ fn filters_given_up_while_the_broker_is_away_leave_nothing_behind() {
         let filter = format!("left/{i}/#");
         w.send(A, subscribe(2, &filter, Qos::AtMostOnce));
         expect_suback(&mut w, A);
-        w.send(A, unsubscribe(3, &filter));
-        w.expect(A, Packet::UnsubAck(MsgIdOnly { msg_id: 3 }));
+        w.unsubscribed(A, &filter);
     }
     let left = format!("{:?}", w.gw).matches("left/").count();
     assert_eq!(left, 0, "mentions of filters that nobody has");
@@ -199,8 +177,7 @@ fn filters_given_up_while_the_broker_is_away_leave_nothing_behind() {
 #[test]
 fn what_a_hand_out_remembers_is_limited() {
     let mut w = world();
-    w.active(A, "n1");
-    w.subscribed(A, "#", QoS::AtMostOnce);
+    w.subscriber(A, connect("n1"), "#", QoS::AtMostOnce);
     // Nothing but the rate of the broker limits it, for every client that subscribed within 10 s.
     for i in 0..20_000 {
         w.broker_publishes(0, &format!("flood/{i}"), "x", QoS::AtMostOnce);
@@ -214,7 +191,7 @@ fn a_client_that_begins_clean_sessions_for_years_does_not_run_out_of_topic_ids()
     let mut w = world();
     // Wakes up, connects, registers, publishes, powers off without DISCONNECT, and is back before it counts as lost.
     for _ in 0..670 {
-        connected(&mut w, A, connect("n1"));
+        w.connected(A, connect("n1"));
         for i in 0..100 {
             w.registered(A, &format!("t/{i}"));
         }
@@ -244,8 +221,7 @@ fn a_subscribe_refused_for_congestion_takes_no_topic_id() {
 #[test]
 fn a_broker_that_keeps_forgetting_is_told_each_filter_once() {
     let mut w = world();
-    w.active(A, "n1");
-    w.subscribed(A, "s/#", QoS::AtMostOnce);
+    w.subscriber(A, connect("n1"), "s/#", QoS::AtMostOnce);
     for _ in 0..5 {
         w.broker_down();
         w.pass(secs(31));
@@ -262,7 +238,7 @@ fn a_broker_that_keeps_forgetting_is_told_each_filter_once() {
 #[test]
 fn a_repetition_is_not_taken_for_a_message_that_ended_an_hour_ago() {
     let mut w = world();
-    connected(&mut w, A, connect_with("n1", false, true, 0));
+    w.connected(A, connect_with("n1", false, true, 0));
     w.send(A, publish(AB, Qos::AtLeastOnce, 1, "21"));
     let pkid = w.broker_gets("ab", "21", QoS::AtLeastOnce);
     w.broker_says(puback_of(pkid));
@@ -276,13 +252,13 @@ fn a_repetition_is_not_taken_for_a_message_that_ended_an_hour_ago() {
 #[test]
 fn a_client_that_rebooted_and_counts_its_ids_from_1_again_loses_no_message() {
     let mut w = world();
-    connected(&mut w, A, persistent("n1"));
+    w.connected(A, persistent("n1"));
     w.send(A, publish(AB, Qos::AtLeastOnce, 1, "21"));
     let pkid = w.broker_gets("ab", "21", QoS::AtLeastOnce);
     w.broker_says(puback_of(pkid));
     w.expect(A, puback(AB, 1, ReturnCode::Accepted));
     w.pass(secs(300));
-    connected(&mut w, A, persistent("n1"));
+    w.connected(A, persistent("n1"));
     w.send(A, publish_again(AB, Qos::AtLeastOnce, 1, "21"));
     w.broker_gets("ab", "21", QoS::AtLeastOnce);
 }
@@ -296,8 +272,7 @@ fn a_subscription_made_while_the_broker_is_away_brings_its_retained_messages() {
     let topic = TopicRef::Normal(expect_suback(&mut w, A));
     w.pass(secs(3));
     w.broker_up(true);
-    let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
-    w.broker_grants(pkid, QoS::AtMostOnce);
+    w.broker_grants_subscribe("s/1", QoS::AtMostOnce);
     w.broker_publishes_retained("s/1", "on");
     w.expect_publish(A, topic, Qos::AtMostOnce, false, "on");
 }
@@ -312,8 +287,7 @@ fn a_subscription_that_the_broker_answers_after_an_outage_brings_its_retained_me
     w.pass(secs(15));
     let topic = TopicRef::Normal(expect_suback(&mut w, A));
     w.broker_up(true);
-    let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
-    w.broker_grants(pkid, QoS::AtMostOnce);
+    w.broker_grants_subscribe("s/1", QoS::AtMostOnce);
     w.broker_publishes_retained("s/1", "on");
     w.expect_publish(A, topic, Qos::AtMostOnce, false, "on");
 }
@@ -345,11 +319,8 @@ fn a_fleet_that_subscribes_at_once_gets_all_its_retained_messages() {
 #[test]
 fn a_will_that_found_no_room_leaves_when_there_is_room() {
     let mut w = world();
-    w.send(A, connect_with("n1", true, true, 2));
-    w.expect(A, Packet::WillTopicReq);
-    w.send(A, Packet::WillTopic(WillTopic { qos: Qos::AtMostOnce, retain: false, topic: b"w/1" }));
-    w.expect(A, Packet::WillMsgReq);
-    w.send(A, Packet::WillMsg(WillMsg { message: b"bye" }));
+    let will = WillTopic { qos: Qos::AtMostOnce, retain: false, topic: b"w/1" };
+    w.gives_will(A, connect_with("n1", true, true, 2), will, "bye");
     w.expect(A, connack(ReturnCode::Accepted));
     w.active(B, "n2");
     w.hold_drained();
@@ -372,13 +343,11 @@ fn a_will_that_found_no_room_leaves_when_there_is_room() {
 #[test]
 fn a_persistent_client_out_of_reach_loses_nothing_while_a_topic_is_registered() {
     let mut w = world();
-    connected(&mut w, A, persistent("n1"));
-    w.subscribed(A, "s/1", QoS::AtLeastOnce);
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
+    w.subscriber(A, persistent("n1"), "s/1", QoS::AtLeastOnce);
+    w.takes_leave(A);
     w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
     w.broker_gets_puback(5);
-    connected(&mut w, A, persistent("n1"));
+    w.connected(A, persistent("n1"));
     for _ in 0..=3 {
         w.expect_register(A, "s/1");
         w.pass(RETRY);
@@ -387,8 +356,7 @@ fn a_persistent_client_out_of_reach_loses_nothing_while_a_topic_is_registered() 
     w.quiet();
     assert_eq!((w.gw.counters().downlink_unanswered, w.gw.counters().clients_lost), (0, 0));
     // It was away for a moment.
-    w.send(A, pingreq());
-    w.expect(A, Packet::PingResp);
+    w.pings(A);
     w.pass(secs(0));
     w.expect_register(A, "s/1");
     w.pass(RETRY * 3);
@@ -403,8 +371,7 @@ fn a_persistent_client_out_of_reach_loses_nothing_while_a_topic_is_registered() 
     }
     assert_eq!(w.gw.counters().downlink_unanswered, 0);
     // It reboots, and says the same as before.
-    w.send(A, connect_with("n1", false, false, 500));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect_with("n1", false, false, 500));
     w.pass(secs(0));
     w.expect_register(A, "s/1");
     // It is there, and does not answer: the name rests and is offered again, and then nothing was heard of it.
@@ -419,28 +386,23 @@ fn a_persistent_client_out_of_reach_loses_nothing_while_a_topic_is_registered() 
 #[test]
 fn a_topic_id_told_by_suback_serves_although_a_register_of_it_is_not_answered() {
     let mut w = world();
-    connected(&mut w, A, persistent("n1"));
-    w.subscribed(A, "s/1", QoS::AtLeastOnce);
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
+    w.subscriber(A, persistent("n1"), "s/1", QoS::AtLeastOnce);
+    w.takes_leave(A);
     w.broker_publishes(5, "s/1", "old", QoS::AtLeastOnce);
     w.broker_gets_puback(5);
-    connected(&mut w, A, persistent("n1"));
+    w.connected(A, persistent("n1"));
     w.expect_register(A, "s/1");
     // emcute has no answer to REGISTER, but it subscribes again and knows the id from SUBACK.
     w.send(A, subscribe(3, "s/1", Qos::AtLeastOnce));
-    let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
-    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_grants_subscribe("s/1", QoS::AtLeastOnce);
     let topic = TopicRef::Normal(expect_suback(&mut w, A));
     for _ in 0..3 {
         w.pass(RETRY);
         w.expect_register(A, "s/1");
-        w.send(A, pingreq());
-        w.expect(A, Packet::PingResp);
+        w.pings(A);
     }
     w.pass(RETRY);
-    let old = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "old");
-    w.send(A, puback(topic, old, ReturnCode::Accepted));
+    w.takes(A, topic, "old");
     w.broker_publishes(0, "s/1", "new", QoS::AtMostOnce);
     w.expect_publish(A, topic, Qos::AtMostOnce, false, "new");
 }
@@ -456,7 +418,7 @@ fn a_subscription_refused_after_its_suback_is_counted() {
     expect_suback(&mut w, A);
     w.broker_up(true);
     let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
-    broker_refuses(&mut w, pkid);
+    w.broker_denies(pkid);
     assert_eq!(w.gw.counters().subscriptions_refused, 1);
 }
 
@@ -484,8 +446,7 @@ fn what_is_granted_by_suback_is_delivered() {
 #[test]
 fn a_repeated_subscribe_that_comes_to_nothing_leaves_the_subscription_there_was() {
     let mut w = world();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtMostOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtMostOnce);
     w.send(A, subscribe(9, "s/1", Qos::AtMostOnce));
     w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
     w.pass(secs(8));
@@ -498,14 +459,13 @@ fn a_repeated_subscribe_that_comes_to_nothing_leaves_the_subscription_there_was(
 #[test]
 fn a_refused_subscribe_takes_no_id_back_that_the_client_has() {
     let mut w = world();
-    connected(&mut w, A, persistent("n1"));
+    w.connected(A, persistent("n1"));
     let id = w.registered(A, "s/1");
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
-    connected(&mut w, A, persistent("n1"));
+    w.takes_leave(A);
+    w.connected(A, persistent("n1"));
     w.send(A, subscribe(9, "s/1", Qos::AtMostOnce));
     let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
-    broker_refuses(&mut w, pkid);
+    w.broker_denies(pkid);
     w.expect(A, refused(9, ReturnCode::NotSupported));
     w.send(A, publish(TopicRef::Normal(id), Qos::AtMostOnce, 0, "x"));
     w.broker_gets("s/1", "x", QoS::AtMostOnce);
@@ -514,17 +474,15 @@ fn a_refused_subscribe_takes_no_id_back_that_the_client_has() {
 #[test]
 fn a_subscription_refused_while_the_client_was_away_is_none() {
     let mut w = world();
-    connected(&mut w, A, persistent("n1"));
+    w.connected(A, persistent("n1"));
     w.send(A, subscribe(2, "s/1", Qos::AtMostOnce));
     let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
+    w.takes_leave(A);
     // It will be asked for again.
     assert!(matches!(w.broker_next(), v4::Packet::Unsubscribe(_)));
-    broker_refuses(&mut w, pkid);
-    connected(&mut w, A, persistent("n1"));
-    w.active(B, "n2");
-    w.subscribed(B, "s/+", QoS::AtMostOnce);
+    w.broker_denies(pkid);
+    w.connected(A, persistent("n1"));
+    w.subscriber(B, connect("n2"), "s/+", QoS::AtMostOnce);
     w.broker_publishes(0, "s/1", "secret", QoS::AtMostOnce);
     w.expect_register(B, "s/1");
     w.quiet();
@@ -533,12 +491,10 @@ fn a_subscription_refused_while_the_client_was_away_is_none() {
 #[test]
 fn nothing_of_a_filter_is_published_after_its_unsuback_that_was_only_being_registered() {
     let mut w = world();
-    w.active(A, "n1");
-    w.subscribed(A, "s/#", QoS::AtMostOnce);
+    w.subscriber(A, connect("n1"), "s/#", QoS::AtMostOnce);
     w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
     let (id, msg_id) = w.expect_register(A, "s/1");
-    w.send(A, unsubscribe(3, "s/#"));
-    w.expect(A, Packet::UnsubAck(MsgIdOnly { msg_id: 3 }));
+    w.unsubscribed(A, "s/#");
     w.send(A, regack(id, msg_id, ReturnCode::Accepted));
     w.quiet();
 }
@@ -551,9 +507,8 @@ fn a_filter_that_the_broker_has_is_given_up_although_it_refused_it_to_another_cl
     w.subscribed(A, "s/1", QoS::AtMostOnce);
     w.send(B, subscribe(3, "s/1", Qos::AtMostOnce));
     let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
-    w.send(A, unsubscribe(4, "s/1"));
-    w.expect(A, Packet::UnsubAck(MsgIdOnly { msg_id: 4 }));
-    broker_refuses(&mut w, pkid);
+    w.unsubscribed(A, "s/1");
+    w.broker_denies(pkid);
     w.expect(B, refused(3, ReturnCode::NotSupported));
     assert!(matches!(w.broker_next(), v4::Packet::Unsubscribe(_)));
 }
@@ -561,7 +516,7 @@ fn a_filter_that_the_broker_has_is_given_up_although_it_refused_it_to_another_cl
 /// A client that leaves so many filters, or as many clients that leave at once.
 fn leaves_behind(filters: usize) -> World {
     let mut w = offline_world(|settings| settings.sessions.max_subscriptions = 1_000_000);
-    connected(&mut w, A, connect_with("n1", false, true, 0));
+    w.connected(A, connect_with("n1", false, true, 0));
     for i in 0..filters {
         w.send(A, subscribe(2, &format!("{i}/#"), Qos::AtMostOnce));
         w.next(A);
@@ -585,7 +540,7 @@ fn filters_that_could_not_be_given_up_at_once_are_given_up_when_the_broker_has_a
     while given_up < 4200 {
         let v4::Packet::Unsubscribe(unsubscribe) = w.broker_next() else { panic!() };
         given_up += unsubscribe.topics.len();
-        w.broker_says(v4::Packet::UnsubAck(v4::UnsubAck { pkid: unsubscribe.pkid }));
+        w.broker_unsubacks(unsubscribe.pkid);
     }
 }
 
@@ -594,16 +549,14 @@ fn filters_that_could_not_be_given_up_at_once_are_given_up_when_the_broker_has_a
 #[test]
 fn a_pubrec_that_comes_while_the_topic_is_registered_again_settles_the_message() {
     let mut w = world();
-    connected(&mut w, A, persistent("n1"));
+    w.connected(A, persistent("n1"));
     let id = w.subscribed(A, "s/1", QoS::ExactlyOnce);
     w.broker_publishes(5, "s/1", "on", QoS::ExactlyOnce);
     let msg_id = w.expect_publish(A, TopicRef::Normal(id), Qos::ExactlyOnce, false, "on");
     // Its PUBREC was lost with the address; it repeats that on the new connection.
     connected_elsewhere(&mut w);
     let (_, register) = w.expect_register(B, "s/1");
-    w.send(B, pubrec(msg_id));
-    w.expect(B, pubrel(msg_id));
-    w.send(B, pubcomp(msg_id));
+    w.completes(B, msg_id);
     w.send(B, regack(id, register, ReturnCode::Accepted));
     // The client is done with the MsgId: the same PUBLISH would be a second message.
     w.quiet();
@@ -619,7 +572,7 @@ fn connected_elsewhere(w: &mut World) {
 #[test]
 fn a_pubrel_without_an_answer_is_sent_again_on_the_next_connection() {
     let mut w = world();
-    connected(&mut w, A, persistent("n1"));
+    w.connected(A, persistent("n1"));
     let id = w.subscribed(A, "s/1", QoS::ExactlyOnce);
     w.broker_publishes(5, "s/1", "on", QoS::ExactlyOnce);
     let msg_id = w.expect_publish(A, TopicRef::Normal(id), Qos::ExactlyOnce, false, "on");
@@ -630,7 +583,7 @@ fn a_pubrel_without_an_answer_is_sent_again_on_the_next_connection() {
         w.pass(RETRY);
     }
     assert_eq!(w.gw.counters().clients_lost, 1);
-    connected(&mut w, A, persistent("n1"));
+    w.connected(A, persistent("n1"));
     // As after DISCONNECT; a client may hand the message on at PUBREL (MQTT 3.1.1 §4.3.3, §4.4).
     w.expect(A, pubrel(msg_id));
 }
@@ -638,27 +591,24 @@ fn a_pubrel_without_an_answer_is_sent_again_on_the_next_connection() {
 #[test]
 fn qos_0_under_registration_does_not_outlive_the_connection() {
     let mut w = world();
-    connected(&mut w, A, persistent("n1"));
-    w.subscribed(A, "s/#", QoS::AtMostOnce);
+    w.subscriber(A, persistent("n1"), "s/#", QoS::AtMostOnce);
     w.broker_publishes(0, "s/1", "stale", QoS::AtMostOnce);
     w.expect_register(A, "s/1");
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
+    w.takes_leave(A);
     w.pass(secs(3600));
-    connected(&mut w, A, persistent("n1"));
+    w.connected(A, persistent("n1"));
     w.quiet();
 }
 
 #[test]
 fn a_repetition_after_a_reconnect_gives_the_broker_its_time_again() {
     let mut w = world();
-    connected(&mut w, A, persistent("n1"));
+    w.connected(A, persistent("n1"));
     w.send(A, publish(AB, Qos::AtLeastOnce, 7, "hi"));
     w.broker_gets("ab", "hi", QoS::AtLeastOnce);
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
+    w.takes_leave(A);
     w.pass(secs(20));
-    connected(&mut w, A, persistent("n1"));
+    w.connected(A, persistent("n1"));
     w.send(A, publish_again(AB, Qos::AtLeastOnce, 7, "hi"));
     w.pass(secs(1));
     w.quiet();
@@ -667,10 +617,9 @@ fn a_repetition_after_a_reconnect_gives_the_broker_its_time_again() {
 #[test]
 fn a_persistent_session_does_not_inherit_what_a_clean_one_held() {
     let mut w = world();
-    w.active(A, "n1");
-    w.subscribed(A, "s/1", QoS::AtMostOnce);
+    w.subscriber(A, connect("n1"), "s/1", QoS::AtMostOnce);
     // MQTT 3.1.1 §3.1.2.4: state of a clean session must not be reused in any subsequent session.
-    connected(&mut w, A, persistent("n1"));
+    w.connected(A, persistent("n1"));
     w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
     w.quiet();
 }
@@ -678,12 +627,11 @@ fn a_persistent_session_does_not_inherit_what_a_clean_one_held() {
 #[test]
 fn a_name_the_client_rejected_is_not_offered_again_in_the_session() {
     let mut w = world();
-    connected(&mut w, A, persistent("n1"));
-    w.subscribed(A, "s/#", QoS::AtMostOnce);
+    w.subscriber(A, persistent("n1"), "s/#", QoS::AtMostOnce);
     w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
     let (id, msg_id) = w.expect_register(A, "s/1");
     w.send(A, regack(id, msg_id, ReturnCode::NotSupported));
-    connected(&mut w, A, persistent("n1"));
+    w.connected(A, persistent("n1"));
     w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
     w.quiet();
 }
@@ -691,8 +639,7 @@ fn a_name_the_client_rejected_is_not_offered_again_in_the_session() {
 #[test]
 fn a_client_congested_with_topics_gets_messages_on_those_it_has() {
     let mut w = world();
-    connected(&mut w, A, connect_with("n1", false, true, 0));
-    let known = TopicRef::Normal(w.subscribed(A, "t/1", QoS::AtMostOnce));
+    let known = w.subscriber(A, connect_with("n1", false, true, 0), "t/1", QoS::AtMostOnce);
     w.subscribed(A, "s/#", QoS::AtMostOnce);
     w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
     let (id, msg_id) = w.expect_register(A, "s/1");
@@ -707,8 +654,7 @@ fn a_client_congested_with_topics_gets_messages_on_those_it_has() {
 #[test]
 fn qos_0_that_is_not_kept_still_has_its_turn_while_the_client_is_active() {
     let mut w = world_with(|settings| settings.sessions.queue.qos0 = false);
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     w.broker_publishes(1, "s/1", "one", QoS::AtLeastOnce);
     let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "one");
     w.broker_publishes(0, "s/1", "zero", QoS::AtMostOnce);
@@ -718,11 +664,10 @@ fn qos_0_that_is_not_kept_still_has_its_turn_while_the_client_is_active() {
     w.broker_publishes(2, "s/1", "two", QoS::AtLeastOnce);
     let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "two");
     w.broker_publishes(0, "s/1", "zero", QoS::AtMostOnce);
-    w.send(A, Packet::Disconnect(mqtt_sn_gateway::wire::Disconnect { duration: Some(60) }));
-    w.expect(A, disconnect());
+    w.falls_asleep(A, 60);
     assert_eq!(w.gw.counters().downlink_offline, 1);
     w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
-    w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
+    w.send(A, pingreq_of("n1"));
     w.expect(A, Packet::PingResp);
 }
 
@@ -753,11 +698,8 @@ fn a_client_in_the_middle_of_its_handshake_is_not_lost() {
 #[test]
 fn a_late_willmsg_is_no_answer_to_a_new_connect() {
     let mut w = world();
-    w.send(A, connect_with("n1", true, true, 60));
-    w.expect(A, Packet::WillTopicReq);
-    w.send(A, Packet::WillTopic(WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w/1" }));
-    w.expect(A, Packet::WillMsgReq);
-    w.send(A, Packet::WillMsg(WillMsg { message: b"old" }));
+    let will = WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w/1" };
+    w.gives_will(A, connect_with("n1", true, true, 60), will, "old");
     w.expect(A, connack(ReturnCode::Accepted));
     w.send(A, connect_with("n1", true, true, 60));
     w.expect(A, Packet::WillTopicReq);
@@ -770,9 +712,9 @@ fn a_late_willmsg_is_no_answer_to_a_new_connect() {
 fn a_wrong_id_in_pingreq_is_answered_at_most_once_a_second() {
     let mut w = world();
     w.active(A, "n1");
-    w.send(A, Packet::PingReq(PingReq { client_id: b"other" }));
+    w.send(A, pingreq_of("other"));
     w.expect(A, disconnect());
-    w.send(A, Packet::PingReq(PingReq { client_id: b"other" }));
+    w.send(A, pingreq_of("other"));
     w.quiet();
 }
 
@@ -780,7 +722,7 @@ fn a_wrong_id_in_pingreq_is_answered_at_most_once_a_second() {
 fn a_disconnect_that_may_answer_ours_is_swallowed_for_a_client_too() {
     let mut w = world();
     w.active(A, "n1");
-    w.send(A, Packet::PingReq(PingReq { client_id: b"other" }));
+    w.send(A, pingreq_of("other"));
     w.expect(A, disconnect());
     // no state change.
     w.send(A, disconnect());
@@ -793,22 +735,18 @@ fn a_disconnect_that_may_answer_ours_is_swallowed_for_a_client_too() {
 fn a_goodbye_that_may_answer_ours_is_one_if_nothing_follows() {
     for (goes_on, lost) in [(false, 0), (true, 1)] {
         let mut w = world();
-        connected(&mut w, B, connect_with("n2", false, true, 0));
-        w.send(A, connect_with("n1", true, true, 60));
-        w.expect(A, Packet::WillTopicReq);
-        w.send(A, Packet::WillTopic(WillTopic { qos: Qos::AtLeastOnce, retain: false, topic: b"w/1" }));
-        w.expect(A, Packet::WillMsgReq);
-        w.send(A, Packet::WillMsg(WillMsg { message: b"dead" }));
+        w.connected(B, connect_with("n2", false, true, 0));
+        let will = WillTopic { qos: Qos::AtLeastOnce, retain: false, topic: b"w/1" };
+        w.gives_will(A, connect_with("n1", true, true, 60), will, "dead");
         w.expect(A, connack(ReturnCode::Accepted));
-        w.send(A, Packet::PingReq(PingReq { client_id: b"other" }));
+        w.send(A, pingreq_of("other"));
         w.expect(A, disconnect());
         w.pass(secs(5));
         w.send(A, disconnect());
         w.quiet();
         if goes_on {
             w.pass(secs(1));
-            w.send(A, pingreq());
-            w.expect(A, Packet::PingResp);
+            w.pings(A);
         }
         w.pass(secs(200));
         assert_eq!((w.gw.sessions(), w.gw.counters().clients_lost), (1, lost));
@@ -824,8 +762,7 @@ fn a_goodbye_of_a_client_that_was_told_before_it_connected_is_answered() {
     w.expect(A, disconnect());
     w.active(A, "n1");
     w.pass(secs(5));
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
+    w.takes_leave(A);
     assert_eq!(w.gw.sessions(), 0);
 }
 
@@ -836,12 +773,12 @@ fn a_pingreq_with_the_id_of_another_client_does_not_end_a_handshake() {
     w.active(A, "n1");
     w.send(A, connect_with("n1", true, false, 60));
     w.expect(A, Packet::WillTopicReq);
-    w.send(A, Packet::PingReq(PingReq { client_id: b"other" }));
+    w.send(A, pingreq_of("other"));
     w.expect(A, disconnect());
     w.send(A, Packet::WillTopic(WillTopic { qos: Qos::AtMostOnce, retain: false, topic: b"w/1" }));
     w.expect(A, Packet::WillMsgReq);
     // Its own says that it goes on as it was: the CONNECT was a late copy.
-    w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
+    w.send(A, pingreq_of("n1"));
     w.expect(A, Packet::PingResp);
     w.send(A, Packet::WillMsg(WillMsg { message: b"bye" }));
     w.quiet();
