@@ -8,9 +8,9 @@ use mqtt_sn_gateway::gateway::io::{
 };
 use mqtt_sn_gateway::gateway::record::Key;
 use mqtt_sn_gateway::topic::ClientId;
-use mqtt_sn_gateway::wire::{Disconnect, Packet, PingReq, Qos, ReturnCode, TopicRef, WillMsg, WillTopic};
+use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, TopicRef, WillTopic};
+use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
-use rumqttc::{ConnectReturnCode, QoS};
 
 use crate::world::*;
 
@@ -38,10 +38,6 @@ fn lasting_with(mode: Mode, change: impl FnOnce(&mut Settings)) -> World {
 
 fn client(id: &str) -> ClientId {
     ClientId::new(id.as_bytes()).unwrap()
-}
-
-fn sleep(seconds: u16) -> Packet<'static> {
-    Packet::Disconnect(Disconnect { duration: Some(seconds) })
 }
 
 impl World {
@@ -108,13 +104,11 @@ impl World {
     fn ends_session_of(&mut self, id: &str) {
         self.pass(Duration::ZERO);
         self.on_link_of(Some(id));
-        self.broker_answers_tcp();
-        let v4::Packet::Connect(connect) = self.broker_next() else { panic!("no CONNECT") };
+        let connect = self.broker_hears_connect();
         assert_eq!((connect.clean_session, connect.client_id.as_str()), (true, id));
         assert!(connect.last_will.is_none());
-        let code = ConnectReturnCode::Success;
-        self.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
-        assert_eq!(self.broker_next(), v4::Packet::Disconnect);
+        self.broker_accepts(false);
+        self.broker_gets_disconnect();
         self.broker_quiet();
     }
 }
@@ -158,8 +152,7 @@ fn it_may_begin_anew_at_once_and_others_notice_nothing() {
         }
         w.known(A, "n1", mode);
         for (at, msg_id) in [(A, 1), (B, 2)] {
-            w.send(at, pingreq());
-            w.expect(at, Packet::PingResp);
+            w.pings(at);
             w.send(at, publish(TopicRef::Predefined(1), Qos::AtMostOnce, msg_id, "x"));
         }
         w.quiet();
@@ -186,8 +179,7 @@ fn a_sleeper_is_told_when_it_wakes() {
         let mut w = lasting(mode);
         w.known(A, "n1", mode);
         w.subscribed(A, "t", QoS::AtLeastOnce);
-        w.send(A, sleep(60));
-        w.expect(A, disconnect());
+        w.falls_asleep(A, 60);
         w.broker_publishes(5, "t", "a", QoS::AtLeastOnce);
         w.broker_publishes(6, "t", "b", QoS::ExactlyOnce);
         let gone = w.forgets("n1");
@@ -195,7 +187,7 @@ fn a_sleeper_is_told_when_it_wakes() {
         w.quiet();
         w.pass(Duration::from_secs(5));
         assert_eq!((w.gw.waiting_messages(), w.gw.queued_octets()), (0, 0));
-        w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
+        w.send(A, pingreq_of("n1"));
         w.expect(A, disconnect());
         w.is_rid_of("n1");
         w.leaves_nothing();
@@ -208,8 +200,7 @@ fn a_message_that_waits_for_others_too_stays_for_them() {
     for (at, id) in [(A, "n1"), (B, "n2")] {
         w.known(at, id, Mode::Aggregating);
         w.subscribed(at, "t", QoS::AtLeastOnce);
-        w.send(at, sleep(60));
-        w.expect(at, disconnect());
+        w.falls_asleep(at, 60);
     }
     w.broker_publishes(5, "t", "a", QoS::AtLeastOnce);
     w.broker_gets_puback(5);
@@ -236,11 +227,8 @@ fn a_will_is_not_published_by_the_gateway() {
 /// A client with a Will, on whose link the test plays the broker.
 #[track_caller]
 fn with_will(w: &mut World, mode: Mode) {
-    w.send(A, connect_with("n1", true, true, 60));
-    w.expect(A, Packet::WillTopicReq);
-    w.send(A, Packet::WillTopic(WillTopic { qos: Qos::AtLeastOnce, retain: false, topic: b"w/1" }));
-    w.expect(A, Packet::WillMsgReq);
-    w.send(A, Packet::WillMsg(WillMsg { message: b"bye" }));
+    let will = WillTopic { qos: Qos::AtLeastOnce, retain: false, topic: b"w/1" };
+    w.gives_will(A, connect_with("n1", true, true, 60), will, "bye");
     w.accepted("n1", mode);
     w.expect(A, connack(ReturnCode::Accepted));
 }
@@ -250,7 +238,7 @@ fn a_will_that_the_broker_keeps_is_taken_leave_of() {
     let mut w = lasting_with(Mode::Transparent, |settings| settings.broker.wills = Wills::Broker);
     with_will(&mut w, Mode::Transparent);
     w.forgets("n1");
-    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    w.broker_gets_disconnect();
 }
 
 #[test]
@@ -305,7 +293,7 @@ fn a_connect_that_waits_for_the_broker_is_ended_there_too() {
         assert!(w.forgets("n1").session);
         w.expect(A, connack(ReturnCode::Congestion));
         if asked {
-            assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+            w.broker_gets_disconnect();
         }
         w.ends_session_of("n1");
         w.pass(Duration::from_secs(100));
@@ -336,9 +324,8 @@ fn the_broker_forgets_a_client_that_is_away_too() {
     for restart in [false, true] {
         let mut w = lasting(Mode::Transparent);
         w.known(A, "n1", Mode::Transparent);
-        w.send(A, disconnect());
-        w.expect(A, disconnect());
-        assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+        w.takes_leave(A);
+        w.broker_gets_disconnect();
         if restart {
             // It is known from the store only.
             w.restart();
@@ -395,18 +382,18 @@ fn a_message_of_qos_2_that_is_under_way_ends_and_leaves_nothing() {
         w.send(A, publish(TopicRef::Predefined(1), Qos::ExactlyOnce, 3, "x"));
         let pkid = w.broker_gets("pre/one", "x", QoS::ExactlyOnce);
         if received {
-            w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
-            assert_eq!(w.broker_next(), v4::Packet::PubRel(v4::PubRel { pkid }));
+            w.broker_pubrecs(pkid);
+            w.broker_gets_pubrel(pkid);
             w.expect(A, pubrec(3));
         }
         let gone = w.forgets("n1");
         assert_eq!((gone.exchanges, gone.kept), (1, 0));
         w.expect(A, disconnect());
         if !received {
-            w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
-            assert_eq!(w.broker_next(), v4::Packet::PubRel(v4::PubRel { pkid }));
+            w.broker_pubrecs(pkid);
+            w.broker_gets_pubrel(pkid);
         }
-        w.broker_says(v4::Packet::PubComp(v4::PubComp { pkid }));
+        w.broker_pubcomps(pkid);
         w.quiet();
         assert_eq!(w.store.rows_of_clients(), 0, "{:?}", w.store.rows);
         w.is_rid_of("n1");
@@ -427,7 +414,7 @@ fn after_a_crash_the_broker_is_freed_of_a_message_of_qos_2_that_was_under_way() 
     w.broker_quiet();
     // It would take what comes under this packet id for a repetition.
     w.send(B, publish(TopicRef::Predefined(1), Qos::ExactlyOnce, 3, "y"));
-    assert_eq!(w.broker_next(), v4::Packet::PubRel(v4::PubRel { pkid }));
+    w.broker_gets_pubrel(pkid);
     assert_eq!(w.broker_gets("pre/one", "y", QoS::ExactlyOnce), pkid);
 }
 
