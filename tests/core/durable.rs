@@ -46,6 +46,18 @@ fn names(w: &mut World) -> String {
     w.taken().iter().map(name).collect::<Vec<_>>().join(" ")
 }
 
+/// The client at A, which has subscribed to `s/1`, publishes there, gets a message of QoS 0 and one of QoS 1, and pings.
+#[track_caller]
+fn needs_no_store(w: &mut World, topic: TopicRef) {
+    w.published(A, topic, 7, "s/1", "up");
+    w.broker_publishes(0, "s/1", "zero", QoS::AtMostOnce);
+    w.expect_publish(A, topic, Qos::AtMostOnce, false, "zero");
+    w.broker_publishes(5, "s/1", "one", QoS::AtLeastOnce);
+    w.takes(A, topic, "one");
+    w.broker_gets_puback(5);
+    w.pings(A);
+}
+
 #[test]
 fn what_promises_something_leaves_when_that_is_durable_in_the_order_it_was_made() {
     let mut w = lasting();
@@ -113,16 +125,7 @@ fn nobody_waits_for_what_is_stored_for_others() {
     w.send(B, register(1, "t/1"));
     w.send(C, connect("n3"));
     w.quiet();
-    w.send(A, publish(topic, Qos::AtLeastOnce, 7, "up"));
-    let pkid = w.broker_gets("s/1", "up", QoS::AtLeastOnce);
-    w.broker_pubacks(pkid);
-    w.expect(A, puback(topic, 7, ReturnCode::Accepted));
-    w.broker_publishes(0, "s/1", "zero", QoS::AtMostOnce);
-    w.expect_publish(A, topic, Qos::AtMostOnce, false, "zero");
-    w.broker_publishes(5, "s/1", "one", QoS::AtLeastOnce);
-    w.takes(A, topic, "one");
-    w.broker_gets_puback(5);
-    w.pings(A);
+    needs_no_store(&mut w, topic);
     w.store_answers(Answers::AtOnce);
     assert_eq!(names(&mut w), "REGACK CONNACK");
     w.leaves_nothing();
@@ -175,10 +178,7 @@ fn each_message_writes_few_rows() {
     w.send(A, publish(topic, Qos::AtMostOnce, 0, "x"));
     w.broker_gets("s/1", "x", QoS::AtMostOnce);
     line(&mut w, "PUBLISH of QoS 0");
-    w.send(A, publish(topic, Qos::AtLeastOnce, 7, "x"));
-    let pkid = w.broker_gets("s/1", "x", QoS::AtLeastOnce);
-    w.broker_pubacks(pkid);
-    w.expect(A, puback(topic, 7, ReturnCode::Accepted));
+    w.published(A, topic, 7, "s/1", "x");
     line(&mut w, "PUBLISH of QoS 1");
     w.broker_publishes(0, "s/1", "x", QoS::AtMostOnce);
     w.expect_publish(A, topic, Qos::AtMostOnce, false, "x");
@@ -402,16 +402,7 @@ fn what_needs_no_store_goes_on_without_it() {
     w.store_answers(Answers::Unavailable);
     w.send(A, publish(topic, Qos::AtMostOnce, 0, "zero"));
     w.broker_gets("s/1", "zero", QoS::AtMostOnce);
-    w.send(A, publish(topic, Qos::AtLeastOnce, 7, "one"));
-    let pkid = w.broker_gets("s/1", "one", QoS::AtLeastOnce);
-    w.broker_pubacks(pkid);
-    w.expect(A, puback(topic, 7, ReturnCode::Accepted));
-    w.broker_publishes(0, "s/1", "zero", QoS::AtMostOnce);
-    w.expect_publish(A, topic, Qos::AtMostOnce, false, "zero");
-    w.broker_publishes(5, "s/1", "one", QoS::AtLeastOnce);
-    w.takes(A, topic, "one");
-    w.broker_gets_puback(5);
-    w.pings(A);
+    needs_no_store(&mut w, topic);
     w.send(B, pingreq_of("n2"));
     w.expect(B, Packet::PingResp);
     // A name that it has it may ask for.

@@ -76,6 +76,15 @@ impl World {
         self.expect(at, Packet::UnsubAck(MsgIdOnly { msg_id: 7 }));
     }
 
+    /// The client publishes at QoS 1, and is told so when the broker has acknowledged it under this name.
+    #[track_caller]
+    pub fn published(&mut self, at: At, topic: TopicRef, msg_id: u16, name: &str, data: &str) {
+        self.send(at, publish(topic, Qos::AtLeastOnce, msg_id, data));
+        let pkid = self.broker_gets(name, data, QoS::AtLeastOnce);
+        self.broker_pubacks(pkid);
+        self.expect(at, puback(topic, msg_id, ReturnCode::Accepted));
+    }
+
     /// The next frame is a REGISTER of this name, which the client accepts (§6.10); returns the id.
     #[track_caller]
     pub fn learns(&mut self, at: At, name: &str) -> u16 {
