@@ -70,6 +70,19 @@ fn acknowledged(w: &mut World, at: At, msg_id: u16) {
     w.expect(at, puback(T, msg_id, ReturnCode::Accepted));
 }
 
+/// The broker gets what the client at A publishes and says nothing of it, so that the client is told when it is kept.
+#[track_caller]
+fn kept_for_slow_broker(w: &mut World, msg_id: u16, qos: Qos, data: &str) {
+    w.send(A, publish(T, qos, msg_id, data));
+    let (at_broker, answer) = match qos {
+        Qos::ExactlyOnce => (QoS::ExactlyOnce, pubrec(msg_id)),
+        _ => (QoS::AtLeastOnce, puback(T, msg_id, ReturnCode::Accepted)),
+    };
+    w.broker_gets("tt", data, at_broker);
+    w.pass(Duration::from_secs(8));
+    w.expect(A, answer);
+}
+
 /// The client publishes and is told that all is well.
 #[track_caller]
 fn publishes(w: &mut World, at: At, msg_id: u16, qos: Qos, data: &str) {
@@ -78,8 +91,7 @@ fn publishes(w: &mut World, at: At, msg_id: u16, qos: Qos, data: &str) {
         Qos::AtLeastOnce => acknowledged(w, at, msg_id),
         Qos::ExactlyOnce => {
             w.expect(at, pubrec(msg_id));
-            w.send(at, pubrel(msg_id));
-            w.expect(at, pubcomp(msg_id));
+            w.finishes(at, msg_id);
         }
         Qos::AtMostOnce | Qos::MinusOne => w.quiet(),
     }
@@ -128,6 +140,35 @@ fn gets(w: &mut World, data: &str, qos: QoS) -> u16 {
 fn releases(w: &mut World, pkid: u16) {
     w.broker_gets_pubrel(pkid);
     w.broker_pubcomps(pkid);
+}
+
+/// The broker gets `a` of QoS 1, `b` of QoS 2 and `c` of this in their order, and is done with `b` last.
+#[track_caller]
+fn three_arrive(w: &mut World, qos_of_c: QoS) {
+    arrives(w, "a", QoS::AtLeastOnce);
+    let pkid = w.broker_gets("tt", "b", QoS::ExactlyOnce);
+    arrives(w, "c", qos_of_c);
+    w.broker_pubrecs(pkid);
+    releases(w, pkid);
+}
+
+/// The broker acknowledges the next packet, a message or PUBREL; messages are put to what it `got`. Whether there was one.
+#[track_caller]
+fn acknowledges_one(w: &mut World, got: &mut Vec<(QoS, String)>) -> bool {
+    match w.broker_try_next() {
+        None => return false,
+        Some(v4::Packet::Publish(publish)) => {
+            got.push((publish.qos, String::from_utf8(publish.payload.to_vec()).unwrap()));
+            match publish.qos {
+                QoS::AtMostOnce => {}
+                QoS::AtLeastOnce => w.broker_pubacks(publish.pkid),
+                QoS::ExactlyOnce => w.broker_pubrecs(publish.pkid),
+            }
+        }
+        Some(v4::Packet::PubRel(v4::PubRel { pkid })) => w.broker_pubcomps(pkid),
+        Some(other) => panic!("{other:?}"),
+    }
+    true
 }
 
 /// When the client is gone too, nothing is left.
@@ -227,22 +268,8 @@ fn what_waits_leaves_in_order_and_what_comes_later_leaves_behind_it() {
     acknowledged(&mut w, A, 9000);
     let mut got = Vec::new();
     for _ in 0..40_000 {
-        let Some(packet) = w.broker_try_next() else { break };
-        match packet {
-            v4::Packet::Publish(publish) => {
-                let data = String::from_utf8(publish.payload.to_vec()).unwrap();
-                let pkid = publish.pkid;
-                got.push((publish.qos, data));
-                match publish.qos {
-                    QoS::AtMostOnce => {}
-                    QoS::AtLeastOnce => w.broker_pubacks(pkid),
-                    QoS::ExactlyOnce => w.broker_pubrecs(pkid),
-                }
-            }
-            v4::Packet::PubRel(v4::PubRel { pkid }) => {
-                w.broker_pubcomps(pkid);
-            }
-            other => panic!("{other:?}"),
+        if !acknowledges_one(&mut w, &mut got) {
+            break;
         }
     }
     let of = |qos: QoS| got.iter().filter(move |(it, _)| *it == qos).map(|(_, data)| data.as_str());
@@ -430,8 +457,7 @@ fn a_message_of_qos_2_that_the_broker_is_slow_to_take_is_kept_and_not_sent_twice
     let pkid = w.broker_gets("tt", "a", QoS::ExactlyOnce);
     w.pass(Duration::from_secs(8));
     w.expect(A, pubrec(1));
-    w.send(A, pubrel(1));
-    w.expect(A, pubcomp(1));
+    w.finishes(A, 1);
     w.broker_pubrecs(pkid);
     w.quiet();
     releases(&mut w, pkid);
@@ -471,14 +497,9 @@ fn a_broker_that_goes_away_with_messages_under_way_gets_them_again_after_what_wa
     w.pass(Duration::from_secs(8));
     acknowledged(&mut w, A, 1);
     w.expect(A, pubrec(2));
-    w.send(A, pubrel(2));
-    w.expect(A, pubcomp(2));
+    w.finishes(A, 2);
     back(&mut w, true);
-    arrives(&mut w, "a", QoS::AtLeastOnce);
-    let pkid = w.broker_gets("tt", "b", QoS::ExactlyOnce);
-    arrives(&mut w, "c", QoS::AtLeastOnce);
-    w.broker_pubrecs(pkid);
-    releases(&mut w, pkid);
+    three_arrive(&mut w, QoS::AtLeastOnce);
     over(&mut w);
     leaves(w);
 }
@@ -489,10 +510,7 @@ fn a_broker_that_has_lost_its_session_gets_what_was_under_way_as_new() {
     for crashes in [false, true] {
         let mut w = lasting();
         active(&mut w, A, "n1");
-        w.send(A, publish(T, Qos::ExactlyOnce, 1, "a"));
-        w.broker_gets("tt", "a", QoS::ExactlyOnce);
-        w.pass(Duration::from_secs(8));
-        w.expect(A, pubrec(1));
+        kept_for_slow_broker(&mut w, 1, Qos::ExactlyOnce, "a");
         w.broker_down();
         w.pass(PAUSE);
         if crashes {
@@ -501,8 +519,7 @@ fn a_broker_that_has_lost_its_session_gets_what_was_under_way_as_new() {
         w.broker_up(false);
         arrives(&mut w, "a", QoS::ExactlyOnce);
         over(&mut w);
-        w.send(A, pubrel(1));
-        w.expect(A, pubcomp(1));
+        w.finishes(A, 1);
         leaves(w);
     }
 }
@@ -524,11 +541,7 @@ fn a_client_with_a_link_of_its_own_is_served_while_that_is_away_and_what_it_publ
     w.pass(PAUSE);
     w.on_link_of(Some("n1"));
     w.broker_up(true);
-    arrives(&mut w, "a", QoS::AtLeastOnce);
-    let pkid = w.broker_gets("tt", "b", QoS::ExactlyOnce);
-    arrives(&mut w, "c", QoS::AtMostOnce);
-    w.broker_pubrecs(pkid);
-    releases(&mut w, pkid);
+    three_arrive(&mut w, QoS::AtMostOnce);
     over(&mut w);
     w.on_link_of(None);
     w.broker_quiet();
@@ -539,10 +552,7 @@ fn what_was_promised_to_a_client_goes_by_the_gateways_own_link_when_its_session_
     for crashes in [false, true] {
         let mut w = transparent();
         served(&mut w, A, "n1", true);
-        w.send(A, publish(T, Qos::AtLeastOnce, 1, "a"));
-        w.broker_gets("tt", "a", QoS::AtLeastOnce);
-        w.pass(Duration::from_secs(8));
-        acknowledged(&mut w, A, 1);
+        kept_for_slow_broker(&mut w, 1, Qos::AtLeastOnce, "a");
         w.broker_down();
         publishes(&mut w, A, 2, Qos::ExactlyOnce, "b");
         publishes(&mut w, A, 3, Qos::AtLeastOnce, "c");
@@ -553,11 +563,7 @@ fn what_was_promised_to_a_client_goes_by_the_gateways_own_link_when_its_session_
             w.broker_up(true);
         }
         w.on_link_of(None);
-        arrives(&mut w, "a", QoS::AtLeastOnce);
-        let pkid = w.broker_gets("tt", "b", QoS::ExactlyOnce);
-        arrives(&mut w, "c", QoS::AtLeastOnce);
-        w.broker_pubrecs(pkid);
-        releases(&mut w, pkid);
+        three_arrive(&mut w, QoS::AtLeastOnce);
         over(&mut w);
         leaves(w);
     }
@@ -569,10 +575,7 @@ fn what_was_promised_to_a_client_outlives_its_next_clean_session() {
     for accepted in [true, false] {
         let mut w = transparent();
         served(&mut w, A, "n1", true);
-        w.send(A, publish(T, Qos::AtLeastOnce, 1, "a"));
-        w.broker_gets("tt", "a", QoS::AtLeastOnce);
-        w.pass(Duration::from_secs(8));
-        acknowledged(&mut w, A, 1);
+        kept_for_slow_broker(&mut w, 1, Qos::AtLeastOnce, "a");
         w.broker_down();
         publishes(&mut w, A, 2, Qos::ExactlyOnce, "b");
         w.send(B, connect_with("n1", false, true, 0));
@@ -586,28 +589,11 @@ fn what_was_promised_to_a_client_outlives_its_next_clean_session() {
         w.taken();
         let mut got = Vec::new();
         for client in [None, Some("n1"), None] {
-            while w.try_link_of(client)
-                && let Some(packet) = w.broker_try_next()
-            {
-                match packet {
-                    v4::Packet::Publish(publish) => {
-                        let pkid = publish.pkid;
-                        got.push(String::from_utf8(publish.payload.to_vec()).unwrap());
-                        if publish.qos == QoS::AtLeastOnce {
-                            w.broker_pubacks(pkid);
-                        } else {
-                            w.broker_pubrecs(pkid);
-                        }
-                    }
-                    v4::Packet::PubRel(v4::PubRel { pkid }) => {
-                        w.broker_pubcomps(pkid);
-                    }
-                    other => panic!("{other:?}"),
-                }
-            }
+            while w.try_link_of(client) && acknowledges_one(&mut w, &mut got) {}
         }
-        got.sort();
-        assert_eq!(got, ["a", "b", "c"], "accepted {accepted}");
+        let mut data: Vec<_> = got.iter().map(|(_, data)| data.as_str()).collect();
+        data.sort_unstable();
+        assert_eq!(data, ["a", "b", "c"], "accepted {accepted}");
         assert_eq!((w.gw.kept_messages(), under_way(&w)), (0, 0));
     }
 }
@@ -616,10 +602,7 @@ fn what_was_promised_to_a_client_outlives_its_next_clean_session() {
 fn a_restart_brings_the_messages_of_a_clean_session_to_the_broker() {
     let mut w = transparent();
     served(&mut w, A, "n1", true);
-    w.send(A, publish(T, Qos::ExactlyOnce, 1, "a"));
-    w.broker_gets("tt", "a", QoS::ExactlyOnce);
-    w.pass(Duration::from_secs(8));
-    w.expect(A, pubrec(1));
+    kept_for_slow_broker(&mut w, 1, Qos::ExactlyOnce, "a");
     w.crash();
     w.on_link_of(None);
     w.broker_up(true);
@@ -628,8 +611,7 @@ fn a_restart_brings_the_messages_of_a_clean_session_to_the_broker() {
     w.broker_up(false);
     arrives(&mut w, "a", QoS::ExactlyOnce);
     over(&mut w);
-    w.send(A, pubrel(1));
-    w.expect(A, pubcomp(1));
+    w.finishes(A, 1);
 }
 
 // Refusals.

@@ -85,6 +85,13 @@ impl World {
         self.expect(at, puback(topic, msg_id, ReturnCode::Accepted));
     }
 
+    /// The client has PUBREC for its message of QoS 2, releases it, and has PUBCOMP.
+    #[track_caller]
+    pub fn finishes(&mut self, at: At, msg_id: u16) {
+        self.send(at, pubrel(msg_id));
+        self.expect(at, pubcomp(msg_id));
+    }
+
     /// The next frame is a REGISTER of this name, which the client accepts (§6.10); returns the id.
     #[track_caller]
     pub fn learns(&mut self, at: At, name: &str) -> u16 {
