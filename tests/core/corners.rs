@@ -27,10 +27,6 @@ fn register(msg_id: u16, name: &str) -> Packet<'_> {
     Packet::Register(Register { topic_id: 0, msg_id, topic_name: name.as_bytes() })
 }
 
-fn puback_of(pkid: u16) -> v4::Packet {
-    v4::Packet::PubAck(v4::PubAck { pkid })
-}
-
 fn refused(msg_id: u16, code: ReturnCode) -> Packet<'static> {
     Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id, code })
 }
@@ -43,6 +39,23 @@ fn expect_suback(w: &mut World, at: At) -> u16 {
         Packet::SubAck(SubAck { topic_id, code: ReturnCode::Accepted, .. }) => topic_id,
         other => panic!("{other}"),
     }
+}
+
+/// The retained message of `s/1` comes to the client at A.
+#[track_caller]
+fn retained_comes(w: &mut World, topic: TopicRef) {
+    w.broker_publishes_retained("s/1", "on");
+    w.expect_publish(A, topic, Qos::AtMostOnce, false, "on");
+}
+
+/// The client at A is back in its session, after a message for it came on `s/1`.
+#[track_caller]
+fn back_to(w: &mut World, data: &str) {
+    w.subscriber(A, persistent("n1"), "s/1", QoS::AtLeastOnce);
+    w.takes_leave(A);
+    w.broker_publishes(5, "s/1", data, QoS::AtLeastOnce);
+    w.broker_gets_puback(5);
+    w.connected(A, persistent("n1"));
 }
 
 // One client must not stop the others (N-13).
@@ -239,10 +252,7 @@ fn a_broker_that_keeps_forgetting_is_told_each_filter_once() {
 fn a_repetition_is_not_taken_for_a_message_that_ended_an_hour_ago() {
     let mut w = world();
     w.connected(A, connect_with("n1", false, true, 0));
-    w.send(A, publish(AB, Qos::AtLeastOnce, 1, "21"));
-    let pkid = w.broker_gets("ab", "21", QoS::AtLeastOnce);
-    w.broker_says(puback_of(pkid));
-    w.expect(A, puback(AB, 1, ReturnCode::Accepted));
+    w.published(A, AB, 1, "ab", "21");
     w.pass(secs(3600));
     // A client with one MsgId for all; its first transmission was lost.
     w.send(A, publish_again(AB, Qos::AtLeastOnce, 1, "21"));
@@ -253,10 +263,7 @@ fn a_repetition_is_not_taken_for_a_message_that_ended_an_hour_ago() {
 fn a_client_that_rebooted_and_counts_its_ids_from_1_again_loses_no_message() {
     let mut w = world();
     w.connected(A, persistent("n1"));
-    w.send(A, publish(AB, Qos::AtLeastOnce, 1, "21"));
-    let pkid = w.broker_gets("ab", "21", QoS::AtLeastOnce);
-    w.broker_says(puback_of(pkid));
-    w.expect(A, puback(AB, 1, ReturnCode::Accepted));
+    w.published(A, AB, 1, "ab", "21");
     w.pass(secs(300));
     w.connected(A, persistent("n1"));
     w.send(A, publish_again(AB, Qos::AtLeastOnce, 1, "21"));
@@ -273,8 +280,7 @@ fn a_subscription_made_while_the_broker_is_away_brings_its_retained_messages() {
     w.pass(secs(3));
     w.broker_up(true);
     w.broker_grants_subscribe("s/1", QoS::AtMostOnce);
-    w.broker_publishes_retained("s/1", "on");
-    w.expect_publish(A, topic, Qos::AtMostOnce, false, "on");
+    retained_comes(&mut w, topic);
 }
 
 #[test]
@@ -288,8 +294,7 @@ fn a_subscription_that_the_broker_answers_after_an_outage_brings_its_retained_me
     let topic = TopicRef::Normal(expect_suback(&mut w, A));
     w.broker_up(true);
     w.broker_grants_subscribe("s/1", QoS::AtMostOnce);
-    w.broker_publishes_retained("s/1", "on");
-    w.expect_publish(A, topic, Qos::AtMostOnce, false, "on");
+    retained_comes(&mut w, topic);
 }
 
 #[test]
@@ -301,8 +306,7 @@ fn a_slow_suback_within_ack_timeout_brings_its_retained_messages() {
     w.pass(secs(12));
     w.broker_grants(pkid, QoS::AtMostOnce);
     let topic = TopicRef::Normal(expect_suback(&mut w, A));
-    w.broker_publishes_retained("s/1", "on");
-    w.expect_publish(A, topic, Qos::AtMostOnce, false, "on");
+    retained_comes(&mut w, topic);
 }
 
 #[test]
@@ -343,11 +347,7 @@ fn a_will_that_found_no_room_leaves_when_there_is_room() {
 #[test]
 fn a_persistent_client_out_of_reach_loses_nothing_while_a_topic_is_registered() {
     let mut w = world();
-    w.subscriber(A, persistent("n1"), "s/1", QoS::AtLeastOnce);
-    w.takes_leave(A);
-    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
-    w.broker_gets_puback(5);
-    w.connected(A, persistent("n1"));
+    back_to(&mut w, "on");
     for _ in 0..=3 {
         w.expect_register(A, "s/1");
         w.pass(RETRY);
@@ -386,11 +386,7 @@ fn a_persistent_client_out_of_reach_loses_nothing_while_a_topic_is_registered() 
 #[test]
 fn a_topic_id_told_by_suback_serves_although_a_register_of_it_is_not_answered() {
     let mut w = world();
-    w.subscriber(A, persistent("n1"), "s/1", QoS::AtLeastOnce);
-    w.takes_leave(A);
-    w.broker_publishes(5, "s/1", "old", QoS::AtLeastOnce);
-    w.broker_gets_puback(5);
-    w.connected(A, persistent("n1"));
+    back_to(&mut w, "old");
     w.expect_register(A, "s/1");
     // emcute has no answer to REGISTER, but it subscribes again and knows the id from SUBACK.
     w.send(A, subscribe(3, "s/1", Qos::AtLeastOnce));
