@@ -47,18 +47,31 @@ impl World {
     }
 }
 
-/// One client at A with a filter on the first link and one on the second that overlaps it.
-fn two_lanes() -> (World, TopicRef) {
+/// A client at A has a filter on the first link and asks for one that overlaps it.
+fn overlapping_asked_for() -> (World, TopicRef) {
     let mut w = world();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed_on(0, A, "s/1", QoS::AtMostOnce));
+    let topic = w.subscriber(A, connect_with("n1", false, true, 6000), "s/1", QoS::AtMostOnce);
     w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
     w.on_lane(0);
     w.broker_quiet();
-    w.lane_up(1, "gw-2");
-    w.broker_grants_subscribe("s/#", QoS::AtLeastOnce);
-    w.next(A);
+    w.pass(Duration::ZERO);
     (w, topic)
+}
+
+/// That client with one filter on the first link and one on the second.
+fn two_lanes() -> (World, TopicRef) {
+    let (mut w, topic) = overlapping_asked_for();
+    w.lane_up(1, "gw-2");
+    w.granted(A, "s/#", QoS::AtLeastOnce);
+    (w, topic)
+}
+
+/// The client unsubscribes from the only filter on the second link.
+#[track_caller]
+fn second_lane_empties(w: &mut World) {
+    w.unsubscribed(A, "s/#");
+    w.on_lane(1);
+    w.broker_answers_unsubscribe("s/#");
 }
 
 #[test]
@@ -125,8 +138,7 @@ fn three_filters_that_overlap_each_other_take_three_links_and_a_fourth_goes_wher
     let (mut w, _) = two_lanes();
     w.send(A, subscribe(2, "+/1", sn_qos(QoS::AtMostOnce)));
     w.lane_up(2, "gw-3");
-    w.broker_grants_subscribe("+/1", QoS::AtMostOnce);
-    w.next(A);
+    w.granted(A, "+/1", QoS::AtMostOnce);
     // It overlaps what is on the second and the third link only by s/#.
     w.subscribed_on(0, A, "s/2", QoS::AtMostOnce);
     assert_eq!(w.lanes(), 3);
@@ -146,9 +158,7 @@ fn retained_messages_come_once_from_whichever_link() {
 #[test]
 fn a_further_link_that_carries_nothing_is_left_with_its_session() {
     let (mut w, topic) = two_lanes();
-    w.unsubscribed(A, "s/#");
-    w.on_lane(1);
-    w.broker_answers_unsubscribe("s/#");
+    second_lane_empties(&mut w);
     w.broker_gets_disconnect();
     let connect = w.broker_hears_connect();
     assert!(connect.clean_session && connect.client_id == "gw-2");
@@ -259,8 +269,7 @@ fn beyond_eight_links_filters_share_one_and_that_is_counted() {
             w.lane_up(lane, &format!("gw-{}", lane + 1));
         }
         w.on_lane(lane);
-        w.broker_grants_subscribe(filter, QoS::AtMostOnce);
-        w.next(A);
+        w.granted(A, filter, QoS::AtMostOnce);
     }
     assert_eq!(w.lanes(), 8);
     w.unsubscribed(A, "#");
@@ -282,9 +291,7 @@ fn at_a_stop_the_sessions_of_further_links_are_removed() {
 #[test]
 fn a_further_link_that_is_needed_again_does_not_take_the_id_of_one_that_is_being_left() {
     let (mut w, _) = two_lanes();
-    w.unsubscribed(A, "s/#");
-    w.on_lane(1);
-    w.broker_answers_unsubscribe("s/#");
+    second_lane_empties(&mut w);
     w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
     // The broker has yet to hear the end of the first: it would end the new one with it.
     w.pass(Duration::ZERO);
@@ -295,10 +302,7 @@ fn a_further_link_that_is_needed_again_does_not_take_the_id_of_one_that_is_being
 
 #[test]
 fn a_further_link_whose_only_filter_the_broker_refuses_is_left() {
-    let mut w = world();
-    w.active(A, "n1");
-    w.subscribed_on(0, A, "s/1", QoS::AtMostOnce);
-    w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
+    let (mut w, _) = overlapping_asked_for();
     w.lane_up(1, "gw-2");
     let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
     w.broker_denies(pkid);
@@ -314,8 +318,7 @@ fn what_was_on_its_way_when_a_filter_as_good_was_added_comes() {
         w.subscribed_on(0, A, first, QoS::AtLeastOnce);
         w.send(A, subscribe(2, second, sn_qos(QoS::AtLeastOnce)));
         w.lane_up(1, "gw-2");
-        w.broker_grants_subscribe(second, QoS::AtLeastOnce);
-        w.next(A);
+        w.granted(A, second, QoS::AtLeastOnce);
         // It has waited at the broker since before the second SUBSCRIBE, so that there is no other copy.
         w.on_lane(0);
         w.broker_publishes(1, "s/1", "before", QoS::AtLeastOnce);
@@ -357,13 +360,9 @@ fn what_waited_on_a_further_link_comes_also_when_a_connect_before_was_not_answer
 
 // A broker that does not want a further link.
 
-/// One client with a filter on the first link, and its request for one that overlaps it; the broker has yet to accept the second.
+/// For that client the broker has got CONNECT on the second link, and has yet to accept it.
 fn second_lane_asked_for() -> World {
-    let mut w = world();
-    w.active(A, "n1");
-    w.subscribed_on(0, A, "s/1", QoS::AtMostOnce);
-    w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
-    w.pass(Duration::ZERO);
+    let (mut w, _) = overlapping_asked_for();
     w.on_lane(1);
     w.broker_answers_tcp();
     w.broker_takes_octets();
@@ -439,23 +438,13 @@ fn shun(w: &mut World, how: Shunned) {
     }
 }
 
-/// A client has a filter on the first link and asks for one that overlaps it.
-fn overlapping_asked_for() -> World {
-    let mut w = world();
-    w.connected(A, connect_with("n1", false, true, 6000));
-    w.subscribed_on(0, A, "s/1", QoS::AtMostOnce);
-    w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
-    w.pass(Duration::ZERO);
-    w
-}
-
 /// More than the longest pause of a link.
 const PAUSE: Duration = Duration::from_secs(31);
 
 #[test]
 fn a_further_link_that_the_broker_never_accepts_is_given_up_after_five_tries() {
     for how in [Shunned::Closed, Shunned::ClosedAfterConnect, Shunned::NoRoom] {
-        let mut w = overlapping_asked_for();
+        let (mut w, _) = overlapping_asked_for();
         for _ in 0..4 {
             shun(&mut w, how);
             w.on_lane(0);
@@ -508,7 +497,7 @@ fn what_a_further_link_carried_is_on_the_first_when_the_broker_accepts_it_no_mor
 
 #[test]
 fn a_further_link_is_not_given_up_while_the_broker_is_out_of_reach() {
-    let mut w = overlapping_asked_for();
+    let (mut w, _) = overlapping_asked_for();
     for _ in 0..12 {
         shun(&mut w, Shunned::Away);
         w.pass(PAUSE);
@@ -523,7 +512,7 @@ fn a_further_link_is_not_given_up_while_the_broker_is_out_of_reach() {
 #[test]
 fn failures_of_a_further_link_count_from_the_last_of_the_first_link_and_the_last_that_it_was_accepted() {
     for first_fails in [true, false] {
-        let mut w = overlapping_asked_for();
+        let (mut w, _) = overlapping_asked_for();
         for _ in 0..4 {
             shun(&mut w, Shunned::Closed);
             w.pass(PAUSE);
@@ -678,8 +667,7 @@ fn the_qos_of_a_filter_at_the_broker_does_not_fall_while_anybody_holds_it() {
     w.send(B, subscribe(2, "s/1", sn_qos(QoS::AtLeastOnce)));
     w.broker_answers_unsubscribe("s/1");
     for _ in 0..3 {
-        w.broker_grants_subscribe("s/1", QoS::AtLeastOnce);
-        w.next(B);
+        w.granted(B, "s/1", QoS::AtLeastOnce);
         w.send(B, subscribe(2, "s/1", sn_qos(QoS::AtMostOnce)));
     }
     w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
