@@ -104,7 +104,7 @@ fn an_unanswered_register_drops_nothing_of_qos_1() {
     w.connected(A, connect_with("n1", false, false, 600));
     let id = w.learns(A, "s/x");
     for payload in ["a", "b", "c"] {
-        takes(&mut w, id, payload);
+        w.takes(A, TopicRef::Normal(id), payload);
     }
     w.quiet();
     assert_eq!(w.gw.counters().downlink_unanswered + w.gw.counters().downlink_refused, 0);
@@ -123,7 +123,7 @@ fn after_a_round_without_regack_the_name_rests_as_long_and_comes_again() {
     // QoS 0 does not wait for the name; another name is offered at once, and a topic that is known needs no offer.
     assert_eq!(w.gw.counters().downlink_refused, 1);
     let other = w.learns(A, "s/y");
-    takes(&mut w, other, "other");
+    w.takes(A, TopicRef::Normal(other), "other");
     w.broker_publishes(0, "t/1", "go", QoS::AtMostOnce);
     w.expect_publish(A, known, Qos::AtMostOnce, false, "go");
     w.broker_publishes(0, "s/x", "zero", QoS::AtMostOnce);
@@ -139,7 +139,7 @@ fn after_a_round_without_regack_the_name_rests_as_long_and_comes_again() {
     w.pass(Duration::from_millis(1));
     let id = w.learns(A, "s/x");
     for payload in ["a", "b", "c"] {
-        takes(&mut w, id, payload);
+        w.takes(A, TopicRef::Normal(id), payload);
     }
     w.quiet();
 }
@@ -164,7 +164,7 @@ fn a_name_that_a_client_which_is_heard_never_learns_costs_a_message_after_three_
     w.quiet();
     w.pass(Duration::from_secs(1));
     let id = w.learns(A, "s/x");
-    takes(&mut w, id, "b");
+    w.takes(A, TopicRef::Normal(id), "b");
 }
 
 #[test]
@@ -184,30 +184,24 @@ fn a_round_in_which_the_client_was_not_heard_costs_nothing() {
     w.taken();
     w.pass(Duration::ZERO);
     let id = w.learns(A, "s/x");
-    takes(&mut w, id, "a");
+    w.takes(A, TopicRef::Normal(id), "a");
 }
 
 #[test]
 fn a_client_that_wakes_is_offered_a_name_that_rested() {
-    let mut w = world();
-    w.subscriber(A, connect("n1"), "s/#", QoS::AtLeastOnce);
-    w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
-    unanswered_but_heard(&mut w, "s/x");
+    let mut w = offered_in_vain();
     w.falls_asleep(A, 300);
     w.pass(RETRY * 8);
     w.quiet();
     w.send(A, pingreq_of("n1"));
     let id = w.learns(A, "s/x");
-    takes(&mut w, id, "a");
+    w.takes(A, TopicRef::Normal(id), "a");
     w.expect(A, Packet::PingResp);
 }
 
 #[test]
 fn rounds_are_counted_on_after_one_in_which_the_client_was_silent() {
-    let mut w = world();
-    w.subscriber(A, connect_with("n1", false, true, 600), "s/#", QoS::AtLeastOnce);
-    w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
-    unanswered_but_heard(&mut w, "s/x");
+    let mut w = offered_in_vain();
     w.pass(RETRY * 4);
     for _ in 0..4 {
         w.expect_register(A, "s/x");
@@ -233,7 +227,7 @@ fn what_must_arrive_does_not_wait_longer_for_a_name_because_qos_0_came_before_it
     assert_eq!((w.gw.counters().downlink_unanswered, w.gw.waiting_messages()), (1, 1));
     w.pass(RETRY * 4);
     let id = w.learns(A, "s/x");
-    takes(&mut w, id, "a");
+    w.takes(A, TopicRef::Normal(id), "a");
 }
 
 #[test]
@@ -260,15 +254,12 @@ fn a_name_is_not_offered_again_to_who_unsubscribed_meanwhile() {
 
 #[test]
 fn a_name_that_rests_is_used_once_the_client_has_asked_for_its_id_itself() {
-    let mut w = world();
-    w.subscriber(A, connect_with("n1", false, true, 600), "s/#", QoS::AtLeastOnce);
-    w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
-    unanswered_but_heard(&mut w, "s/x");
+    let mut w = offered_in_vain();
     w.pass(RETRY);
     let id = w.registered(A, "s/x");
-    takes(&mut w, id, "a");
+    w.takes(A, TopicRef::Normal(id), "a");
     w.broker_publishes(6, "s/x", "b", QoS::AtLeastOnce);
-    takes(&mut w, id, "b");
+    w.takes(A, TopicRef::Normal(id), "b");
     w.pass(RETRY * 6);
     w.quiet();
 }
@@ -304,11 +295,14 @@ fn unanswered_but_heard(w: &mut World, name: &str) {
     }
 }
 
-/// The next frame is this message at QoS 1, and the client has it.
+/// A client that has subscribed to `s/#`, and did not answer one round of REGISTERs for the message `a` on `s/x`.
 #[track_caller]
-fn takes(w: &mut World, topic_id: u16, payload: &str) {
-    let topic = TopicRef::Normal(topic_id);
-    w.takes(A, topic, payload);
+fn offered_in_vain() -> World {
+    let mut w = world();
+    w.subscriber(A, connect_with("n1", false, true, 600), "s/#", QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/x", "a", QoS::AtLeastOnce);
+    unanswered_but_heard(&mut w, "s/x");
+    w
 }
 
 /// Seen with Aedes, which closes at the PUBREC for a retained message: the client subscribed again while the broker was away.
