@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::io::{
-    Address, Endpoint, Input, LinkCommand, LinkEvent, LinkFailure, Mode, Peer, PortId, Route, Settings, Wills,
+    Endpoint, Input, LinkCommand, LinkEvent, LinkFailure, Mode, Peer, PortId, Route, Settings, Wills,
 };
 use mqtt_sn_gateway::wire::{
     FilterRef, Packet, Qos, Response, ReturnCode, SearchGw, Subscribe, TopicRef, WillMsg, WillTopic,
@@ -36,6 +36,15 @@ fn changed_world(change: impl FnOnce(&mut Settings)) -> World {
     world
 }
 
+/// With a second transport, whose clients it serves in aggregating mode.
+fn world_with_radio() -> World {
+    changed_world(|settings| {
+        let mut second = settings.ports[0].clone();
+        (second.name, second.mode) = ("radio".into(), Mode::Aggregating);
+        settings.ports.push(second);
+    })
+}
+
 impl World {
     /// The broker sees a client connect on a link of its own.
     #[track_caller]
@@ -50,6 +59,26 @@ impl World {
         self.send(at, connect_with(id, false, clean, 60));
         self.quiet();
         self.admitted(at, id, false);
+    }
+
+    /// A client whose session the broker had before the gateway.
+    #[track_caller]
+    fn inherited(&mut self, at: At, id: &str) {
+        self.send(at, connect_with(id, false, false, 60));
+        self.admitted(at, id, true);
+    }
+
+    /// The broker accepts the link of a client.
+    #[track_caller]
+    fn link_up(&mut self, id: &str, session_present: bool) {
+        self.broker_sees_connect(id);
+        self.broker_accepts(session_present);
+    }
+
+    /// A frame from a client in aggregating mode: see [`world_with_radio`].
+    fn send_by_radio(&mut self, at: At, packet: Packet<'_>) {
+        let from = Peer { port: PortId(1), ..peer(at) };
+        self.input(Input::Frame { from, route: Route::default(), frame: encode(&packet) });
     }
 
     #[track_caller]
@@ -342,8 +371,7 @@ fn a_lost_link_is_back_within_the_grace_unnoticed() {
     assert_eq!(world.next(A)[7], 1, "congestion");
     world.pings(A);
     world.pass(Duration::from_secs(3));
-    world.broker_sees_connect("c1");
-    world.broker_accepts(false);
+    world.link_up("c1", false);
     // The broker kept nothing: the message that was on its way, and the subscription.
     let mut seen = (false, false);
     for _ in 0..2 {
@@ -380,8 +408,7 @@ fn a_retained_message_of_a_subscribe_after_the_link_was_lost_is_the_clients() {
     let id = world.subscribed(A, "t", QoS::AtMostOnce);
     world.broker_down();
     world.pass(Duration::from_secs(3));
-    world.broker_sees_connect("c1");
-    world.broker_accepts(false);
+    world.link_up("c1", false);
     world.broker_next();
     assert_eq!(world.subscribed(A, "t", QoS::AtMostOnce), id);
     world.broker_publishes_retained("t", "kept");
@@ -436,8 +463,7 @@ fn a_sleeper_whose_link_came_back_hears_nothing_of_it() {
     world.falls_asleep(A, 3600);
     world.broker_down();
     world.pass(Duration::from_secs(90));
-    world.broker_sees_connect("c1");
-    world.broker_accepts(true);
+    world.link_up("c1", true);
     world.send(A, pingreq_of("c1"));
     world.expect(A, Packet::PingResp);
 }
@@ -476,8 +502,7 @@ fn a_session_that_lives_on_goes_on_at_the_broker_with_what_was_open() {
 #[test]
 fn a_session_that_the_broker_had_before_the_gateway_brings_what_it_has() {
     let mut world = world();
-    world.send(A, connect_with("c1", false, false, 60));
-    world.admitted(A, "c1", true);
+    world.inherited(A, "c1");
     world.broker_quiet();
     world.broker_publishes(3, "from/before", "kept", QoS::AtLeastOnce);
     let topic_id = world.learns(A, "from/before");
@@ -663,17 +688,8 @@ fn a_session_whose_life_is_over_is_removed_from_the_broker_too() {
 
 #[test]
 fn a_transport_may_have_a_mode_of_its_own_and_a_session_keeps_the_one_it_began_in() {
-    let mut world = changed_world(|settings| {
-        let mut second = settings.ports[0].clone();
-        (second.name, second.mode) = ("radio".into(), Mode::Aggregating);
-        settings.ports.push(second);
-    });
-    let on_radio = |world: &mut World, packet: Packet<'_>| {
-        let addr = Address::Udp(([10, 0, 0, 1], A).into());
-        let from = Peer { port: PortId(1), addr, node: None };
-        world.input(Input::Frame { from, route: Route::default(), frame: encode(&packet) });
-    };
-    on_radio(&mut world, connect_with("c1", false, false, 60));
+    let mut world = world_with_radio();
+    world.send_by_radio(A, connect_with("c1", false, false, 60));
     world.no_command();
     assert_eq!(world.next_frame(), encode(&connack(ReturnCode::Accepted)));
     // It moves to the other transport, and its session goes on.
@@ -685,24 +701,16 @@ fn a_transport_may_have_a_mode_of_its_own_and_a_session_keeps_the_one_it_began_i
     world.send(B, connect_with("c1", false, true, 60));
     world.admitted(B, "c1", false);
     world.commands.clear();
-    on_radio(&mut world, connect_with("c1", false, true, 60));
+    world.send_by_radio(A, connect_with("c1", false, true, 60));
     world.expect_close();
     assert_eq!(world.gw.sessions(), 1);
 }
 
 #[test]
 fn a_session_of_which_half_is_subscribed_elsewhere_leaves_nothing_behind_when_it_changes_its_mode() {
-    let mut world = changed_world(|settings| {
-        let mut second = settings.ports[0].clone();
-        (second.name, second.mode) = ("radio".into(), Mode::Aggregating);
-        settings.ports.push(second);
-    });
-    let addr = Address::Udp(([10, 0, 0, 1], A).into());
-    let from = Peer { port: PortId(1), addr, node: None };
-    let frame = |packet: Packet<'_>| encode(&packet);
-    let input = |frame| Input::Frame { from: from.clone(), route: Route::default(), frame };
-    world.input(input(frame(connect("c1"))));
-    world.input(input(frame(subscribe(1, "t", sn_qos(QoS::AtMostOnce)))));
+    let mut world = world_with_radio();
+    world.send_by_radio(A, connect("c1"));
+    world.send_by_radio(A, subscribe(1, "t", Qos::AtMostOnce));
     world.on_link_of(None);
     world.broker_grants_subscribe("t", QoS::AtMostOnce);
     world.send(B, connect("c1"));
@@ -762,8 +770,7 @@ fn a_link_that_breaks_while_the_client_connects_again_is_congestion_and_the_grac
     world.expect(A, connack(ReturnCode::Congestion));
     world.pings(A);
     world.pass(Duration::from_secs(5));
-    world.broker_sees_connect("c1");
-    world.broker_accepts(true);
+    world.link_up("c1", true);
     world.pass(Duration::from_secs(70));
     assert_eq!(world.gw.counters().clients_dismissed, 0);
 }
@@ -897,8 +904,7 @@ fn a_client_that_connects_elsewhere_is_not_lost_while_the_broker_is_asked() {
     world.broker_quiet();
     world.on_link_of(Some("c1"));
     world.broker_gets_disconnect();
-    world.broker_sees_connect("c1");
-    world.broker_accepts(false);
+    world.link_up("c1", false);
     world.next_to(A);
     let frame = world.next_to(B);
     assert_eq!(frame, encode(&connack(ReturnCode::Accepted)));
@@ -995,8 +1001,7 @@ fn a_filter_that_is_refused_on_top_of_a_subscription_is_issued_again_as_it_was()
     world.next(A);
     world.broker_down();
     world.pass(Duration::from_secs(3));
-    world.broker_sees_connect("c1");
-    world.broker_accepts(false);
+    world.link_up("c1", false);
     world.broker_gets_subscribe("t", QoS::AtMostOnce);
 }
 
@@ -1007,8 +1012,7 @@ fn what_is_said_late_of_a_connection_that_is_gone_does_not_touch_the_next() {
     let (before, _) = world.commands[0];
     world.broker_down();
     world.pass(Duration::from_secs(3));
-    world.broker_sees_connect("c1");
-    world.broker_accepts(true);
+    world.link_up("c1", true);
     world.commands.clear();
     world.input(Input::Link(before, LinkEvent::Closed(LinkFailure::Closed)));
     world.input(Input::Link(before, LinkEvent::Bytes(vec![0xFF; 9].into())));
@@ -1112,8 +1116,7 @@ fn a_client_whose_id_another_connection_takes_back_each_time_is_told_and_gives_w
             return;
         }
         world.pass(Duration::from_secs(3));
-        world.broker_sees_connect("c1");
-        world.broker_accepts(true);
+        world.link_up("c1", true);
         world.pings(A);
     }
     panic!("it fights for ever");
@@ -1132,8 +1135,7 @@ fn a_client_on_a_bad_way_to_the_broker_is_not_taken_for_one_whose_id_is_taken() 
         world.pass(Duration::from_secs(3));
         world.on_link_of(None);
         world.broker_up(true);
-        world.broker_sees_connect("c1");
-        world.broker_accepts(true);
+        world.link_up("c1", true);
         world.pings(A);
     }
     assert_eq!(world.gw.counters().clients_dismissed, 0);
@@ -1177,8 +1179,7 @@ fn a_second_request_that_is_refused_leaves_the_first_the_id_of_the_name() {
     world.send(A, subscribe(2, "t", Qos::AtLeastOnce));
     assert_eq!(world.next(A)[7], 1, "congestion");
     world.pass(Duration::from_secs(3));
-    world.broker_sees_connect("c1");
-    world.broker_accepts(true);
+    world.link_up("c1", true);
     world.broker_grants_subscribe("t", QoS::AtLeastOnce);
     let suback = world.next(A);
     let id = u16::from_be_bytes([suback[3], suback[4]]);
@@ -1188,16 +1189,10 @@ fn a_second_request_that_is_refused_leaves_the_first_the_id_of_the_name() {
 /// Seed 22071 of the simulator: from then on nobody was heard at the first place.
 #[test]
 fn a_connect_in_the_other_mode_takes_the_place_of_one_that_waits_for_the_broker() {
-    let mut world = changed_world(|settings| {
-        let mut second = settings.ports[0].clone();
-        (second.name, second.mode) = ("radio".into(), Mode::Aggregating);
-        settings.ports.push(second);
-    });
+    let mut world = world_with_radio();
     world.send(A, connect("c1"));
     world.broker_sees_connect("c1");
-    let addr = Address::Udp(([10, 0, 0, 1], B).into());
-    let from = Peer { port: PortId(1), addr, node: None };
-    world.input(Input::Frame { from, route: Route::default(), frame: encode(&connect("c1")) });
+    world.send_by_radio(B, connect("c1"));
     assert_eq!(world.next_frame(), encode(&connack(ReturnCode::Accepted)));
     world.expect_close();
     assert_eq!(world.gw.sessions(), 1);
@@ -1227,8 +1222,7 @@ fn what_is_sent_again_names_its_topic_as_it_did() {
 #[test]
 fn what_a_client_unsubscribes_from_in_a_session_older_than_the_gateway_ends_at_the_broker() {
     let mut world = world();
-    world.send(A, connect_with("c1", false, false, 60));
-    world.admitted(A, "c1", true);
+    world.inherited(A, "c1");
     world.unsubscribed(A, "t");
     world.broker_gets_unsubscribe("t");
 }
@@ -1237,8 +1231,7 @@ fn what_a_client_unsubscribes_from_in_a_session_older_than_the_gateway_ends_at_t
 #[test]
 fn in_a_session_older_than_the_gateway_nothing_follows_unsuback_until_the_broker_has_ended_it_too() {
     let mut world = world();
-    world.send(A, connect_with("c1", false, false, 60));
-    world.admitted(A, "c1", true);
+    world.inherited(A, "c1");
     let topic = TopicRef::Normal(world.subscribed(A, "t", QoS::AtLeastOnce));
     world.falls_asleep(A, 60);
     world.broker_publishes(1, "t", "waits", QoS::AtLeastOnce);
@@ -1262,8 +1255,7 @@ fn in_a_session_older_than_the_gateway_nothing_follows_unsuback_until_the_broker
 #[test]
 fn an_unsubscribe_from_what_the_broker_alone_knows_ends_messages_too() {
     let mut world = world();
-    world.send(A, connect_with("c1", false, false, 60));
-    world.admitted(A, "c1", true);
+    world.inherited(A, "c1");
     world.unsubscribed(A, "t");
     world.broker_publishes(1, "t", "x", QoS::AtLeastOnce);
     world.quiet();
