@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mqtt_sn_gateway::wire::{
-    Advertise, GwInfo, Packet, PingReq, Qos, ReturnCode, SearchGw, TopicRef, WillMsg, WillTopic,
+    Advertise, GwInfo, Packet, Qos, ReturnCode, SearchGw, TopicRef, WillMsg, WillTopic,
 };
 use rumqttc::QoS;
 
@@ -21,11 +21,8 @@ fn will_msg(message: &str) -> Packet<'_> {
 }
 
 fn active_with_will(world: &mut World, at: At, id: &str, clean: bool) {
-    world.send(at, connect_with(id, true, clean, 2));
-    world.expect(at, Packet::WillTopicReq);
-    world.send(at, will_topic("w/1"));
-    world.expect(at, Packet::WillMsgReq);
-    world.send(at, will_msg("bye"));
+    let will = WillTopic { qos: Qos::AtLeastOnce, retain: true, topic: b"w/1" };
+    world.gives_will(at, connect_with(id, true, clean, 2), will, "bye");
     world.expect(at, connack(ReturnCode::Accepted));
 }
 
@@ -63,8 +60,7 @@ fn the_will_of_a_lost_client_is_published_once() {
 fn the_will_of_a_client_that_takes_leave_is_not_published() {
     let mut w = world();
     active_with_will(&mut w, A, "n1", true);
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
+    w.takes_leave(A);
     w.pass(Duration::from_secs(100));
     w.broker_quiet();
 }
@@ -98,12 +94,10 @@ fn an_abandoned_handshake_leaves_the_session_as_it_was() {
     w.active(A, "n1");
     w.send(B, connect_with("n1", true, true, 60));
     w.expect(B, Packet::WillTopicReq);
-    w.send(A, pingreq());
-    w.expect(A, Packet::PingResp);
+    w.pings(A);
     for _ in 0..3 {
         w.pass(RETRY + Duration::from_secs(5));
-        w.send(A, pingreq());
-        w.expect(A, Packet::PingResp);
+        w.pings(A);
     }
     w.send(B, will_topic("w/1"));
     w.quiet();
@@ -113,14 +107,11 @@ fn an_abandoned_handshake_leaves_the_session_as_it_was() {
 #[test]
 fn a_repeated_connect_is_answered_again_and_changes_nothing() {
     let mut w = world();
-    w.send(A, connect("n1"));
-    w.expect(A, connack(ReturnCode::Accepted));
-    w.send(A, connect("n1"));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect("n1"));
+    w.connected(A, connect("n1"));
     assert_eq!(w.gw.counters().connects_accepted, 1);
     let id = w.registered(A, "a/b");
-    w.send(A, connect("n1"));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect("n1"));
     w.send(A, publish(TopicRef::Normal(id), Qos::AtLeastOnce, 9, "x"));
     w.expect(A, puback(TopicRef::Normal(id), 9, ReturnCode::InvalidTopicId));
 }
@@ -128,13 +119,10 @@ fn a_repeated_connect_is_answered_again_and_changes_nothing() {
 #[test]
 fn topic_ids_outlive_the_connection_of_a_persistent_session() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, false, 60));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect_with("n1", false, false, 60));
     let id = w.registered(A, "a/b");
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
-    w.send(B, connect_with("n1", false, false, 60));
-    w.expect(B, connack(ReturnCode::Accepted));
+    w.takes_leave(A);
+    w.connected(B, connect_with("n1", false, false, 60));
     w.send(B, publish(TopicRef::Normal(id), Qos::AtMostOnce, 0, "x"));
     w.broker_gets("a/b", "x", QoS::AtMostOnce);
 }
@@ -142,10 +130,8 @@ fn topic_ids_outlive_the_connection_of_a_persistent_session() {
 #[test]
 fn a_persistent_session_ends_with_its_life_time() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, false, 60));
-    w.expect(A, connack(ReturnCode::Accepted));
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
+    w.connected(A, connect_with("n1", false, false, 60));
+    w.takes_leave(A);
     w.pass(Duration::from_secs(86_399));
     assert_eq!(w.gw.sessions(), 1);
     w.pass(Duration::from_secs(2));
@@ -171,12 +157,11 @@ fn a_client_id_that_connects_from_elsewhere_takes_its_session_along() {
 fn another_client_id_from_the_same_peer_ends_the_first_client_without_its_will() {
     let mut w = world();
     active_with_will(&mut w, A, "n1", true);
-    w.send(A, connect("n2"));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect("n2"));
     w.pass(Duration::from_secs(10));
     w.broker_quiet();
     assert_eq!(w.gw.sessions(), 1);
-    w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
+    w.send(A, pingreq_of("n1"));
     w.expect(A, disconnect());
 }
 
@@ -193,15 +178,13 @@ fn a_peer_without_a_session_is_told_so_at_most_once_a_second() {
     w.send(A, disconnect());
     w.quiet();
     w.pass(Duration::from_secs(10));
-    w.send(A, disconnect());
-    w.expect(A, disconnect());
+    w.takes_leave(A);
 }
 
 #[test]
 fn any_message_counts_as_a_sign_of_life() {
     let mut w = world();
-    w.send(A, connect_with("n1", false, true, 100));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect_with("n1", false, true, 100));
     w.pass(Duration::from_secs(109));
     w.send(A, Packet::PingResp);
     w.pass(Duration::from_secs(109));
@@ -244,8 +227,7 @@ fn nodes_behind_a_forwarder_are_clients_of_their_own() {
 #[test]
 fn an_answer_to_the_gateway_does_not_end_the_handshake_of_an_active_client() {
     let mut w = world();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
     let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
     w.send(A, connect_with("n1", true, true, 60));

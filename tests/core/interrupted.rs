@@ -263,13 +263,13 @@ impl Play {
                 if publish.qos == QoS::AtLeastOnce {
                     self.arrived.push(number);
                     self.published.push(number);
-                    return self.w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+                    return self.w.broker_pubacks(pkid);
                 }
                 if self.held.insert(pkid, number).is_none() {
                     self.arrived.push(number);
                     self.published.extend((!self.kind.at_release).then_some(number));
                 }
-                self.w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+                self.w.broker_pubrecs(pkid);
             }
             v4::Packet::Connect(connect) => {
                 assert!(!connect.clean_session);
@@ -282,13 +282,13 @@ impl Play {
             v4::Packet::PubRel(v4::PubRel { pkid }) => {
                 let number = self.held.remove(&pkid);
                 self.published.extend(number.filter(|_| self.kind.at_release));
-                self.w.broker_says(v4::Packet::PubComp(v4::PubComp { pkid }));
+                self.w.broker_pubcomps(pkid);
             }
             v4::Packet::PubRec(v4::PubRec { pkid }) => {
                 if let Some(send) = self.sends.iter_mut().find(|(id, ..)| *id == pkid) {
                     send.2 = true;
                 }
-                self.w.broker_says(v4::Packet::PubRel(v4::PubRel { pkid }));
+                self.w.broker_pubrels(pkid);
             }
             v4::Packet::PubComp(v4::PubComp { pkid }) => self.sends.retain(|(id, ..)| *id != pkid),
             v4::Packet::Subscribe(subscribe) => self.w.broker_grants(subscribe.pkid, QoS::ExactlyOnce),
@@ -312,7 +312,7 @@ impl Play {
 
     fn says(&mut self, pkid: u16, number: u16, released: bool, dup: bool) {
         if released {
-            return self.w.broker_says(v4::Packet::PubRel(v4::PubRel { pkid }));
+            return self.w.broker_pubrels(pkid);
         }
         let mut publish = v4::Publish::new("dn", QoS::ExactlyOnce, number.to_string());
         (publish.pkid, publish.dup) = (pkid, dup);

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::io::{Input, Peer, PortId, Protocol, QueueFull, Route};
-use mqtt_sn_gateway::wire::{Disconnect, Packet, PingReq, Qos, Register, ReturnCode, SubAck, TopicRef};
+use mqtt_sn_gateway::wire::{Packet, Qos, Register, ReturnCode, SubAck, TopicRef};
 use proptest::prelude::*;
 use rumqttc::QoS;
-use rumqttc::mqttbytes::v4;
 
 use crate::world::*;
 
@@ -41,8 +40,7 @@ fn more_topic_ids_than_allowed_are_refused_with_congestion() {
 #[test]
 fn more_subscriptions_than_allowed_are_refused_with_congestion() {
     let mut w = world_with(|settings| settings.sessions.max_subscriptions = 1);
-    w.active(A, "n1");
-    w.subscribed(A, "a/#", QoS::AtLeastOnce);
+    w.subscriber(A, connect("n1"), "a/#", QoS::AtLeastOnce);
     w.send(A, subscribe(9, "b/#", Qos::AtMostOnce));
     let code = ReturnCode::Congestion;
     w.expect(A, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id: 9, code }));
@@ -56,8 +54,7 @@ fn a_full_queue_sheds_the_oldest_or_the_newest_and_settles_it() {
             settings.sessions.queue.messages = 2;
             settings.sessions.queue.full = full;
         });
-        w.active(A, "n1");
-        let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+        let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
         for pkid in 1..=4 {
             w.broker_publishes(pkid, "s/1", &pkid.to_string(), QoS::AtLeastOnce);
         }
@@ -82,10 +79,8 @@ fn a_full_queue_sheds_the_oldest_or_the_newest_and_settles_it() {
 #[test]
 fn a_full_queue_sheds_qos_0_before_what_is_acknowledged() {
     let mut w = world_with(|settings| settings.sessions.queue.messages = 3);
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
-    w.send(A, Packet::Disconnect(Disconnect { duration: Some(60) }));
-    w.expect(A, disconnect());
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
+    w.falls_asleep(A, 60);
     for (pkid, data, qos) in [
         (1, "a1", QoS::AtLeastOnce),
         (0, "b0", QoS::AtMostOnce),
@@ -102,10 +97,9 @@ fn a_full_queue_sheds_qos_0_before_what_is_acknowledged() {
         w.broker_publishes(pkid, "s/1", data, qos);
     }
     assert_eq!(w.gw.counters().downlink_queue_full, 5);
-    w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
+    w.send(A, pingreq_of("n1"));
     for data in ["e1", "f1", "g1"] {
-        let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, data);
-        w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+        w.takes(A, topic, data);
     }
     w.expect(A, Packet::PingResp);
 }
@@ -114,17 +108,14 @@ fn a_full_queue_sheds_qos_0_before_what_is_acknowledged() {
 #[test]
 fn a_message_of_qos_0_that_is_shed_takes_no_other_along() {
     let mut w = world_with(|settings| settings.sessions.queue.bytes = 30);
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
-    w.send(A, Packet::Disconnect(Disconnect { duration: Some(60) }));
-    w.expect(A, disconnect());
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
+    w.falls_asleep(A, 60);
     w.broker_publishes(1, "s/1", "ten octets", QoS::AtLeastOnce);
     w.broker_publishes(0, "s/1", "0", QoS::AtMostOnce);
     w.broker_publishes(0, "s/1", "fifteen  octets", QoS::AtMostOnce);
     assert_eq!(w.gw.counters().downlink_queue_full, 1);
-    w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
-    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "ten octets");
-    w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+    w.send(A, pingreq_of("n1"));
+    w.takes(A, topic, "ten octets");
     w.expect_publish(A, topic, Qos::AtMostOnce, false, "0");
     w.expect(A, Packet::PingResp);
 }
@@ -132,8 +123,7 @@ fn a_message_of_qos_0_that_is_shed_takes_no_other_along() {
 #[test]
 fn a_message_too_large_for_the_transport_is_dropped_and_settled() {
     let mut w = world_with(|settings| settings.ports[0].mtu = 60);
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", &"A".repeat(54), QoS::AtLeastOnce);
     w.quiet();
     w.broker_gets_puback(5);
@@ -146,8 +136,7 @@ fn a_message_too_large_for_the_transport_is_dropped_and_settled() {
 #[test]
 fn messages_change_their_form_at_255_octets_both_ways() {
     let mut w = world();
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtMostOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtMostOnce);
     let [high, low] = topic.raw().to_be_bytes();
     for (data, header) in [
         (247, vec![254, 0x0C, 0, high, low, 0, 0]),
@@ -187,8 +176,7 @@ fn what_fits_is_the_transports_to_say_to_the_octet() {
     {
         for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
             let mut w = world_with(|settings| settings.ports[0].mtu = mtu);
-            w.active(A, "n1");
-            let topic = TopicRef::Normal(w.subscribed(A, "s/1", qos));
+            let topic = w.subscriber(A, connect("n1"), "s/1", qos);
             w.broker_publishes(1, "s/1", &"A".repeat(does_not), qos);
             w.quiet();
             assert_eq!(w.gw.counters().downlink_oversize, 1, "{mtu}");
@@ -210,8 +198,7 @@ fn what_fits_through_a_forwarder_is_less() {
         w.send_octets(A, forwarded(&connect("n1")));
         w.next(A);
         w.send_octets(A, forwarded(&subscribe(2, "s/1", Qos::AtMostOnce)));
-        let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
-        w.broker_grants(pkid, QoS::AtMostOnce);
+        w.broker_grants_subscribe("s/1", QoS::AtMostOnce);
         w.next(A);
         w.broker_publishes(0, "s/1", &"A".repeat(data), QoS::AtMostOnce);
         if fits {
@@ -240,8 +227,7 @@ fn each_transport_has_its_own_mtu() {
         };
         w.input(input(&persistent));
         w.input(input(&subscribe(2, "s/1", Qos::AtMostOnce)));
-        let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
-        w.broker_grants(pkid, QoS::AtMostOnce);
+        w.broker_grants_subscribe("s/1", QoS::AtMostOnce);
         w.broker_publishes(0, "s/1", &long, QoS::AtMostOnce);
         let sent = w.taken().into_iter().filter(|frame| frame.len() > 100).count();
         assert_eq!(sent, usize::from(fits), "port {port}");
@@ -254,8 +240,7 @@ fn each_transport_has_its_own_mtu() {
 #[test]
 fn a_topic_whose_register_does_not_fit_blocks_nothing() {
     let mut w = world_with(|settings| settings.ports[0].mtu = 60);
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     w.subscribed(A, "l/#", QoS::AtLeastOnce);
     for (pkid, len) in [(1, 55), (2, 55)] {
         w.broker_publishes(pkid, &format!("l/{}", "n".repeat(len - 2)), "x", QoS::AtLeastOnce);
@@ -274,8 +259,7 @@ fn what_does_not_fit_is_warned_of_once_for_each_topic() {
     let subscriber = subscriber.with_max_level(tracing::Level::WARN).finish();
     tracing::subscriber::with_default(subscriber, || {
         let mut w = world_with(|settings| settings.ports[0].mtu = 60);
-        w.active(A, "n1");
-        w.subscribed(A, "s/#", QoS::AtLeastOnce);
+        w.subscriber(A, connect("n1"), "s/#", QoS::AtLeastOnce);
         for name in ["s/1", "s/2"] {
             w.registered(A, name);
         }
@@ -318,8 +302,7 @@ fn a_filter_that_the_broker_refuses_is_told_of_in_words_and_once_for_each_reason
         for (msg_id, lines) in [(1, 1), (2, 0)] {
             w.send(A, subscribe(msg_id, "secret/#", Qos::AtLeastOnce));
             let pkid = w.broker_gets_subscribe("secret/#", QoS::AtLeastOnce);
-            let return_codes = vec![v4::SubscribeReasonCode::Failure];
-            w.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+            w.broker_denies(pkid);
             let code = ReturnCode::NotSupported;
             w.expect(A, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id, code }));
             let told = log.take();
@@ -451,8 +434,7 @@ fn topics_and_subscriptions_are_limited_in_octets_too() {
 fn one_burst_for_many_clients_does_not_become_outputs_before_the_first_have_left() {
     let mut w = world_with(|settings| settings.sessions.max = 300);
     for at in 1..=200 {
-        w.active(at, &format!("n{at}"));
-        w.subscribed(at, "s/1", QoS::AtMostOnce);
+        w.subscriber(at, connect(&format!("n{at}")), "s/1", QoS::AtMostOnce);
     }
     let mut burst = bytes::BytesMut::new();
     for _ in 0..1000 {
@@ -479,8 +461,7 @@ fn forwarders_are_heard_only_where_they_may_speak() {
 #[test]
 fn all_queues_together_are_limited() {
     let mut w = world_with(|settings| settings.sessions.queue_total = 10);
-    w.active(A, "n1");
-    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     for (pkid, payload) in [(1, "one"), (2, "two"), (3, "six")] {
         w.broker_publishes(pkid, "s/1", payload, QoS::AtLeastOnce);
     }

@@ -35,14 +35,12 @@ fn reconnects_pause_between_1_and_30_seconds_longer_each_time_and_never_stop() {
 #[test]
 fn a_broker_that_forgot_the_session_is_told_all_filters_again() {
     let mut w = world();
-    w.active(A, "n1");
-    w.subscribed(A, "s/1", QoS::AtLeastOnce);
+    w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     w.pass(Duration::from_secs(11));
     w.broker_down();
     w.pass(Duration::from_secs(2));
     w.broker_up(false);
-    let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
-    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_grants_subscribe("s/1", QoS::AtLeastOnce);
     // What the broker kept is no news to anybody.
     w.broker_publishes_retained("s/1", "old");
     w.quiet();
@@ -65,14 +63,11 @@ fn subscriptions_made_while_the_broker_is_away_hold_and_are_issued_when_it_retur
 fn a_filter_stays_at_the_broker_until_the_last_client_leaves_it() {
     let mut w = world();
     for at in [1, 2] {
-        w.active(at, &format!("n{at}"));
-        w.subscribed(at, "s/1", QoS::AtMostOnce);
+        w.subscriber(at, connect(&format!("n{at}")), "s/1", QoS::AtMostOnce);
     }
-    w.send(1, disconnect());
-    w.expect(1, disconnect());
+    w.takes_leave(1);
     w.broker_quiet();
-    w.send(2, disconnect());
-    w.expect(2, disconnect());
+    w.takes_leave(2);
     match w.broker_next() {
         v4::Packet::Unsubscribe(unsubscribe) => assert_eq!(unsubscribe.topics, ["s/1"]),
         other => panic!("{other:?}"),
@@ -85,8 +80,7 @@ fn a_refused_subscription_is_the_clients_refusal_and_leaves_nothing() {
     w.active(A, "n1");
     w.send(A, subscribe(2, "s/1", Qos::AtMostOnce));
     let pkid = w.broker_gets_subscribe("s/1", QoS::AtMostOnce);
-    let return_codes = vec![v4::SubscribeReasonCode::Failure];
-    w.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+    w.broker_denies(pkid);
     let code = ReturnCode::NotSupported;
     w.expect(A, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id: 2, code }));
     w.broker_publishes(0, "s/1", "on", QoS::AtMostOnce);
@@ -99,7 +93,7 @@ fn a_shutdown_tells_active_clients_and_then_the_broker() {
     w.active(A, "n1");
     w.input(Input::Control(Control::Shutdown));
     w.expect(A, disconnect());
-    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    w.broker_gets_disconnect();
     assert!(w.stopped);
 }
 
@@ -114,7 +108,7 @@ fn a_shutdown_without_a_broker_is_done_at_once() {
 fn a_made_up_client_id_leaves_no_session_behind_at_the_broker() {
     let mut w = world_with(|settings| settings.broker.client_id_is_random = true);
     w.input(Input::Control(Control::Shutdown));
-    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    w.broker_gets_disconnect();
     assert!(!w.stopped);
     let (id, _) = w.commands.pop_back().expect("a connect");
     w.input(Input::Link(id, LinkEvent::Connected));
@@ -122,9 +116,8 @@ fn a_made_up_client_id_leaves_no_session_behind_at_the_broker() {
         v4::Packet::Connect(connect) => assert!(connect.clean_session),
         other => panic!("{other:?}"),
     }
-    let code = rumqttc::ConnectReturnCode::Success;
-    w.broker_says(v4::Packet::ConnAck(v4::ConnAck { session_present: false, code }));
-    assert_eq!(w.broker_next(), v4::Packet::Disconnect);
+    w.broker_accepts(false);
+    w.broker_gets_disconnect();
     assert!(w.stopped);
 }
 
@@ -150,8 +143,7 @@ fn only_transports_that_can_broadcast_advertise() {
 #[test]
 fn a_message_for_which_the_broker_closes_each_time_is_given_up_and_the_others_get_through() {
     let mut w = world_with(|settings| settings.broker.ack_timeout = Duration::from_secs(600));
-    w.send(A, connect_with("n1", false, true, 0));
-    w.expect(A, connack(ReturnCode::Accepted));
+    w.connected(A, connect_with("n1", false, true, 0));
     for (msg_id, payload) in [(1, "bad"), (2, "good")] {
         w.send(A, publish(TopicRef::Predefined(1), Qos::AtLeastOnce, msg_id, payload));
     }
@@ -166,7 +158,7 @@ fn a_message_for_which_the_broker_closes_each_time_is_given_up_and_the_others_ge
     }
     w.expect(A, puback(TopicRef::Predefined(1), 1, ReturnCode::NotSupported));
     let pkid = w.broker_gets("pre/one", "good", QoS::AtLeastOnce);
-    w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+    w.broker_pubacks(pkid);
     w.expect(A, puback(TopicRef::Predefined(1), 2, ReturnCode::Accepted));
     assert_eq!(w.gw.counters().uplink_given_up, 1);
 }
@@ -182,7 +174,7 @@ fn connections_that_end_with_an_acknowledgement_between_them_cost_no_message() {
         w.pass(Duration::from_secs(2));
         w.broker_up(true);
         w.broker_gets("pre/one", "m", QoS::AtLeastOnce);
-        w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+        w.broker_pubacks(pkid);
         w.expect(A, puback(TopicRef::Predefined(1), msg_id, ReturnCode::Accepted));
     }
     assert_eq!(w.gw.counters().uplink_given_up, 0);

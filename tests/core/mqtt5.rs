@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mqtt_sn_gateway::gateway::io::{Endpoint, Input, LinkCommand, LinkEvent, LinkFailure, Protocol};
-use mqtt_sn_gateway::wire::{
-    Disconnect, MsgIdOnly, Packet, PingReq, Qos, ReturnCode, SubAck, TopicAck, TopicRef, decode,
-};
+use mqtt_sn_gateway::wire::{MsgIdOnly, Packet, Qos, ReturnCode, SubAck, TopicAck, TopicRef, decode};
 
 use crate::limits::Log;
 use crate::world::*;
@@ -280,13 +278,12 @@ fn a_sleeper_gets_no_message_that_is_worth_nothing_any_more() {
     let octets = w.broker_takes_octets();
     w.broker_octets(vec![0x90, 4, octets[2], octets[3], 0, 0].into());
     let Packet::SubAck(SubAck { topic_id, .. }) = decode(&w.next(A)).unwrap().packet else { panic!() };
-    w.send(A, Packet::Disconnect(Disconnect { duration: Some(600) }));
-    w.expect(A, disconnect());
+    w.falls_asleep(A, 600);
     for (payload, seconds) in [("short", 5), ("long", 100), ("brief", 5)] {
         w.broker_octets(message_5(payload, seconds));
     }
     w.pass(Duration::from_secs(6));
-    w.send(A, Packet::PingReq(PingReq { client_id: b"n1" }));
+    w.send(A, pingreq_of("n1"));
     let topic = TopicRef::Normal(topic_id);
     w.expect(A, publish(topic, Qos::AtMostOnce, 0, "long"));
     w.expect(A, Packet::PingResp);
@@ -301,8 +298,7 @@ fn what_has_expired_makes_room_before_anything_is_shed() {
     let octets = w.broker_takes_octets();
     w.broker_octets(vec![0x90, 4, octets[2], octets[3], 0, 0].into());
     w.next(A);
-    w.send(A, Packet::Disconnect(Disconnect { duration: Some(600) }));
-    w.expect(A, disconnect());
+    w.falls_asleep(A, 600);
     w.broker_octets(message_5("first", 100));
     for _ in 0..9 {
         w.broker_octets(message_5("short", 5));

@@ -42,8 +42,7 @@ fn emcute() -> (World, String) {
     say(&mut w, "0C 04 04 01 01 68 65 6D 63 75 74 65");
     hear(&mut w, "03 05 00");
     say(&mut w, "08 12 20 12 34 73 2F 31");
-    let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
-    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_grants_subscribe("s/1", QoS::AtLeastOnce);
     // It takes the id for a number greater than 0, at this place.
     let suback = hear(&mut w, "08 13 20 .. .. 12 34 00");
     (w, at(&suback, 3))
@@ -221,8 +220,7 @@ fn zephyr_wakes_by_connect_and_gets_what_waits() {
     say(&mut w, "0A 04 00 01 00 3C 7A 65 70 68");
     hear(&mut w, "03 05 00");
     say(&mut w, "08 12 20 00 01 73 2F 31");
-    let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
-    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_grants_subscribe("s/1", QoS::AtLeastOnce);
     let id = at(&hear(&mut w, "08 13 20 .. .. 00 01 00"), 3);
     // The Duration is of two octets, what comes back of none: else it drops it.
     say(&mut w, "04 18 02 58");
@@ -242,8 +240,7 @@ fn zephyr_wakes_by_connect_and_gets_what_waits() {
     w.broker_publishes(2, "s/1", "b", QoS::AtLeastOnce);
     hear(&mut w, &format!("09 0A {id} .. .. 73 2F 31"));
     say(&mut w, "08 12 20 00 02 73 2F 31");
-    let pkid = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
-    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_grants_subscribe("s/1", QoS::AtLeastOnce);
     hear(&mut w, &format!("08 13 20 {id} 00 02 00"));
     w.pass(RETRY * 4);
     let frames = w.taken();
@@ -262,8 +259,7 @@ fn zephyr_and_mqtt_sn_tools_find_short_and_predefined_topics_under_the_number_of
         [("07 12 22 00 01 61 62", "ab", "61 62", "22"), ("07 12 21 00 02 00 01", "pre/one", "00 01", "21")]
     {
         say(&mut w, subscribe);
-        let pkid = w.broker_gets_subscribe(name, QoS::AtLeastOnce);
-        w.broker_grants(pkid, QoS::AtLeastOnce);
+        w.broker_grants_subscribe(name, QoS::AtLeastOnce);
         hear(&mut w, &format!("08 13 20 {id} 00 {} 00", &subscribe[12..14]));
         w.broker_publishes(1, name, "x", QoS::AtLeastOnce);
         let publish = hear(&mut w, &format!("08 0C {flags} {id} .. .. 78"));
@@ -281,8 +277,7 @@ fn mqtt_sn_tools_subscribe_to_wildcards_of_two_characters() {
     say(&mut w, "0B 04 04 01 00 0A 74 6F 6F 6C 73");
     hear(&mut w, "03 05 00");
     say(&mut w, "07 12 22 00 01 2F 23");
-    let pkid = w.broker_gets_subscribe("/#", QoS::AtLeastOnce);
-    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.broker_grants_subscribe("/#", QoS::AtLeastOnce);
     hear(&mut w, "08 13 20 00 00 00 01 00");
     w.broker_publishes(1, "/x", "x", QoS::AtLeastOnce);
     let register = hear(&mut w, "08 0A .. .. .. .. 2F 78");
@@ -296,8 +291,7 @@ fn mqtt_sn_tools_subscribe_to_wildcards_of_two_characters() {
 #[test]
 fn mqtt_sn_tools_get_no_long_form_where_the_transport_says_so() {
     let mut w = world_with(|settings| settings.ports[0].mtu = 255);
-    w.active(A, "tools");
-    w.subscribed(A, "s/1", QoS::AtMostOnce);
+    w.subscriber(A, connect("tools"), "s/1", QoS::AtMostOnce);
     for data in [247, 248, 249, 250, 1000] {
         w.broker_publishes(0, "s/1", &"x".repeat(data), QoS::AtMostOnce);
     }

@@ -4,24 +4,11 @@ use std::time::Duration;
 
 use mqtt_sn_gateway::wire::{Qos, ReturnCode, TopicRef};
 use rumqttc::QoS;
-use rumqttc::mqttbytes::v4;
 
 use crate::world::*;
 
 const A: At = 1;
 const AB: TopicRef = TopicRef::Short(*b"ab");
-
-fn puback_of(pkid: u16) -> v4::Packet {
-    v4::Packet::PubAck(v4::PubAck { pkid })
-}
-
-fn pubrec_of(pkid: u16) -> v4::Packet {
-    v4::Packet::PubRec(v4::PubRec { pkid })
-}
-
-fn pubcomp_of(pkid: u16) -> v4::Packet {
-    v4::Packet::PubComp(v4::PubComp { pkid })
-}
 
 #[test]
 fn a_qos_1_message_is_acknowledged_when_the_broker_has_acknowledged_it() {
@@ -30,7 +17,7 @@ fn a_qos_1_message_is_acknowledged_when_the_broker_has_acknowledged_it() {
     w.send(A, publish(AB, Qos::AtLeastOnce, 7, "hi"));
     let pkid = w.broker_gets("ab", "hi", QoS::AtLeastOnce);
     w.quiet();
-    w.broker_says(puback_of(pkid));
+    w.broker_pubacks(pkid);
     w.expect(A, puback(AB, 7, ReturnCode::Accepted));
 }
 
@@ -42,7 +29,7 @@ fn a_repetition_on_its_way_is_not_sent_on_and_one_after_the_end_is_acknowledged_
     let pkid = w.broker_gets("ab", "hi", QoS::AtLeastOnce);
     w.send(A, publish_again(AB, Qos::AtLeastOnce, 7, "hi"));
     w.broker_quiet();
-    w.broker_says(puback_of(pkid));
+    w.broker_pubacks(pkid);
     w.expect(A, puback(AB, 7, ReturnCode::Accepted));
     w.send(A, publish_again(AB, Qos::AtLeastOnce, 7, "hi"));
     w.expect(A, puback(AB, 7, ReturnCode::Accepted));
@@ -61,14 +48,14 @@ fn a_qos_2_message_follows_the_broker_step_by_step() {
     w.send(A, publish(AB, Qos::ExactlyOnce, 7, "hi"));
     let pkid = w.broker_gets("ab", "hi", QoS::ExactlyOnce);
     w.quiet();
-    w.broker_says(pubrec_of(pkid));
+    w.broker_pubrecs(pkid);
     w.expect(A, pubrec(7));
-    assert_eq!(w.broker_next(), v4::Packet::PubRel(v4::PubRel { pkid }));
+    w.broker_gets_pubrel(pkid);
     w.send(A, publish_again(AB, Qos::ExactlyOnce, 7, "hi"));
     w.expect(A, pubrec(7));
     w.send(A, pubrel(7));
     w.quiet();
-    w.broker_says(pubcomp_of(pkid));
+    w.broker_pubcomps(pkid);
     w.expect(A, pubcomp(7));
     w.send(A, pubrel(7));
     w.expect(A, pubcomp(7));
@@ -82,10 +69,10 @@ fn a_copy_of_a_finished_qos_2_message_that_the_radio_delayed_is_not_a_new_messag
     for late in [false, true] {
         w.send(A, publish(AB, Qos::ExactlyOnce, 7, "hi"));
         let pkid = w.broker_gets("ab", "hi", QoS::ExactlyOnce);
-        w.broker_says(pubrec_of(pkid));
+        w.broker_pubrecs(pkid);
         w.expect(A, pubrec(7));
         w.broker_next();
-        w.broker_says(pubcomp_of(pkid));
+        w.broker_pubcomps(pkid);
         w.send(A, pubrel(7));
         w.expect(A, pubcomp(7));
         if !late {
@@ -105,7 +92,7 @@ fn a_slow_broker_means_congestion_and_its_late_answer_is_for_the_repetition() {
     let pkid = w.broker_gets("ab", "hi", QoS::AtLeastOnce);
     w.pass(Duration::from_secs(8));
     w.expect(A, puback(AB, 7, ReturnCode::Congestion));
-    w.broker_says(puback_of(pkid));
+    w.broker_pubacks(pkid);
     w.quiet();
     w.send(A, publish_again(AB, Qos::AtLeastOnce, 7, "hi"));
     w.expect(A, puback(AB, 7, ReturnCode::Accepted));
@@ -123,7 +110,7 @@ fn a_message_the_broker_has_not_acknowledged_goes_to_it_again_after_a_reconnect(
         w.pass(Duration::from_secs(3));
         w.broker_up(session_present);
         let pkid = w.broker_gets("ab", "hi", QoS::AtLeastOnce);
-        w.broker_says(puback_of(pkid));
+        w.broker_pubacks(pkid);
         w.expect(A, puback(AB, 7, ReturnCode::Accepted));
     }
 }
