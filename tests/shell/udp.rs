@@ -21,7 +21,7 @@ async fn a_datagram_reaches_the_core_and_the_answer_its_sender() {
         let frame = port.frame().await;
         assert_eq!(frame.from, node.local_addr().unwrap());
         assert_eq!(frame.octets, [3, 1, 0][..]);
-        port.transport.send(Address::Udp(frame.from), frame.route, &Bytes::from_static(&[3, 2, 9]));
+        port.answer(&frame, &[3, 2, 9]);
         assert_eq!(received(&node).await, [3, 2, 9]);
         assert_eq!(port.count(Count::Received), 1);
         assert_eq!(port.count(Count::Sent), 1);
@@ -54,11 +54,8 @@ async fn an_answer_leaves_from_the_address_that_was_spoken_to() {
     for spoken_to in ["127.0.0.2", "127.0.0.1", "127.9.9.9"] {
         // Connected: it hears nobody else.
         let node = node_of(local(spoken_to, port.addr(0).port())).await;
-        node.send(&[7]).await.unwrap();
-        let frame = port.frame().await;
+        let frame = port.question_and_answer(&node).await;
         assert_eq!(frame.route.local, Some(spoken_to.parse().unwrap()));
-        port.transport.send(Address::Udp(frame.from), frame.route, &Bytes::from_static(&[8]));
-        assert_eq!(received(&node).await, [8]);
     }
 }
 
@@ -80,11 +77,8 @@ async fn an_answer_leaves_from_the_ipv6_address_that_was_spoken_to() {
             to.set_scope_id(index_of("v0"));
         }
         let node = node_of(to).await;
-        node.send(&[7]).await.unwrap();
-        let frame = port.frame().await;
+        let frame = port.question_and_answer(&node).await;
         assert_eq!(frame.route.local, Some(spoken_to.parse().unwrap()));
-        port.transport.send(Address::Udp(frame.from), frame.route, &Bytes::from_static(&[8]));
-        assert_eq!(received(&node).await, [8]);
     }
 }
 
@@ -93,12 +87,8 @@ async fn a_search_by_broadcast_is_answered_from_an_address_of_ours() {
     let mut port = Port::open(&["0.0.0.0:0"], None);
     let node = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     node.set_broadcast(true).unwrap();
-    node.send_to(&[3, 1, 0], local("127.255.255.255", port.addr(0).port())).await.unwrap();
-    let frame = port.frame().await;
-    port.transport.send(Address::Udp(frame.from), frame.route, &Bytes::from_static(&[3, 2, 9]));
-    let mut answer = [0; 9];
-    let (len, from) = soon("GWINFO", node.recv_from(&mut answer)).await.unwrap();
-    assert_eq!((&answer[..len], from), (&[3, 2, 9][..], local("127.0.0.1", port.addr(0).port())));
+    let (_, from) = port.search_and_answer(&node, local("127.255.255.255", port.addr(0).port())).await;
+    assert_eq!(from, local("127.0.0.1", port.addr(0).port()));
 }
 
 #[tokio::test]
@@ -106,11 +96,8 @@ async fn every_listen_address_answers_for_itself() {
     let mut port = Port::open(&["127.0.0.1:0", "127.0.0.2:0"], None);
     for socket in [1, 0] {
         let node = node_of(port.addr(socket)).await;
-        node.send(&[7]).await.unwrap();
-        let frame = port.frame().await;
+        let frame = port.question_and_answer(&node).await;
         assert_eq!(frame.route.socket, socket as u16);
-        port.transport.send(Address::Udp(frame.from), frame.route, &Bytes::from_static(&[8]));
-        assert_eq!(received(&node).await, [8]);
     }
 }
 
@@ -249,14 +236,9 @@ async fn a_search_by_the_group_is_answered_by_unicast_from_the_listen_socket() {
             }
             SocketAddr::V6(group) => group.set_scope_id(index_of(interface)),
         }
-        node.send_to(&[3, 1, 0], group).await.unwrap();
-        let frame = port.frame().await;
+        let (frame, from) = port.search_and_answer(&node, group).await;
         assert_eq!(frame.octets, [3, 1, 0][..]);
         assert_eq!(frame.route, Route { socket: 0, local: None }, "{listen} {group}");
-        port.transport.send(Address::Udp(frame.from), frame.route, &Bytes::from_static(&[3, 2, 9]));
-        let mut answer = [0; 9];
-        let (len, from) = soon("GWINFO", node.recv_from(&mut answer)).await.unwrap();
-        assert_eq!(answer[..len], [3, 2, 9]);
         assert_eq!((from.ip(), from.port()), (ours.parse().unwrap(), 1884));
         // Once, though two sockets of the transport might have taken it.
         idle(&port).await;
@@ -278,11 +260,7 @@ async fn what_a_listen_address_of_its_own_says_to_the_group_and_answers_comes_fr
     port.up().await;
     let node = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket2::SockRef::from(&node).set_multicast_if_v4(&Ipv4Addr::LOCALHOST).unwrap();
-    node.send_to(&[3, 1, 0], group).await.unwrap();
-    let frame = port.frame().await;
-    port.transport.send(Address::Udp(frame.from), frame.route, &Bytes::from_static(&[3, 2, 9]));
-    let mut answer = [0; 9];
-    let (_, from) = soon("GWINFO", node.recv_from(&mut answer)).await.unwrap();
+    let (_, from) = port.search_and_answer(&node, group).await;
     assert_eq!(from, ours);
     // The broadcast comes back to the group's own socket.
     port.transport.broadcast(1, &Bytes::from_static(&[5, 0, 1, 0, 9]));
@@ -453,6 +431,30 @@ impl Port {
                 return Received { from, route, octets: frame };
             }
         }
+    }
+
+    fn answer(&self, frame: &Received, octets: &'static [u8]) {
+        self.transport.send(Address::Udp(frame.from), frame.route, &Bytes::from_static(octets));
+    }
+
+    /// The node, which hears nobody else, says something and gets an answer; returns what it said.
+    async fn question_and_answer(&mut self, node: &UdpSocket) -> Received {
+        node.send(&[7]).await.unwrap();
+        let frame = self.frame().await;
+        self.answer(&frame, &[8]);
+        assert_eq!(received(node).await, [8]);
+        frame
+    }
+
+    /// The node says SEARCHGW to whoever hears it there and has GWINFO; returns what it said, and who answered.
+    async fn search_and_answer(&mut self, node: &UdpSocket, to: SocketAddr) -> (Received, SocketAddr) {
+        node.send_to(&[3, 1, 0], to).await.unwrap();
+        let frame = self.frame().await;
+        self.answer(&frame, &[3, 2, 9]);
+        let mut answer = [0; 9];
+        let (len, from) = soon("GWINFO", node.recv_from(&mut answer)).await.unwrap();
+        assert_eq!(answer[..len], [3, 2, 9]);
+        (frame, from)
     }
 
     /// The next event, which says that it is up.
