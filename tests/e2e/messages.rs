@@ -24,30 +24,27 @@ fn beside_the_embedded_broker() {
 
 #[test]
 fn beside_mosquitto() {
-    let mut broker = Broker::mosquitto();
-    for version in ["auto", "3.1.1", "5"] {
-        run(Some(&broker), version, AGGREGATING);
-    }
-    run(Some(&broker), "auto", TRANSPARENT);
-    after_a_restart_subscriptions_hold_and_messages_flow(&mut broker);
+    everything_beside(Broker::mosquitto(), &["auto", "3.1.1", "5"]);
 }
 
 #[test]
 fn beside_rabbitmq() {
-    let mut broker = Broker::rabbitmq();
+    let broker = Broker::rabbitmq();
     a_broker_without_mqtt_5_is_named_and_tried_again(&broker);
-    for version in ["auto", "3.1.1"] {
-        run(Some(&broker), version, AGGREGATING);
-    }
-    run(Some(&broker), "auto", TRANSPARENT);
-    after_a_restart_subscriptions_hold_and_messages_flow(&mut broker);
+    everything_beside(broker, &["auto", "3.1.1"]);
 }
 
 #[test]
 fn beside_aedes() {
-    let mut broker = Broker::aedes();
+    let broker = Broker::aedes();
     a_broker_without_mqtt_5_is_named_and_tried_again(&broker);
-    for version in ["auto", "3.1.1"] {
+    everything_beside(broker, &["auto", "3.1.1"]);
+}
+
+/// All scenarios in these versions of MQTT and in both modes; at the end the broker is started again.
+#[track_caller]
+fn everything_beside(mut broker: Broker, versions: &[&'static str]) {
+    for version in versions {
         run(Some(&broker), version, AGGREGATING);
     }
     run(Some(&broker), "auto", TRANSPARENT);
@@ -126,6 +123,14 @@ impl Place<'_> {
         let retried = self.version == "auto" && spoken != "MQTT 5";
         assert_eq!(printed.contains("trying MQTT 3.1.1"), retried, "{printed}");
         gateway
+    }
+
+    /// A gateway, and beside it an application and these sensors, all connected.
+    fn stage<const N: usize>(&self, ids: [&str; N]) -> (Gateway, App, [Sensor; N]) {
+        let gateway = self.gateway();
+        let app = App::connected(gateway.broker_port);
+        let sensors = ids.map(|id| Sensor::connected(gateway.port, options(id)));
+        (gateway, app, sensors)
     }
 
     /// The first level of all its topics. Without a dot: to RabbitMQ that is a slash.
@@ -230,9 +235,7 @@ fn a_sensors_message_of_every_qos_reaches_the_broker(at: &Place<'_>) {
 }
 
 fn a_message_of_every_qos_comes_to_the_sensor(at: &Place<'_>) {
-    let gateway = at.gateway();
-    let mut app = App::connected(gateway.broker_port);
-    let mut sensor = Sensor::connected(gateway.port, options("n1"));
+    let (_gateway, mut app, [mut sensor]) = at.stage(["n1"]);
     at.subscribe(&mut sensor, "s/1", QoS::ExactlyOnce);
     for qos in QOS {
         app.publish(&at.of("s/1"), "on", qos, false);
@@ -242,9 +245,7 @@ fn a_message_of_every_qos_comes_to_the_sensor(at: &Place<'_>) {
 }
 
 fn a_wildcard_brings_topics_the_sensor_has_never_heard_of(at: &Place<'_>) {
-    let gateway = at.gateway();
-    let mut app = App::connected(gateway.broker_port);
-    let mut sensor = Sensor::connected(gateway.port, options("n1"));
+    let (_gateway, mut app, [mut sensor]) = at.stage(["n1"]);
     at.subscribe(&mut sensor, "s/+/state", QoS::AtLeastOnce);
     for topic in ["s/1/state", "s/2/state", "s/1/state", "s/ü €/state"] {
         app.publish(&at.of(topic), "on", QoS::AtLeastOnce, false);
@@ -256,9 +257,7 @@ fn a_wildcard_brings_topics_the_sensor_has_never_heard_of(at: &Place<'_>) {
 }
 
 fn a_wildcard_at_the_end_brings_its_parent_and_empty_levels(at: &Place<'_>) {
-    let gateway = at.gateway();
-    let mut app = App::connected(gateway.broker_port);
-    let mut sensor = Sensor::connected(gateway.port, options("n1"));
+    let (_gateway, mut app, [mut sensor]) = at.stage(["n1"]);
     at.subscribe(&mut sensor, "a/#", QoS::AtLeastOnce);
     for topic in ["a", "a/", "a//b", "a/b/c"] {
         app.publish(&at.of(topic), "on", QoS::AtLeastOnce, false);
@@ -272,9 +271,7 @@ fn wildcards_bring_no_topics_with_a_dollar(at: &Place<'_>) {
     if at.mode == TRANSPARENT && at.broker.is_some_and(|broker| !broker.facts.hides_dollar) {
         return;
     }
-    let gateway = at.gateway();
-    let mut app = App::connected(gateway.broker_port);
-    let mut sensors = ["n1", "n2"].map(|id| Sensor::connected(gateway.port, options(id)));
+    let (_gateway, mut app, mut sensors) = at.stage(["n1", "n2"]);
     let (hidden, seen) = (format!("$data/{}", at.root()), format!("data/{}", at.root()));
     sensors[0].subscribe(&format!("+/{}", at.root()), Qos::AtLeastOnce);
     app.publish(&hidden, "hidden", QoS::AtLeastOnce, false);
@@ -291,9 +288,7 @@ fn wildcards_bring_no_topics_with_a_dollar(at: &Place<'_>) {
 /// Inside RabbitMQ a dot is a slash and a star is a plus: the one comes on another topic, and the other on none at all.
 fn topics_with_stars_and_dots_do_no_harm(at: &Place<'_>) {
     let rewritten = at.broker.is_some_and(|broker| broker.facts.rewrites_topics);
-    let gateway = at.gateway();
-    let mut app = App::connected(gateway.broker_port);
-    let mut sensor = Sensor::connected(gateway.port, options("n1"));
+    let (gateway, mut app, [mut sensor]) = at.stage(["n1"]);
     at.subscribe(&mut sensor, "s/#", QoS::ExactlyOnce);
     for qos in QOS {
         app.publish(&at.of("s/a*b"), "star", qos, false);
@@ -366,9 +361,7 @@ fn retained_messages_come_by_wildcards(at: &Place<'_>) {
 }
 
 fn two_subscribers_of_one_filter_get_one_copy_each(at: &Place<'_>) {
-    let gateway = at.gateway();
-    let mut app = App::connected(gateway.broker_port);
-    let mut sensors = ["n1", "n2"].map(|id| Sensor::connected(gateway.port, options(id)));
+    let (_gateway, mut app, mut sensors) = at.stage(["n1", "n2"]);
     for sensor in &mut sensors {
         at.subscribe(sensor, "s/#", QoS::AtLeastOnce);
     }
@@ -388,17 +381,21 @@ fn overlapping_filters_bring_one_copy_to_each_client(at: &Place<'_>) {
     if at.mode == TRANSPARENT {
         return;
     }
-    let gateway = at.gateway();
-    let mut app = App::connected(gateway.broker_port);
-    let mut sensors = ["n1", "n2"].map(|id| Sensor::connected(gateway.port, options(id)));
+    let (_gateway, mut app, mut sensors) = at.stage(["n1", "n2"]);
     for filter in ["ov/#", "ov/+", "ov/a"] {
         at.subscribe(&mut sensors[0], filter, QoS::ExactlyOnce);
     }
     at.subscribe(&mut sensors[1], "ov/+", QoS::AtLeastOnce);
+    one_copy_each(at, &mut app, &mut sensors);
+}
+
+/// Each sensor gets each of two messages on `ov/a` once.
+#[track_caller]
+fn one_copy_each(at: &Place<'_>, app: &mut App, sensors: &mut [Sensor]) {
     for payload in ["one", "two"] {
         app.publish(&at.of("ov/a"), payload, QoS::ExactlyOnce, false);
     }
-    for sensor in &mut sensors {
+    for sensor in sensors {
         for payload in ["one", "two"] {
             assert_eq!(sensor.message().payload, payload);
         }
@@ -412,27 +409,15 @@ fn filters_that_overlap_at_different_qos_bring_one_copy_to_each_client(at: &Plac
     if at.mode == TRANSPARENT {
         return;
     }
-    let gateway = at.gateway();
-    let mut app = App::connected(gateway.broker_port);
-    let mut sensors = ["n1", "n2"].map(|id| Sensor::connected(gateway.port, options(id)));
+    let (_gateway, mut app, mut sensors) = at.stage(["n1", "n2"]);
     at.subscribe(&mut sensors[0], "ov/#", QoS::AtMostOnce);
     at.subscribe(&mut sensors[0], "ov/a", QoS::ExactlyOnce);
     at.subscribe(&mut sensors[1], "ov/#", QoS::AtLeastOnce);
-    for payload in ["one", "two"] {
-        app.publish(&at.of("ov/a"), payload, QoS::ExactlyOnce, false);
-    }
-    for sensor in &mut sensors {
-        for payload in ["one", "two"] {
-            assert_eq!(sensor.message().payload, payload);
-        }
-        sensor.quiet();
-    }
+    one_copy_each(at, &mut app, &mut sensors);
 }
 
 fn a_sensor_unsubscribes_and_hears_no_more(at: &Place<'_>) {
-    let gateway = at.gateway();
-    let mut app = App::connected(gateway.broker_port);
-    let mut sensor = Sensor::connected(gateway.port, options("n1"));
+    let (_gateway, mut app, [mut sensor]) = at.stage(["n1"]);
     for filter in ["s/1", "s/2"] {
         at.subscribe(&mut sensor, filter, QoS::AtLeastOnce);
     }
@@ -443,9 +428,7 @@ fn a_sensor_unsubscribes_and_hears_no_more(at: &Place<'_>) {
 }
 
 fn one_of_two_unsubscribes_and_the_other_hears_on(at: &Place<'_>) {
-    let gateway = at.gateway();
-    let mut app = App::connected(gateway.broker_port);
-    let mut sensors = ["n1", "n2"].map(|id| Sensor::connected(gateway.port, options(id)));
+    let (_gateway, mut app, mut sensors) = at.stage(["n1", "n2"]);
     for sensor in &mut sensors {
         at.subscribe(sensor, "s/+", QoS::AtLeastOnce);
     }
@@ -497,9 +480,7 @@ fn the_will_of_a_sensor_that_vanishes_is_published_and_that_of_one_that_leaves_i
 }
 
 fn a_sleeper_gets_what_came_when_it_wakes_and_nothing_before(at: &Place<'_>) {
-    let gateway = at.gateway();
-    let mut app = App::connected(gateway.broker_port);
-    let mut sensor = Sensor::connected(gateway.port, options("n1"));
+    let (_gateway, mut app, [mut sensor]) = at.stage(["n1"]);
     at.subscribe(&mut sensor, "s/#", QoS::ExactlyOnce);
     sensor.node.sleep(Instant::now(), Duration::from_secs(60));
     sensor.wait_for(|event| matches!(event, Event::Asleep).then_some(()));
