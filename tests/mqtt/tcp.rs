@@ -71,14 +71,7 @@ fn the_default_windows_are_not_too_large_for_mosquitto_as_it_comes(protocol: Pro
     let mut subscriber = subscriber(protocol, mosquitto.address, QoS::AtMostOnce);
     let mut publisher = Owner::new(options(protocol, "p"), mosquitto.address);
     let mut sent = 0;
-    let deadline = Instant::now() + GIVE_UP;
-    while publisher.completed < MESSAGES || subscriber.seen.len() < MESSAGES {
-        assert!(
-            Instant::now() < deadline,
-            "{} completed, {} seen",
-            publisher.completed,
-            subscriber.seen.len()
-        );
+    until_all_came(&mut publisher, &mut subscriber, |publisher, _| {
         while sent < MESSAGES {
             let qos = if sent % 3 == 0 { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
             if publisher.connection.publish(message(qos, sent)).is_err() {
@@ -86,9 +79,7 @@ fn the_default_windows_are_not_too_large_for_mosquitto_as_it_comes(protocol: Pro
             }
             sent += 1;
         }
-        publisher.turn();
-        subscriber.turn();
-    }
+    });
     assert_eq!((publisher.connects, subscriber.connects), (1, 1));
     assert!(subscriber.seen.values().all(|count| *count == 1));
 }
@@ -231,22 +222,13 @@ fn through_cuts(protocol: Protocol, broker: SocketAddr, qos: QoS) {
     let mut subscriber = subscriber(protocol, down.address, qos);
     let mut publisher = Owner::new(options(protocol, "p"), up.address);
     let mut sent = 0;
-    let deadline = Instant::now() + GIVE_UP;
-    while publisher.completed < MESSAGES || subscriber.seen.len() < MESSAGES {
-        assert!(
-            Instant::now() < deadline,
-            "{} completed, {} seen",
-            publisher.completed,
-            subscriber.seen.len()
-        );
+    until_all_came(&mut publisher, &mut subscriber, |publisher, subscriber| {
         while sent < MESSAGES.min(subscriber.seen.len() + LAG_MAX)
             && publisher.connection.publish(message(qos, sent)).is_ok()
         {
             sent += 1;
         }
-        publisher.turn();
-        subscriber.turn();
-    }
+    });
     let seen = |count| subscriber.seen.values().filter(|seen| **seen > count).count();
     let figures = format!(
         "{qos:?}: {} and {} cuts, {} repeated by us, {} by the broker and not handed on, {} handed on more than once",
@@ -274,6 +256,23 @@ fn subscriber(protocol: Protocol, address: SocketAddr, qos: QoS) -> Owner {
         subscriber.subscribed
     });
     subscriber
+}
+
+/// Lets both live until all messages are acknowledged and have come; before each turn there may be some to `publish`.
+#[track_caller]
+fn until_all_came(
+    publisher: &mut Owner,
+    subscriber: &mut Owner,
+    mut publish: impl FnMut(&mut Owner, &Owner),
+) {
+    let deadline = Instant::now() + GIVE_UP;
+    while publisher.completed < MESSAGES || subscriber.seen.len() < MESSAGES {
+        let came = subscriber.seen.len();
+        assert!(Instant::now() < deadline, "{} completed, {came} seen", publisher.completed);
+        publish(publisher, subscriber);
+        publisher.turn();
+        subscriber.turn();
+    }
 }
 
 fn until(mut done: impl FnMut() -> bool) {
