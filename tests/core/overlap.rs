@@ -74,6 +74,16 @@ fn second_lane_empties(w: &mut World) {
     w.broker_answers_unsubscribe("s/#");
 }
 
+/// The second link is lost, and the broker has heard CONNECT on it again.
+#[track_caller]
+fn second_lane_connects_again(w: &mut World) {
+    w.on_lane(1);
+    w.broker_down();
+    w.pass(Duration::from_secs(3));
+    w.on_lane(1);
+    w.broker_hears_connect();
+}
+
 #[test]
 fn of_two_copies_a_client_gets_the_one_for_its_best_filter() {
     let (mut w, topic) = two_lanes();
@@ -342,12 +352,7 @@ fn a_further_link_that_is_down_is_left_when_it_is_back() {
 #[test]
 fn what_waited_on_a_further_link_comes_also_when_a_connect_before_was_not_answered() {
     let (mut w, topic) = two_lanes();
-    w.on_lane(1);
-    w.broker_down();
-    w.pass(Duration::from_secs(3));
-    w.on_lane(1);
-    w.broker_answers_tcp();
-    w.broker_takes_octets();
+    second_lane_connects_again(&mut w);
     w.broker_down();
     w.pass(Duration::from_secs(5));
     w.on_lane(1);
@@ -542,12 +547,7 @@ fn failures_of_a_further_link_count_from_the_last_of_the_first_link_and_the_last
 #[test]
 fn what_a_further_link_carried_is_on_the_first_when_the_broker_refuses_it_later() {
     let (mut w, topic) = two_lanes();
-    w.on_lane(1);
-    w.broker_down();
-    w.pass(Duration::from_secs(3));
-    w.on_lane(1);
-    w.broker_answers_tcp();
-    w.broker_takes_octets();
+    second_lane_connects_again(&mut w);
     w.broker_refuses(ConnectReturnCode::NotAuthorized);
     w.on_lane(0);
     w.broker_grants_subscribe("s/#", QoS::AtLeastOnce);
