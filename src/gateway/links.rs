@@ -212,10 +212,12 @@ impl Links {
 
     /// The link of a client goes: what the client was promised does not go with it.
     fn leave_behind(&mut self, client: ClientKey, journal: &mut Journal) {
-        if let Some(link) = self.dedicated.link(client) {
+        let link = self.dedicated.link(client);
+        if let Some(link) = link {
             self.forget_received(link, None, journal);
         }
-        self.backlog.hand_over(client, journal);
+        let is_up = link.is_some_and(|link| self.pool.is_up(link));
+        self.backlog.hand_over(client, is_up, journal);
         self.pool.touch(self.own);
     }
 
@@ -351,9 +353,8 @@ impl Links {
                 }
             }
             Trace::Ended { token, waits: true, .. } => {
-                let message = self.pool.connection(link).and_then(|connection| connection.message_of(token));
                 if let Some(id) = id(token) {
-                    self.backlog.unsent(id, message.cloned(), socket, journal);
+                    self.backlog.unsent(id, socket, journal);
                 }
             }
             // Its end is stored together with what the client is told of it.

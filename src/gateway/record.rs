@@ -258,12 +258,14 @@ pub enum ExchangeState {
 /// A message on the way to the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UplinkRow {
-    /// The message; `None` once the broker has said PUBREC, and needs only PUBREL.
-    pub message: Option<Message>,
+    /// The message, to the end: a broker that loses its session may have lost the message too.
+    pub message: Message,
     /// It goes by the client's own link, else by the gateway's.
     pub dedicated: bool,
     /// The packet id, if it may have left; of QoS 2 only.
     pub packet: Option<u16>,
+    /// The broker has said PUBREC under that id, and needs only PUBREL as long as it has its session.
+    pub released: bool,
     /// The client was told that it is taken care of: if the session ends, this does not.
     pub promised: bool,
 }

@@ -47,8 +47,9 @@
 //!   exactly once both ways, as long as the broker keeps its session. The owner's loop is then [`Connection::prepare`],
 //!   [`Connection::poll_trace`] until `None`, an event, and again; then the output, which is written once all of that is durable.
 //! - If the broker loses the session, QoS 1 and 2 publishes are sent again, also those that it had taken over (PUBREC): they
-//!   arrive at least once. Only one that was released and then restored is over with it: a broker that has said PUBREC owns
-//!   the message (MQTT 3.1.1 §4.3.3), PUBLISH may not be repeated after it (§4.4), and nobody has stored it any longer.
+//!   arrive at least once. Interpretation: that PUBLISH may not be repeated after PUBREC (MQTT 3.1.1 §4.3.3) holds in one
+//!   session. Of a session that is lost nobody can tell what became of its messages; brokers that publish at PUBREL only, as
+//!   Mosquitto does, have lost them, and twice is better than not at all. What has completed is over.
 //! - What the broker of MQTT 5 has said that it does not take is not sent to it but refused by name.
 //! - Nothing that the broker sends makes it panic or grow without bound.
 //!
@@ -218,11 +219,7 @@ impl Connection {
         connection.outbound.inherit();
         let mut tokens = Vec::with_capacity(restored.publishes.len());
         for publish in restored.publishes {
-            let (token, over) = connection.outbound.restore(publish);
-            if over {
-                connection.events.push_back(Event::Completed(token, Ok(())));
-            }
-            tokens.push(token);
+            tokens.push(connection.outbound.restore(publish));
         }
         (connection, tokens)
     }
@@ -554,8 +551,7 @@ impl Connection {
         self.outbound.room(&self.options)
     }
 
-    /// The message of a QoS 1 or 2 publish that is not over: for an owner that stored it no longer once it was released, and
-    /// hears ([`Trace::Ended`]) that it waits again. `None` also if it was restored without.
+    /// The message of a QoS 1 or 2 publish that is not over.
     pub fn message_of(&self, token: Token) -> Option<&Message> {
         self.outbound.message_of(token)
     }
@@ -733,9 +729,7 @@ impl Connection {
 
     /// The broker knows nothing of us, or nothing that we know of.
     fn lose_session(&mut self) {
-        for token in self.outbound.lost(&mut self.traces) {
-            self.events.push_back(Event::Completed(token, Ok(())));
-        }
+        self.outbound.lost(&mut self.traces);
         self.inbound.lost(&mut self.traces);
     }
 

@@ -64,8 +64,8 @@ enum Open {
 enum Phase {
     Sent(Message),
     /// Always of QoS 2. The message is for a broker that loses the session: one that publishes at PUBREL only, as Mosquitto
-    /// does, has lost the message too. `None` where it did not outlive the process.
-    Released(Option<Message>),
+    /// does, has lost the message too.
+    Released(Message),
 }
 
 /// A packet to be sent.
@@ -131,9 +131,7 @@ impl Outbound {
             lane.get(at).map(|(_, message)| message)
         });
         waiting.or_else(|| match self.open.values().find(|open| open.token() == token)? {
-            Open::Publish { phase: Phase::Sent(message) | Phase::Released(Some(message)), .. } => {
-                Some(message)
-            }
+            Open::Publish { phase: Phase::Sent(message) | Phase::Released(message), .. } => Some(message),
             _ => None,
         })
     }
@@ -150,25 +148,24 @@ impl Outbound {
         token
     }
 
-    /// Takes a publish of another process over; whether it is over. What has a packet id that is none, or another's, cannot have
-    /// left under it.
-    pub(super) fn restore(&mut self, publish: RestoredPublish) -> (Token, bool) {
+    /// Takes a publish of another process over. What has a packet id that is none, or another's, cannot have left under it.
+    pub(super) fn restore(&mut self, publish: RestoredPublish) -> Token {
         let (id, phase) = match publish {
-            RestoredPublish::Waiting(message) => return (self.publish(raised(message)), false),
+            RestoredPublish::Waiting(message) => return self.publish(raised(message)),
             RestoredPublish::Sent(id, message) => (id, Phase::Sent(raised(message))),
-            RestoredPublish::Released(id) => (id, Phase::Released(None)),
+            RestoredPublish::Released(id, message) => {
+                (id, Phase::Released(Message { qos: QoS::ExactlyOnce, ..message }))
+            }
         };
         if id == 0 || self.open.contains_key(&id) {
-            return match phase {
-                Phase::Sent(message) => (self.publish(message), false),
-                Phase::Released(_) => (self.token(), true),
-            };
+            let (Phase::Sent(message) | Phase::Released(message)) = phase;
+            return self.publish(message);
         }
         let token = self.token();
-        self.octets += phase.octets();
-        self.in_flight[lane(phase.qos())] += 1;
+        self.octets += octets(phase.message());
+        self.in_flight[lane(phase.message().qos)] += 1;
         self.open.insert(id, Open::Publish { token, phase, here: false });
-        (token, false)
+        token
     }
 
     pub(super) fn subscribe(
@@ -264,9 +261,7 @@ impl Outbound {
     pub(super) fn received(&mut self, id: u16, traces: &mut Traces) -> Option<Token> {
         self.sent(id).filter(|message| message.qos == QoS::ExactlyOnce)?;
         let Some(Open::Publish { token, phase, .. }) = self.open.get_mut(&id) else { return None };
-        if let Phase::Sent(message) = std::mem::replace(phase, Phase::Released(None)) {
-            *phase = Phase::Released(Some(message));
-        }
+        *phase = Phase::Released(phase.message().clone());
         traces.push(Trace::Released(*token, id));
         Some(*token)
     }
@@ -325,8 +320,8 @@ impl Outbound {
     }
 
     /// A connection to a session without memory: publishes wait again, as if they had never been sent, before those
-    /// that have not been; requests are due. Returns what is over instead: the broker had it, and nobody else has it any more.
-    pub(super) fn lost(&mut self, traces: &mut Traces) -> Vec<Token> {
+    /// that have not been; requests are due.
+    pub(super) fn lost(&mut self, traces: &mut Traces) {
         let mut publishes = Vec::with_capacity(self.publishes());
         for (id, open) in std::mem::take(&mut self.open) {
             match open {
@@ -337,24 +332,16 @@ impl Outbound {
             }
         }
         publishes.sort_unstable_by_key(|(token, ..)| *token);
-        let (mut again, mut over) = (Vec::with_capacity(publishes.len()), Vec::new());
-        for (token, packet, phase) in publishes {
-            if phase.qos() == QoS::ExactlyOnce {
-                let waits = !matches!(phase, Phase::Released(None));
-                traces.push(Trace::Ended { token, packet, waits });
-            }
-            match phase {
-                Phase::Sent(message) | Phase::Released(Some(message)) => again.push((token, message)),
-                Phase::Released(None) => over.push(token),
-            }
+        let of_qos_2 = publishes.iter().filter(|(.., phase)| phase.message().qos == QoS::ExactlyOnce);
+        for (token, packet, _) in of_qos_2 {
+            traces.push(Trace::Ended { token: *token, packet: *packet, waits: true });
         }
-        for publish in again.into_iter().rev() {
-            self.waiting[lane(publish.1.qos)].push_front(publish);
+        for (token, _, Phase::Sent(message) | Phase::Released(message)) in publishes.into_iter().rev() {
+            self.waiting[lane(message.qos)].push_front((token, message));
         }
         self.in_flight = [0; 2];
         self.inherits = false;
         self.resumed();
-        over
     }
 
     fn publishes(&self) -> usize {
@@ -414,8 +401,8 @@ impl Outbound {
     /// A publish is over.
     fn end(&mut self, id: u16, traces: &mut Traces) -> Option<Token> {
         let Some(Open::Publish { token, phase, here }) = self.open.get(&id) else { return None };
-        let (token, qos) = (*token, phase.qos());
-        self.octets -= phase.octets();
+        let (token, qos) = (*token, phase.message().qos);
+        self.octets -= octets(phase.message());
         self.in_flight[lane(qos)] -= 1;
         self.here -= usize::from(*here);
         self.open.remove(&id);
@@ -427,18 +414,9 @@ impl Outbound {
 }
 
 impl Phase {
-    fn qos(&self) -> QoS {
-        match self {
-            Self::Sent(message) => message.qos,
-            Self::Released(_) => QoS::ExactlyOnce,
-        }
-    }
-
-    fn octets(&self) -> usize {
-        match self {
-            Self::Sent(message) | Self::Released(Some(message)) => octets(message),
-            Self::Released(None) => 0,
-        }
+    fn message(&self) -> &Message {
+        let (Self::Sent(message) | Self::Released(message)) = self;
+        message
     }
 }
 

@@ -10,7 +10,7 @@ use super::{Message, Token};
 pub enum Trace {
     /// A QoS 2 publish was given this packet id; it leaves with the next output, or has left under it.
     Sent(Token, u16),
-    /// The broker has taken it over (PUBREC): only PUBREL is repeated from here on.
+    /// The broker has taken it over (PUBREC): only PUBREL is repeated from here on, as long as the broker has its session.
     Released(Token, u16),
     /// The publish has no packet id any more.
     Ended {
@@ -18,8 +18,8 @@ pub enum Trace {
         token: Token,
         /// The packet id that it had.
         packet: u16,
-        /// It waits for another one, because the broker has lost the session; also if it was released, see
-        /// [`Connection::message_of`](super::Connection::message_of). If not, it has completed, was refused or given up.
+        /// It waits for another one, because the broker has lost the session; also if it was released. If not, it has
+        /// completed, was refused or given up.
         waits: bool,
     },
     /// The broker has let go of a QoS 2 message of its own: by PUBREL, and PUBCOMP leaves with the next output; or it turns
@@ -46,8 +46,8 @@ pub enum RestoredPublish {
     /// It may have left under this packet id ([`Trace::Sent`]).
     Sent(u16, Message),
     /// The broker has taken it over under this packet id ([`Trace::Released`]). Nobody needs the message any more, unless
-    /// the broker loses the session: then it is taken for delivered.
-    Released(u16),
+    /// the broker loses the session.
+    Released(u16, Message),
 }
 
 /// Traces that the owner has not taken.

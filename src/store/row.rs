@@ -775,17 +775,18 @@ impl From<StoredExchangeState> for ExchangeState {
 #[derive(Serialize, Deserialize)]
 struct StoredUplink<'a> {
     #[serde(borrow)]
-    message: Option<StoredMessage<'a>>,
+    message: StoredMessage<'a>,
     dedicated: bool,
     packet: Option<u16>,
+    released: bool,
     promised: bool,
 }
 
 impl<'a> From<&'a UplinkRow> for StoredUplink<'a> {
     fn from(row: &'a UplinkRow) -> Self {
-        let UplinkRow { message, dedicated, packet, promised } = row;
-        let message = message.as_ref().map(StoredMessage::from);
-        Self { message, dedicated: *dedicated, packet: *packet, promised: *promised }
+        let UplinkRow { message, dedicated, packet, released, promised } = row;
+        let (dedicated, packet) = (*dedicated, *packet);
+        Self { message: message.into(), dedicated, packet, released: *released, promised: *promised }
     }
 }
 
@@ -793,8 +794,7 @@ impl TryFrom<StoredUplink<'_>> for UplinkRow {
     type Error = Nonsense;
 
     fn try_from(stored: StoredUplink<'_>) -> Result<Self, Nonsense> {
-        let StoredUplink { message, dedicated, packet, promised } = stored;
-        let message = message.map(Message::try_from).transpose()?;
-        Ok(Self { message, dedicated, packet, promised })
+        let StoredUplink { message, dedicated, packet, released, promised } = stored;
+        Ok(Self { message: message.try_into()?, dedicated, packet, released, promised })
     }
 }

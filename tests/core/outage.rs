@@ -526,6 +526,66 @@ fn a_broker_that_has_lost_its_session_gets_what_was_under_way_as_new() {
 
 // Links of clients' own.
 
+/// A broker that publishes at PUBREL only has lost the message with its session, and the client was told that all is well.
+#[test]
+fn a_message_that_the_broker_had_taken_over_comes_again_when_its_session_is_lost() {
+    for crashes in [false, true] {
+        let mut w = lasting();
+        active(&mut w, A, "n1");
+        w.send(A, publish(T, Qos::ExactlyOnce, 1, "a"));
+        let pkid = w.broker_gets("tt", "a", QoS::ExactlyOnce);
+        w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+        w.expect(A, pubrec(1));
+        w.send(A, pubrel(1));
+        w.pass(Duration::from_secs(8));
+        w.expect(A, pubcomp(1));
+        assert_eq!(w.broker_next(), v4::Packet::PubRel(v4::PubRel { pkid }));
+        w.broker_down();
+        if crashes {
+            w.crash();
+        }
+        back(&mut w, true);
+        assert_eq!(w.broker_next(), v4::Packet::PubRel(v4::PubRel { pkid }));
+        w.broker_down();
+        if crashes {
+            w.crash();
+        }
+        back(&mut w, false);
+        arrives(&mut w, "a", QoS::ExactlyOnce);
+        over(&mut w);
+        leaves(w);
+    }
+}
+
+/// With its link down nobody knows whether the broker has heard PUBREL, and it will not hear it any more.
+#[test]
+fn a_message_that_the_broker_had_taken_over_goes_by_the_gateways_own_link_if_the_clients_is_down() {
+    for is_up in [true, false] {
+        let mut w = transparent();
+        served(&mut w, A, "n1", true);
+        w.send(A, publish(T, Qos::ExactlyOnce, 1, "a"));
+        let pkid = w.broker_gets("tt", "a", QoS::ExactlyOnce);
+        w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+        w.expect(A, pubrec(1));
+        w.send(A, pubrel(1));
+        w.pass(Duration::from_secs(8));
+        w.expect(A, pubcomp(1));
+        assert_eq!(w.broker_next(), v4::Packet::PubRel(v4::PubRel { pkid }));
+        if !is_up {
+            w.broker_down();
+        }
+        w.send(A, disconnect());
+        w.expect(A, disconnect());
+        w.on_link_of(None);
+        if !is_up {
+            arrives(&mut w, "a", QoS::ExactlyOnce);
+        }
+        w.broker_quiet();
+        over(&mut w);
+        leaves(w);
+    }
+}
+
 #[test]
 fn a_client_with_a_link_of_its_own_is_served_while_that_is_away_and_what_it_published_goes_by_it() {
     let mut w = transparent();

@@ -167,9 +167,9 @@ struct State {
 
 #[derive(Debug, Clone, PartialEq)]
 struct Publish {
-    /// `None`: released.
-    message: Option<Message>,
+    message: Message,
     packet: Option<u16>,
+    released: bool,
 }
 
 impl Play {
@@ -249,7 +249,7 @@ impl Play {
         let message = message(qos, number);
         let token = self.connection().publish(message.clone()).unwrap().unwrap();
         self.owner.tokens.insert(token, number);
-        self.owner.state.publishes.insert(number, Publish { message: Some(message), packet: None });
+        self.owner.state.publishes.insert(number, Publish { message, packet: None, released: false });
     }
 
     /// A message to the owner, which the broker routes at once.
@@ -302,14 +302,13 @@ impl Play {
                 Trace::Released(token, packet) => {
                     let row = self.row(token);
                     assert_eq!(row.packet, Some(packet));
-                    row.message = None;
+                    row.released = true;
                 }
                 Trace::Ended { token, packet, waits } => {
-                    let message = self.connection().message_of(token).cloned();
                     let row = self.row(token);
                     assert_eq!(row.packet.take(), Some(packet));
+                    row.released = false;
                     if waits {
-                        row.message = Some(message.expect("it has the message"));
                         self.figures.again += 1;
                     } else {
                         let number = self.owner.tokens[&token];
@@ -413,7 +412,7 @@ impl Play {
 
     /// Nothing leaves that is not stored.
     fn check_order(&self, state: &State, output: &[u8]) {
-        let sent = |id| state.publishes.values().any(|row| row.packet == Some(id) && row.message.is_some());
+        let sent = |id| state.publishes.values().any(|row| row.packet == Some(id) && !row.released);
         let packets = packets(self.protocol, output);
         for (at, packet) in packets.iter().enumerate() {
             match packet {
@@ -453,7 +452,7 @@ impl Play {
 
         let state = self.durable.1.clone();
         let publishes: Vec<RestoredPublish> = state.publishes.values().map(Publish::restored).collect();
-        let released = publishes.iter().filter(|row| matches!(row, RestoredPublish::Released(_))).count();
+        let released = publishes.iter().filter(|row| matches!(row, RestoredPublish::Released(..))).count();
         let sent = publishes.iter().filter(|row| matches!(row, RestoredPublish::Sent(..))).count();
         for (sum, restored) in self.figures.restored.iter_mut().zip([sent, released, state.received.len()]) {
             *sum += restored;
@@ -613,11 +612,11 @@ impl Play {
 
 impl Publish {
     fn restored(&self) -> RestoredPublish {
-        match (self.message.clone(), self.packet) {
-            (Some(message), Some(packet)) => RestoredPublish::Sent(packet, message),
-            (Some(message), None) => RestoredPublish::Waiting(message),
-            (None, Some(packet)) => RestoredPublish::Released(packet),
-            (None, None) => panic!("neither a message nor a packet id"),
+        let message = self.message.clone();
+        match self.packet {
+            Some(packet) if self.released => RestoredPublish::Released(packet, message),
+            Some(packet) => RestoredPublish::Sent(packet, message),
+            None => RestoredPublish::Waiting(message),
         }
     }
 }

@@ -43,9 +43,10 @@ pub(in crate::gateway) struct Sender {
 struct Entry {
     sender: Sender,
     via: Via,
-    /// `None` once the broker has taken it over (PUBREC).
-    message: Option<Message>,
+    message: Message,
     packet: Option<u16>,
+    /// The broker has taken it over (PUBREC) under its packet id.
+    released: bool,
     /// The client was told that it is taken care of.
     promised: bool,
     /// It has a row.
@@ -58,16 +59,16 @@ struct Entry {
 
 impl Entry {
     fn len(&self) -> usize {
-        self.message.as_ref().map_or(0, |message| message.topic.as_str().len() + message.payload.len())
+        self.message.topic.as_str().len() + self.message.payload.len()
     }
 
     /// Whether what the client publishes after it leaves after it.
     fn has_an_order(&self) -> bool {
-        self.message.as_ref().is_some_and(|message| message.qos != QoS::AtMostOnce)
+        self.message.qos != QoS::AtMostOnce
     }
 
     fn is_at_least_once(&self) -> bool {
-        self.message.as_ref().is_some_and(|message| message.qos == QoS::AtLeastOnce)
+        self.message.qos == QoS::AtLeastOnce
     }
 
     fn key(&self, id: UplinkId) -> Key {
@@ -79,6 +80,7 @@ impl Entry {
             message: self.message.clone(),
             dedicated: self.via != Via::Gateway,
             packet: self.packet,
+            released: self.released,
             promised: self.promised,
         };
         Row::Uplink(self.sender.id.clone(), id.0, row)
@@ -149,8 +151,9 @@ impl Backlog {
         let mut entry = Entry {
             sender,
             via,
-            message: Some(message),
+            message,
             packet: None,
+            released: false,
             promised: true,
             stored: false,
             waits: false,
@@ -173,8 +176,9 @@ impl Backlog {
         let entry = Entry {
             sender,
             via,
-            message: Some(message),
+            message,
             packet: None,
+            released: false,
             promised: false,
             stored: false,
             waits: false,
@@ -218,28 +222,17 @@ impl Backlog {
         entry.put_down(id, Whose::Link(link), journal);
     }
 
-    /// The broker has taken it over: the message itself is of no use any more.
+    /// The broker has taken it over.
     pub(super) fn released(&mut self, id: UplinkId, link: LinkId, journal: &mut Journal) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        self.octets -= if entry.promised { entry.len() } else { 0 };
-        entry.message = None;
+        entry.released = true;
         entry.put_down(id, Whose::Link(link), journal);
     }
 
     /// The broker has lost its session: the message will have another packet id.
-    pub(super) fn unsent(
-        &mut self,
-        id: UplinkId,
-        message: Option<Message>,
-        link: LinkId,
-        journal: &mut Journal,
-    ) {
+    pub(super) fn unsent(&mut self, id: UplinkId, link: LinkId, journal: &mut Journal) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        entry.packet = None;
-        if entry.message.is_none() {
-            entry.message = message;
-            self.octets += if entry.promised { entry.len() } else { 0 };
-        }
+        (entry.packet, entry.released) = (None, false);
         entry.put_down(id, Whose::Link(link), journal);
     }
 
@@ -274,7 +267,7 @@ impl Backlog {
     pub(super) fn front(&self, via: Via) -> Option<(UplinkId, SessionKey, Message)> {
         let (_, id) = *self.waiting.range((via, UplinkId(0))..=(via, UplinkId(u64::MAX))).next()?;
         let entry = self.entries.get(&id)?;
-        Some((id, entry.sender.key, entry.message.clone()?))
+        Some((id, entry.sender.key, entry.message.clone()))
     }
 
     /// What was at the front is under way.
@@ -282,20 +275,21 @@ impl Backlog {
         self.stop_waiting(id);
     }
 
-    /// The client has no link of its own any more: what it was promised goes by the gateway's, the rest is nobody's.
-    pub(super) fn hand_over(&mut self, client: SessionKey, journal: &mut Journal) {
+    /// The client has no link of its own any more: what it was promised goes by the gateway's, the rest is nobody's. What the
+    /// broker has taken over is over with it if that link is up: PUBREL has left on it. If not, the broker may never hear it,
+    /// and some publish at PUBREL only.
+    pub(super) fn hand_over(&mut self, client: SessionKey, is_up: bool, journal: &mut Journal) {
         let theirs = self.dedicated.range((client, UplinkId(0))..=(client, UplinkId(u64::MAX)));
         let theirs: Vec<_> = theirs.map(|(_, id)| *id).collect();
         for id in theirs {
             self.stop_waiting(id);
             let Some(entry) = self.entries.get_mut(&id) else { continue };
-            // What the broker has taken over under its name needs no more.
-            if !entry.promised || entry.message.is_none() {
+            if !entry.promised || (entry.released && is_up) {
                 self.finish(id, journal);
                 continue;
             }
             self.dedicated.remove(&(client, id));
-            (entry.via, entry.packet) = (Via::Gateway, None);
+            (entry.via, entry.packet, entry.released) = (Via::Gateway, None, false);
             if entry.stored {
                 entry.put_down(id, Whose::Client(client), journal);
             }
@@ -336,6 +330,7 @@ impl Backlog {
             sender,
             via,
             packet: row.packet,
+            released: row.released,
             message: row.message,
             promised: row.promised,
             stored: true,
@@ -357,7 +352,7 @@ impl Backlog {
     /// Whether a message of this client is here, and whether the broker has taken it over.
     pub(super) fn is_released(&self, id: UplinkId, client: &ClientId) -> Option<bool> {
         let entry = self.entries.get(&id).filter(|entry| entry.sender.id == *client)?;
-        Some(entry.message.is_none())
+        Some(entry.released)
     }
 
     fn insert(&mut self, id: UplinkId, entry: Entry) {

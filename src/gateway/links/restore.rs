@@ -8,7 +8,7 @@ use super::backlog::{Sender, Via};
 use super::dedicated::Opening;
 use super::link::LinkCx;
 use super::pool::LinkKey;
-use super::{Links, Update, UplinkId};
+use super::{Links, UplinkId};
 use crate::gateway::ClientKey;
 use crate::gateway::journal::Journal;
 use crate::gateway::record::{FilterRow, Key, UplinkRow};
@@ -92,24 +92,21 @@ impl Links {
         let link = self.link_of(via).filter(|link| stays && exchanges.contains_key(link));
         let changed = !stays || (link.is_none() && row.packet.is_some());
         if link.is_none() {
-            row.packet = None;
+            // Who was to hear PUBREL is not there any more.
+            (row.packet, row.released) = (None, false);
         }
-        let publish = match (row.packet, row.message.clone()) {
-            (Some(packet), Some(message)) => Some(RestoredPublish::Sent(packet, message)),
-            (Some(packet), None) => Some(RestoredPublish::Released(packet)),
-            (None, Some(message)) if link.is_some() && packets.has_later(&sender.id, id) => {
-                Some(RestoredPublish::Sent(packets.free(), message))
+        let message = || row.message.clone();
+        let publish = match row.packet {
+            Some(packet) if row.released => Some(RestoredPublish::Released(packet, message())),
+            Some(packet) => Some(RestoredPublish::Sent(packet, message())),
+            None if link.is_some() && packets.has_later(&sender.id, id) => {
+                Some(RestoredPublish::Sent(packets.free(), message()))
             }
-            (None, _) => None,
+            None => None,
         };
         let client = sender.key;
-        // Who was to hear PUBREL is not there any more.
-        let over = row.packet.is_none() && row.message.is_none();
-        let waits = publish.is_none() && !over;
+        let waits = publish.is_none();
         self.backlog.restore(id, (sender, via), row, (waits, changed), now, journal);
-        if over {
-            self.updates.push_back(Update::Completed(client, id, Ok(())));
-        }
         let exchanges = link.and_then(|link| exchanges.get_mut(&link));
         if let Some((publish, exchanges)) = publish.zip(exchanges) {
             exchanges.restored.publishes.push(publish);

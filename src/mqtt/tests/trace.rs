@@ -142,8 +142,8 @@ fn the_message_of_a_publish_can_be_asked_for_until_it_is_over() {
     }
     talk.broker(puback(3));
     assert_eq!(talk.connection.message_of(tokens[0]), None);
-    let (talk, tokens) = Talk::restored(vec![RestoredPublish::Released(1)], &[]);
-    assert_eq!(talk.connection.message_of(tokens[0]), None);
+    let (talk, tokens) = Talk::restored(vec![released(1, "c")], &[]);
+    assert_eq!(talk.connection.message_of(tokens[0]), Some(&message(QoS::ExactlyOnce, "c")));
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn an_id_that_the_broker_uses_for_something_else_is_forgotten() {
 fn restored_publishes_are_repeated_in_their_order_and_new_ids_avoid_theirs() {
     let (mut talk, tokens) = Talk::restored(
         vec![
-            RestoredPublish::Released(2),
+            released(2, "a"),
             RestoredPublish::Sent(4, message(QoS::ExactlyOnce, "b")),
             RestoredPublish::Waiting(message(QoS::AtLeastOnce, "c")),
             RestoredPublish::Sent(1, message(QoS::ExactlyOnce, "d")),
@@ -233,11 +233,11 @@ fn restored_publishes_are_repeated_in_their_order_and_new_ids_avoid_theirs() {
 }
 
 #[test]
-fn restored_publishes_wait_again_if_the_broker_has_no_session_and_a_released_one_is_over() {
+fn restored_publishes_wait_again_if_the_broker_has_no_session_also_one_that_was_released() {
     let (mut talk, tokens) = Talk::restored(
         vec![
             RestoredPublish::Sent(4, message(QoS::ExactlyOnce, "a")),
-            RestoredPublish::Released(2),
+            released(2, "b"),
             RestoredPublish::Waiting(message(QoS::ExactlyOnce, "c")),
         ],
         &[7],
@@ -245,16 +245,17 @@ fn restored_publishes_wait_again_if_the_broker_has_no_session_and_a_released_one
     talk.connection.handle_connected(talk.now).unwrap();
     talk.take();
     talk.broker(connack(false));
-    talk.says([Event::Completed(tokens[1], Ok(())), Event::Connected { session_present: false }]);
+    talk.says([Event::Connected { session_present: false }]);
     talk.traces([
         Trace::Ended { token: tokens[0], packet: 4, waits: true },
-        Trace::Ended { token: tokens[1], packet: 2, waits: false },
+        Trace::Ended { token: tokens[1], packet: 2, waits: true },
         Trace::ForgotAll,
         Trace::Sent(tokens[0], 1),
-        Trace::Sent(tokens[2], 2),
+        Trace::Sent(tokens[1], 2),
+        Trace::Sent(tokens[2], 3),
     ]);
-    talk.sends(["publish 1 q2 a", "publish 2 q2 c"]);
-    assert_eq!((talk.connection.unfinished(), talk.connection.counters().sessions_lost), (2, 1));
+    talk.sends(["publish 1 q2 a", "publish 2 q2 b", "publish 3 q2 c"]);
+    assert_eq!((talk.connection.unfinished(), talk.connection.counters().sessions_lost), (3, 1));
     talk.broker(publish(7, QoS::ExactlyOnce, false));
     assert_eq!(talk.deliveries().len(), 1);
 }
@@ -328,21 +329,22 @@ fn a_restored_id_that_is_none_or_is_there_twice_does_no_harm() {
             RestoredPublish::Sent(0, message(QoS::ExactlyOnce, "a")),
             RestoredPublish::Sent(1, message(QoS::ExactlyOnce, "b")),
             RestoredPublish::Sent(1, message(QoS::ExactlyOnce, "c")),
-            RestoredPublish::Released(1),
+            released(1, "d"),
             RestoredPublish::Waiting(message(QoS::AtMostOnce, "e")),
         ],
         &[0, 7, 7],
     );
-    talk.says([Event::Completed(tokens[3], Ok(()))]);
     talk.connect(true);
-    talk.traces([Trace::Sent(tokens[0], 2), Trace::Sent(tokens[2], 3)]);
+    talk.traces([Trace::Sent(tokens[0], 2), Trace::Sent(tokens[2], 3), Trace::Sent(tokens[3], 4)]);
     talk.sends([
         "publish 1 dup q2 b",
         "pubrel 2",
         "publish 2 q2 a",
         "pubrel 3",
         "publish 3 q2 c",
-        "publish 4 q1 e",
+        "pubrel 4",
+        "publish 4 q2 d",
+        "publish 5 q1 e",
     ]);
 }
 
@@ -409,6 +411,11 @@ fn traces_that_nobody_takes_do_not_pile_up() {
     }
     assert!(traces <= (100 + PACKET_LEN_MAX + ANSWERS_MAX) / 4, "{traces}");
     assert_eq!(talk.connection.take_output(talk.now), None, "the connection has failed");
+}
+
+/// A publish that was stored after PUBREC.
+fn released(id: u16, payload: &str) -> RestoredPublish {
+    RestoredPublish::Released(id, message(QoS::ExactlyOnce, payload))
 }
 
 fn traced() -> Options {

@@ -160,8 +160,14 @@ fn exchange() -> BoxedStrategy<ExchangeRow> {
 }
 
 fn uplink() -> BoxedStrategy<UplinkRow> {
-    let parts = (option::of(message()), any::<bool>(), any::<Option<u16>>(), any::<bool>());
+    let parts = (message(), any::<bool>(), any::<Option<u16>>(), any::<bool>(), any::<bool>());
     parts
-        .prop_map(|(message, dedicated, packet, promised)| UplinkRow { message, dedicated, packet, promised })
+        .prop_map(|(message, dedicated, packet, released, promised)| UplinkRow {
+            message,
+            dedicated,
+            packet,
+            released,
+            promised,
+        })
         .boxed()
 }

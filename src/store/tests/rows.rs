@@ -128,8 +128,9 @@ fn every_kind() -> Vec<(Row, &'static str)> {
         |topic| Row::Subscription(id(), filter(), SubscriptionRow { topic, qos: QoS::ExactlyOnce });
     let exchange =
         |state| Row::Exchange(id(), 5, ExchangeRow { digest: 200, topic: TopicRef::Predefined(6), state });
-    let uplink = |message| {
-        Row::Uplink(id(), 258, UplinkRow { message, dedicated: false, packet: Some(300), promised: true })
+    let uplink = |qos, packet, released| {
+        let message = message(qos, false);
+        Row::Uplink(id(), 258, UplinkRow { message, dedicated: false, packet, released, promised: true })
     };
     vec![
         (Row::Gateway(GatewayRow { client_id: "gw".into() }), "01 = 01 02 67 77"),
@@ -198,10 +199,13 @@ fn every_kind() -> Vec<(Row, &'static str)> {
         (exchange(ExchangeState::Received), "40 6e 31 00 47 00 05 = 01 c8 01 01 06 01"),
         (exchange(ExchangeState::Finished), "40 6e 31 00 47 00 05 = 01 c8 01 01 06 02"),
         (
-            uplink(Some(message(QoS::AtLeastOnce, false))),
-            "40 6e 31 00 48 00 00 00 00 00 00 01 02 = 01 01 03 61 2f 62 02 68 69 01 00 00 01 ac 02 01",
+            uplink(QoS::AtLeastOnce, None, false),
+            "40 6e 31 00 48 00 00 00 00 00 00 01 02 = 01 03 61 2f 62 02 68 69 01 00 00 00 00 01",
         ),
-        (uplink(None), "40 6e 31 00 48 00 00 00 00 00 00 01 02 = 01 00 00 01 ac 02 01"),
+        (
+            uplink(QoS::ExactlyOnce, Some(300), true),
+            "40 6e 31 00 48 00 00 00 00 00 00 01 02 = 01 03 61 2f 62 02 68 69 02 00 00 01 ac 02 01 01",
+        ),
         (Row::ClientReceived(id(), 258), "40 6e 31 00 49 01 02 = 01"),
     ]
 }

@@ -24,8 +24,8 @@ impl World<'_> {
         for record in &records {
             if let Record::Insert(Row::Uplink(id, number, row)) | Record::Update(Row::Uplink(id, number, row)) =
                 record
-                && let Some(message) = row.message.as_ref().filter(|_| row.promised)
-                && let Some(no) = self.ledger.find(&message.payload)
+                && row.promised
+                && let Some(no) = self.ledger.find(&row.message.payload)
             {
                 let before = self.store.row(&Row::Uplink(id.clone(), *number, row.clone()).key());
                 let own = matches!(before, Some(Row::Uplink(_, _, before)) if before.dedicated);
