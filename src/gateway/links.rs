@@ -259,10 +259,10 @@ impl Links {
         let full = if matters && self.backlog.has_waiting(&sender.id) {
             Full::Queue
         } else {
-            match self.publish_now(via, sender.key, id, message.clone()) {
+            match self.publish_now(via, &sender, id, message.clone()) {
                 Ok(false) => return Ok(Publishing::Forgotten),
                 Ok(true) => {
-                    if self.lasting && message.qos == QoS::ExactlyOnce {
+                    if self.keeps() || (self.lasting && message.qos == QoS::ExactlyOnce) {
                         self.backlog.follow(id, sender, via, message, now);
                     }
                     return Ok(Publishing::Awaited(id));
@@ -283,20 +283,9 @@ impl Links {
     }
 
     /// Keeps a message that the broker has not acknowledged in time, for the client to be told that it is taken care of.
-    pub(super) fn promise(
-        &mut self,
-        sender: Sender,
-        id: UplinkId,
-        now: Instant,
-        journal: &mut Journal,
-    ) -> bool {
-        let Some(limits) = self.outage_queue.filter(|_| journal.is_available()) else { return false };
-        let via = self.via(sender.key);
-        let found = match via {
-            Via::Gateway => self.aggregate.find(id, &self.pool),
-            Via::Client(client) => self.dedicated.find(client, id, &self.pool),
-        };
-        self.backlog.promise(id, (sender, via), found.cloned(), &limits, now, journal).is_ok()
+    pub(super) fn promise(&mut self, id: UplinkId, journal: &mut Journal) -> bool {
+        let limits = self.outage_queue.filter(|_| journal.is_available());
+        limits.is_some_and(|limits| self.backlog.promise(id, &limits, journal))
     }
 
     /// The broker is done with a message. Whether the client was told before that all is well.
@@ -372,12 +361,12 @@ impl Links {
     fn publish_now(
         &mut self,
         via: Via,
-        client: ClientKey,
+        sender: &Sender,
         id: UplinkId,
         message: Message,
     ) -> Result<bool, Full> {
         match via {
-            Via::Gateway => self.aggregate.publish(client, id, message, &mut self.pool),
+            Via::Gateway => self.aggregate.publish(sender, id, message, &mut self.pool),
             Via::Client(owner) => match self.dedicated.get_mut(owner) {
                 Some(own) => own.publish(id, message, &mut self.pool),
                 None => Err(Full::Offline),
@@ -394,9 +383,9 @@ impl Links {
                 None => continue,
             };
             while self.pool.is_up(link)
-                && let Some((id, client, message)) = self.backlog.front(via)
+                && let Some((id, sender, message)) = self.backlog.front(via)
             {
-                match self.publish_now(via, client, id, message) {
+                match self.publish_now(via, &sender, id, message) {
                     Ok(true) => self.backlog.pass(id),
                     Ok(false) => {
                         self.backlog.finish(id, cx.journal);

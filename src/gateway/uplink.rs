@@ -496,7 +496,7 @@ impl Session {
         let due = self.uplink.open.iter().filter(|(_, open)| late(open));
         let due: Vec<_> = due.map(|(msg_id, open)| (*msg_id, open.id, open.topic.raw())).collect();
         for (msg_id, id, topic_id) in due {
-            if cx.links.promise(self.sender(), id, cx.now, cx.journal) {
+            if cx.links.promise(id, cx.journal) {
                 cx.counters.uplink_kept += 1;
                 self.accept_kept(msg_id, cx);
                 continue;

@@ -38,7 +38,8 @@
 //! What is promised:
 //! - A packet id is chosen before the packet leaves, and not used again while its exchange is open, PUBREC to PUBCOMP
 //!   included. PUBLISH, SUBSCRIBE and UNSUBSCRIBE share the ids (MQTT 3.1.1 §2.3.1).
-//! - QoS 1 and 2 publishes leave in the order they were given, also when they are repeated (MQTT 3.1.1 §4.6).
+//! - QoS 1 and 2 publishes of one [`Origin`] leave in the order they were given, also when they are repeated (MQTT 3.1.1
+//!   §4.6). Of different origins QoS 1 goes on where the window of QoS 2 is full.
 //! - A QoS 1 or 2 message from the broker is acknowledged by [`Connection::settle`] and not before; what the broker
 //!   repeats meanwhile is not handed on again.
 //! - With [`Options::traced`] no output is given before the owner has heard what it must store for it ([`Trace`]): packet ids of
@@ -92,6 +93,7 @@ mod tests;
 mod trace;
 mod v4;
 mod v5;
+mod waiting;
 
 pub use self::failure::{ConnectRefusal, Failure, Full, Malformed, PacketType, Refused};
 pub use self::options::{
@@ -411,6 +413,15 @@ impl Connection {
     /// [`Full`]: nothing was taken, nothing is kept. While not connected QoS 0 is refused; QoS 1 and 2 are queued, and
     /// complete as refused if the broker turns out not to take them.
     pub fn publish(&mut self, message: Message) -> Result<Option<Token>, Full> {
+        self.publish_from(Origin::default(), message)
+    }
+
+    /// Sends a message as [`publish`](Self::publish) does, for an owner who speaks for many: those of QoS 1 and 2 of the same origin
+    /// leave in order.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
+    pub fn publish_from(&mut self, origin: Origin, message: Message) -> Result<Option<Token>, Full> {
         let len = self.codec.publish_len(&message);
         if len > self.options.packet_len_max {
             return Err(self.full(Full::TooLarge));
@@ -422,7 +433,7 @@ impl Connection {
             if !self.outbound.has_room(&message, &self.options) {
                 return Err(self.full(Full::Queue));
             }
-            let token = self.outbound.publish(message);
+            let token = self.outbound.publish(origin, message);
             self.pump();
             return Ok(Some(token));
         }
@@ -549,11 +560,6 @@ impl Connection {
     /// QoS 1 and 2 publishes that are taken before [`Full::Queue`], if [`Options::queue_octets`] has room for them.
     pub fn publishes_left(&self) -> usize {
         self.outbound.room(&self.options)
-    }
-
-    /// The message of a QoS 1 or 2 publish that is not over.
-    pub fn message_of(&self, token: Token) -> Option<&Message> {
-        self.outbound.message_of(token)
     }
 
     /// The packet id of a QoS 2 message of the broker, for the owner to store, before it settles, that it is taken care of.
@@ -907,6 +913,10 @@ pub struct Message {
 /// Names one publish, subscribe or unsubscribe of ours until its end; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(u64);
+
+/// Whose publish it is. What was restored, and what is published without, is of one origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Origin(pub u64);
 
 /// Names one QoS 1 or 2 message of the broker until it is settled; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

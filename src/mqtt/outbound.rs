@@ -3,7 +3,8 @@ use std::collections::{BTreeMap, VecDeque};
 use rumqttc::QoS;
 
 use super::trace::{RestoredPublish, Trace, Traces};
-use super::{Message, Options, SubscriptionId, Token};
+use super::waiting::{self, Waiting};
+use super::{Message, Options, Origin, SubscriptionId, Token};
 use crate::topic::TopicFilter;
 
 /// What we have asked the broker for and it has not finished: publishes of QoS 1 and 2, subscribes, unsubscribes.
@@ -23,8 +24,7 @@ use crate::topic::TopicFilter;
 #[derive(Debug, Default)]
 pub(super) struct Outbound {
     open: BTreeMap<u16, Open>,
-    /// In order of the tokens, apart for QoS 1 and 2: where the window of one is full, the other goes on.
-    waiting: [VecDeque<(Token, Message)>; 2],
+    waiting: Waiting,
     /// Whose packet is to be sent on this connection before anything that waits; some may be over.
     due: VecDeque<(Token, u16)>,
     /// Publishes in `open`, QoS 1 and 2; the rest of them are requests.
@@ -46,6 +46,7 @@ enum Open {
     /// `here`: it was sent on this connection.
     Publish {
         token: Token,
+        origin: Origin,
         phase: Phase,
         here: bool,
     },
@@ -103,7 +104,7 @@ pub(super) enum SubAck {
 impl Outbound {
     /// Publishes that have not completed.
     pub(super) fn unfinished(&self) -> usize {
-        self.publishes() + self.waiting()
+        self.publishes() + self.waiting.len()
     }
 
     /// Subscribes and unsubscribes without an answer.
@@ -113,7 +114,7 @@ impl Outbound {
 
     /// Whether the queue takes another publish.
     pub(super) fn has_room(&self, message: &Message, options: &Options) -> bool {
-        self.waiting() < options.queue && self.octets + octets(message) <= options.queue_octets
+        self.waiting.len() < options.queue && self.octets + octets(message) <= options.queue_octets
     }
 
     /// Publishes that the queue takes for sure, if they fit into its octets.
@@ -121,19 +122,7 @@ impl Outbound {
         if self.octets >= options.queue_octets {
             return 0;
         }
-        options.queue.saturating_sub(self.waiting())
-    }
-
-    /// The message of a publish that is not over.
-    pub(super) fn message_of(&self, token: Token) -> Option<&Message> {
-        let waiting = self.waiting.iter().find_map(|lane| {
-            let at = lane.binary_search_by_key(&token, |(token, _)| *token).ok()?;
-            lane.get(at).map(|(_, message)| message)
-        });
-        waiting.or_else(|| match self.open.values().find(|open| open.token() == token)? {
-            Open::Publish { phase: Phase::Sent(message) | Phase::Released(message), .. } => Some(message),
-            _ => None,
-        })
+        options.queue.saturating_sub(self.waiting.len())
     }
 
     pub(super) fn token(&mut self) -> Token {
@@ -141,17 +130,18 @@ impl Outbound {
         Token(self.token)
     }
 
-    pub(super) fn publish(&mut self, message: Message) -> Token {
+    pub(super) fn publish(&mut self, origin: Origin, message: Message) -> Token {
         let token = self.token();
         self.octets += octets(&message);
-        self.waiting[lane(message.qos)].push_back((token, message));
+        self.waiting.push(waiting::Publish { token, origin, message });
         token
     }
 
     /// Takes a publish of another process over. What has a packet id that is none, or another's, cannot have left under it.
     pub(super) fn restore(&mut self, publish: RestoredPublish) -> Token {
+        let origin = Origin::default();
         let (id, phase) = match publish {
-            RestoredPublish::Waiting(message) => return self.publish(raised(message)),
+            RestoredPublish::Waiting(message) => return self.publish(origin, raised(message)),
             RestoredPublish::Sent(id, message) => (id, Phase::Sent(raised(message))),
             RestoredPublish::Released(id, message) => {
                 (id, Phase::Released(Message { qos: QoS::ExactlyOnce, ..message }))
@@ -159,12 +149,12 @@ impl Outbound {
         };
         if id == 0 || self.open.contains_key(&id) {
             let (Phase::Sent(message) | Phase::Released(message)) = phase;
-            return self.publish(message);
+            return self.publish(origin, message);
         }
         let token = self.token();
         self.octets += octets(phase.message());
         self.in_flight[lane(phase.message().qos)] += 1;
-        self.open.insert(id, Open::Publish { token, phase, here: false });
+        self.open.insert(id, Open::Publish { token, origin, phase, here: false });
         token
     }
 
@@ -210,14 +200,10 @@ impl Outbound {
             return None;
         }
         let twos = self.in_flight[1] < usize::from(options.window_exactly_once);
-        let lane = match [self.waiting[0].front(), self.waiting[1].front().filter(|_| twos)] {
-            [Some((one, _)), Some((two, _))] => usize::from(two < one),
-            [one, two] => one.map(|_| 0).or(two.map(|_| 1))?,
-        };
-        let (token, message) = self.waiting[lane].pop_front()?;
-        self.in_flight[lane] += 1;
+        let waiting::Publish { token, origin, message } = self.waiting.pop(twos)?;
+        self.in_flight[lane(message.qos)] += 1;
         let exactly_once = message.qos == QoS::ExactlyOnce;
-        let id = self.open(Open::Publish { token, phase: Phase::Sent(message), here: false });
+        let id = self.open(Open::Publish { token, origin, phase: Phase::Sent(message), here: false });
         if exactly_once {
             traces.push(Trace::Sent(token, id));
         }
@@ -227,7 +213,7 @@ impl Outbound {
     /// The publish that has waited longest of those that were sent on this connection and not answered.
     pub(super) fn first_sent(&self) -> Option<(u16, Token)> {
         let sent = self.open.iter().filter_map(|(id, open)| match open {
-            Open::Publish { token, phase: Phase::Sent(_), here: true } => Some((*id, *token)),
+            Open::Publish { token, phase: Phase::Sent(_), here: true, .. } => Some((*id, *token)),
             _ => None,
         });
         sent.min_by_key(|(_, token)| *token)
@@ -322,23 +308,24 @@ impl Outbound {
     /// A connection to a session without memory: publishes wait again, as if they had never been sent, before those
     /// that have not been; requests are due.
     pub(super) fn lost(&mut self, traces: &mut Traces) {
-        let mut publishes = Vec::with_capacity(self.publishes());
+        let (mut publishes, mut ended) = (self.waiting.take(), Vec::new());
         for (id, open) in std::mem::take(&mut self.open) {
-            match open {
-                Open::Publish { token, phase, .. } => publishes.push((token, id, phase)),
-                request => {
-                    self.open.insert(id, request);
-                }
-            }
+            let Open::Publish {
+                token, origin, phase: Phase::Sent(message) | Phase::Released(message), ..
+            } = open
+            else {
+                self.open.insert(id, open);
+                continue;
+            };
+            ended.extend((message.qos == QoS::ExactlyOnce).then_some((token, id)));
+            publishes.push(waiting::Publish { token, origin, message });
         }
-        publishes.sort_unstable_by_key(|(token, ..)| *token);
-        let of_qos_2 = publishes.iter().filter(|(.., phase)| phase.message().qos == QoS::ExactlyOnce);
-        for (token, packet, _) in of_qos_2 {
-            traces.push(Trace::Ended { token: *token, packet: *packet, waits: true });
+        ended.sort_unstable();
+        for (token, packet) in ended {
+            traces.push(Trace::Ended { token, packet, waits: true });
         }
-        for (token, _, Phase::Sent(message) | Phase::Released(message)) in publishes.into_iter().rev() {
-            self.waiting[lane(message.qos)].push_front((token, message));
-        }
+        publishes.sort_unstable_by_key(|publish| publish.token);
+        publishes.into_iter().for_each(|publish| self.waiting.push(publish));
         self.in_flight = [0; 2];
         self.inherits = false;
         self.resumed();
@@ -346,10 +333,6 @@ impl Outbound {
 
     fn publishes(&self) -> usize {
         self.in_flight[0] + self.in_flight[1]
-    }
-
-    fn waiting(&self) -> usize {
-        self.waiting[0].len() + self.waiting[1].len()
     }
 
     fn request(&mut self, request: Open) {
@@ -400,7 +383,7 @@ impl Outbound {
 
     /// A publish is over.
     fn end(&mut self, id: u16, traces: &mut Traces) -> Option<Token> {
-        let Some(Open::Publish { token, phase, here }) = self.open.get(&id) else { return None };
+        let Some(Open::Publish { token, phase, here, .. }) = self.open.get(&id) else { return None };
         let (token, qos) = (*token, phase.message().qos);
         self.octets -= octets(phase.message());
         self.in_flight[lane(qos)] -= 1;

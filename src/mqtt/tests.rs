@@ -106,7 +106,7 @@ fn the_window_bounds_what_is_in_flight_and_the_queue_what_waits() {
 }
 
 #[test]
-fn qos_2_has_a_smaller_window_that_qos_1_passes_by() {
+fn qos_2_has_a_smaller_window_that_qos_1_of_others_passes_by() {
     let mut options = Options::new("c");
     (options.window, options.window_exactly_once) = (4, 2);
     let mut talk = Talk::up(options);
@@ -114,7 +114,7 @@ fn qos_2_has_a_smaller_window_that_qos_1_passes_by() {
         talk.publish(QoS::ExactlyOnce, payload);
     }
     for payload in ["e", "f", "g"] {
-        talk.publish(QoS::AtLeastOnce, payload);
+        talk.connection.publish_from(Origin(1), message(QoS::AtLeastOnce, payload)).unwrap();
     }
     talk.sends(["publish 1 q2 a", "publish 2 q2 b", "publish 3 q1 e", "publish 4 q1 f"]);
     talk.broker(Packet::PubRec(PubRec::new(1)));
@@ -126,6 +126,39 @@ fn qos_2_has_a_smaller_window_that_qos_1_passes_by() {
     talk.connection.handle_closed();
     talk.connect(false);
     talk.sends(["publish 7 q2 b", "publish 8 q2 c", "publish 9 q1 f", "publish 10 q1 g"]);
+}
+
+#[test]
+fn where_the_window_of_qos_2_is_full_publishes_of_one_origin_leave_in_order() {
+    let mut options = Options::new("c");
+    options.window_exactly_once = 1;
+    let mut talk = Talk::up(options);
+    let (one, two) = (QoS::AtLeastOnce, QoS::ExactlyOnce);
+    let of = [(1, two, "a"), (1, one, "b"), (2, two, "c"), (1, two, "d"), (3, one, "e"), (2, one, "f")];
+    for (origin, qos, payload) in of.into_iter().chain([(1, one, "g"), (1, two, "h"), (2, one, "i")]) {
+        talk.connection.publish_from(Origin(origin), message(qos, payload)).unwrap();
+    }
+    let ends = |talk: &mut Talk, id| {
+        talk.broker(Packet::PubRec(PubRec::new(id)));
+        talk.broker(Packet::PubComp(PubComp::new(id)));
+        let mut sends = talk.take();
+        assert_eq!(sends.remove(0), format!("pubrel {id}"));
+        sends
+    };
+    talk.sends(["publish 1 q2 a", "publish 2 q1 b", "publish 3 q1 e"]);
+    assert_eq!(ends(&mut talk, 1), ["publish 4 q2 c", "publish 5 q1 f", "publish 6 q1 i"]);
+    // What was under way waits again, as if it had never been sent.
+    talk.connection.handle_closed();
+    talk.connect(false);
+    let sends = ["publish 7 q1 b", "publish 8 q2 c", "publish 9 q1 e", "publish 10 q1 f", "publish 11 q1 i"];
+    talk.sends(sends);
+    assert_eq!(ends(&mut talk, 8), ["publish 12 q2 d", "publish 13 q1 g"]);
+    assert_eq!(ends(&mut talk, 12), ["publish 14 q2 h"]);
+    for id in [7, 9, 10, 11, 13] {
+        talk.broker(puback(id));
+    }
+    ends(&mut talk, 14);
+    assert_eq!(talk.connection.unfinished(), 0);
 }
 
 /// What MQTT 5 will say with a reason code in PUBREC or PUBACK.

@@ -465,6 +465,37 @@ fn a_message_of_qos_2_that_the_broker_is_slow_to_take_is_kept_and_not_sent_twice
     leaves(w);
 }
 
+/// The broker is slow, and takes no more than so many of QoS 2 at a time.
+#[test]
+fn messages_of_a_client_leave_in_order_where_too_many_of_qos_2_are_under_way() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    active(&mut w, B, "n2");
+    let mut taken = Vec::new();
+    for msg_id in 1..=16 {
+        w.send(A, publish(T, Qos::ExactlyOnce, msg_id, "first"));
+        taken.push(w.broker_gets("tt", "first", QoS::ExactlyOnce));
+    }
+    w.pass(Duration::from_secs(8));
+    assert_eq!(w.taken().len(), 16);
+    for msg_id in 1..=16 {
+        w.send(A, pubrel(msg_id));
+        w.expect(A, pubcomp(msg_id));
+    }
+    w.send(A, publish(T, Qos::ExactlyOnce, 21, "second"));
+    w.send(A, publish(T, Qos::AtLeastOnce, 22, "third"));
+    w.broker_quiet();
+    w.send(B, publish(T, Qos::AtLeastOnce, 1, "of another"));
+    arrives(&mut w, "of another", QoS::AtLeastOnce);
+    acknowledged(&mut w, B, 1);
+    let pkid = taken.remove(0);
+    w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+    releases(&mut w, pkid);
+    w.broker_gets("tt", "second", QoS::ExactlyOnce);
+    w.broker_gets("tt", "third", QoS::AtLeastOnce);
+    w.broker_quiet();
+}
+
 #[test]
 fn pubrel_is_answered_in_time_also_if_the_broker_is_slow_to_end_the_exchange() {
     let mut w = lasting();

@@ -14,6 +14,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,14 +24,16 @@ use super::dedicated::code_of_refusal;
 use super::link::{LinkCx, Lost};
 use super::pool::{LinkKey, Pool};
 use super::retained::HandOuts;
-use super::{Delivery, FILTERS_PER_REQUEST, RequestId, Subscribing, Update, UplinkId};
+use super::{Delivery, FILTERS_PER_REQUEST, RequestId, Sender, Subscribing, Update, UplinkId};
 use crate::gateway::ClientKey;
 use crate::gateway::io::BrokerSettings;
 use crate::gateway::journal::{Journal, Whose};
 use crate::gateway::record::{FilterRow, Key, Row};
-use crate::mqtt::{Connection, Event, Full, Message, Options, Protocol, QoS, Refused, SubscriptionId, Token};
-use crate::topic::TopicFilter;
+use crate::mqtt::{
+    Connection, Event, Full, Message, Options, Origin, Protocol, QoS, Refused, SubscriptionId, Token,
+};
 use crate::topic::tree::FilterTree;
+use crate::topic::{ClientId, TopicFilter};
 use crate::wire::ReturnCode;
 
 /// The gateway's own link and further ones. So many filters that all overlap each other nobody has seen; what goes beyond is
@@ -201,18 +204,20 @@ impl Aggregate {
         self.lanes.iter().position(|lane| lane.link == link)
     }
 
-    /// Sends a message of a client. Whether the broker will answer.
+    /// Sends a message of a client; those of a client leave in order, also of sessions of the same id one after the other.
+    /// Whether the broker will answer.
     pub(super) fn publish(
         &mut self,
-        client: ClientKey,
+        sender: &Sender,
         id: UplinkId,
         message: Message,
         pool: &mut Pool,
     ) -> Result<bool, Full> {
         let own = &mut self.lanes[0];
         let connection = pool.connection_mut(own.link).filter(|connection| connection.is_connected());
-        let Some(token) = connection.ok_or(Full::Offline)?.publish(message)? else { return Ok(false) };
-        own.purposes.insert(token, Purpose::Publish(client, id));
+        let connection = connection.ok_or(Full::Offline)?;
+        let Some(token) = connection.publish_from(origin(&sender.id), message)? else { return Ok(false) };
+        own.purposes.insert(token, Purpose::Publish(sender.key, id));
         Ok(true)
     }
 
@@ -311,15 +316,6 @@ impl Aggregate {
             Purpose::Publish(_, id) => Some(*id),
             Purpose::Subscribe(_) | Purpose::Reissue(_) | Purpose::Unsubscribe(_) => None,
         }
-    }
-
-    /// A message that is under way.
-    pub(super) fn find<'a>(&self, id: UplinkId, pool: &'a Pool) -> Option<&'a Message> {
-        let own = &self.lanes[0];
-        let is_it = |purpose: &Purpose| matches!(purpose, Purpose::Publish(_, found) if *found == id);
-        #[expect(clippy::disallowed_methods, reason = "there is one at most")]
-        let token = own.purposes.iter().find(|(_, purpose)| is_it(purpose)).map(|(token, _)| *token)?;
-        pool.connection(own.link)?.message_of(token)
     }
 
     /// Links that are left for good, since the last time.
@@ -974,6 +970,13 @@ pub(in crate::gateway) fn is_own_id(id: &str, settings: &BrokerSettings) -> bool
 
 fn lane_id(own: &str, number: usize) -> String {
     format!("{own}-{number}")
+}
+
+/// Two clients may have the same, which costs them a little time.
+fn origin(id: &ClientId) -> Origin {
+    let mut hasher = DefaultHasher::new();
+    id.hash(&mut hasher);
+    Origin(hasher.finish())
 }
 
 /// How a message came, and for what.

@@ -67,10 +67,6 @@ impl Entry {
         self.message.qos != QoS::AtMostOnce
     }
 
-    fn is_at_least_once(&self) -> bool {
-        self.message.qos == QoS::AtLeastOnce
-    }
-
     fn key(&self, id: UplinkId) -> Key {
         Key::Client(self.sender.id.clone(), ClientKey::Uplink(id.0))
     }
@@ -171,7 +167,7 @@ impl Backlog {
         Ok(())
     }
 
-    /// A message of QoS 2 that is under way. Nothing is written before it has a packet id.
+    /// A message of QoS 1 or 2 that is under way. Nothing is written before it has QoS 2 and a packet id, or is promised.
     pub(super) fn follow(&mut self, id: UplinkId, sender: Sender, via: Via, message: Message, now: Instant) {
         let entry = Entry {
             sender,
@@ -187,32 +183,18 @@ impl Backlog {
         self.insert(id, entry);
     }
 
-    /// Keeps a message that is under way, because the client is to be told now that it is taken care of.
-    ///
-    /// # Errors
-    /// [`Full::Queue`].
-    pub(super) fn promise(
-        &mut self,
-        id: UplinkId,
-        (sender, via): (Sender, Via),
-        message: Option<Message>,
-        limits: &OutageQueue,
-        now: Instant,
-        journal: &mut Journal,
-    ) -> Result<(), Full> {
+    /// Keeps a message that is under way, because the client is to be told now that it is taken care of. Whether there is room.
+    pub(super) fn promise(&mut self, id: UplinkId, limits: &OutageQueue, journal: &mut Journal) -> bool {
         if self.kept >= limits.messages || self.octets >= limits.bytes {
-            return Err(Full::Queue);
+            return false;
         }
-        if !self.entries.contains_key(&id) {
-            self.follow(id, sender, via, message.ok_or(Full::Queue)?, now);
-        }
-        let Some(entry) = self.entries.get_mut(&id) else { return Err(Full::Queue) };
+        let Some(entry) = self.entries.get_mut(&id) else { return false };
         if std::mem::replace(&mut entry.promised, true) {
-            return Ok(());
+            return true;
         }
         entry.put_down(id, Whose::Client(entry.sender.key), journal);
         (self.kept, self.octets) = (self.kept + 1, self.octets + entry.len());
-        Ok(())
+        true
     }
 
     /// A message of QoS 2 leaves under this packet id on this connection.
@@ -254,20 +236,22 @@ impl Backlog {
     /// were kept, and how many are under way at QoS 2.
     pub(super) fn erase(&mut self, client: &ClientId, journal: &mut Journal) -> (usize, usize) {
         let theirs = self.entries.iter().filter(|(_, entry)| entry.sender.id == *client);
-        let theirs: Vec<_> =
-            theirs.map(|(id, entry)| (*id, entry.waits || entry.is_at_least_once())).collect();
-        for (id, _) in &theirs {
-            self.finish(*id, journal);
+        let theirs: Vec<_> = theirs.map(|(id, entry)| (*id, entry.waits, entry.message.qos)).collect();
+        let (mut kept, mut under_way) = (0, 0);
+        for (id, waits, qos) in theirs {
+            let promised = self.finish(id, journal);
+            let exactly_once = qos == QoS::ExactlyOnce && !waits;
+            (kept, under_way) =
+                (kept + usize::from(promised && !exactly_once), under_way + usize::from(exactly_once));
         }
-        let kept = theirs.iter().filter(|(_, kept)| *kept).count();
-        (kept, theirs.len() - kept)
+        (kept, under_way)
     }
 
     /// The next message that waits for this link.
-    pub(super) fn front(&self, via: Via) -> Option<(UplinkId, SessionKey, Message)> {
+    pub(super) fn front(&self, via: Via) -> Option<(UplinkId, Sender, Message)> {
         let (_, id) = *self.waiting.range((via, UplinkId(0))..=(via, UplinkId(u64::MAX))).next()?;
         let entry = self.entries.get(&id)?;
-        Some((id, entry.sender.key, entry.message.clone()))
+        Some((id, entry.sender.clone(), entry.message.clone()))
     }
 
     /// What was at the front is under way.

@@ -165,14 +165,6 @@ impl Dedicated {
         }
     }
 
-    /// A message that is under way.
-    pub(super) fn find<'a>(&self, client: ClientKey, id: UplinkId, pool: &'a Pool) -> Option<&'a Message> {
-        let own = self.clients.get(&client)?;
-        let is_it = |purpose: &Purpose| matches!(purpose, Purpose::Publish(found) if *found == id);
-        let token = own.purposes.iter().find(|(_, purpose)| is_it(purpose)).map(|(token, _)| *token)?;
-        pool.connection(own.link)?.message_of(token)
-    }
-
     /// A client had this link before a restart, and these filters; it connects at `at`, or rests if the client is away.
     pub(super) fn restore(
         &mut self,

@@ -125,28 +125,6 @@ fn a_lost_session_is_traced_for_every_publish_before_the_ids_it_gets_next() {
 }
 
 #[test]
-fn the_message_of_a_publish_can_be_asked_for_until_it_is_over() {
-    let mut options = traced();
-    options.window_exactly_once = 1;
-    let mut talk = Talk::stored(options);
-    let tokens = ["a", "b"].map(|payload| talk.publish(QoS::ExactlyOnce, payload));
-    talk.stores();
-    talk.broker(Packet::PubRec(PubRec::new(1)));
-    talk.stores();
-    for _ in 0..2 {
-        assert_eq!(talk.connection.message_of(tokens[0]), Some(&message(QoS::ExactlyOnce, "a")));
-        assert_eq!(talk.connection.message_of(tokens[1]), Some(&message(QoS::ExactlyOnce, "b")));
-        talk.connection.handle_closed();
-        talk.connect(false);
-        talk.stores();
-    }
-    talk.broker(puback(3));
-    assert_eq!(talk.connection.message_of(tokens[0]), None);
-    let (talk, tokens) = Talk::restored(vec![released(1, "c")], &[]);
-    assert_eq!(talk.connection.message_of(tokens[0]), Some(&message(QoS::ExactlyOnce, "c")));
-}
-
-#[test]
 fn a_message_of_the_broker_is_forgotten_before_pubcomp_leaves() {
     let mut talk = Talk::stored(traced());
     talk.broker(publish(9, QoS::ExactlyOnce, false));
