@@ -144,7 +144,7 @@ pub struct Store {
 pub enum StoreState {
     /// It keeps what it is given.
     Durable,
-    /// It cannot be written at the moment.
+    /// It cannot be written at the moment, or is much too slow.
     Unavailable,
     /// There is none.
     None,

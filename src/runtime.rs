@@ -301,13 +301,13 @@ impl Runtime {
 
     fn handle_stored(&mut self, report: Option<(Lsn, Outcome)>, now: Instant) {
         if let Some((lsn, outcome)) = report {
-            self.operator.note_store(outcome, now);
             self.gateway.handle(now, Input::Stored(lsn, outcome));
         }
     }
 
     fn handle_asked(&mut self, asked: Option<Asked>, now: Instant) {
         self.operator.note_broker(self.gateway.is_connected(), now);
+        self.operator.note_store(self.gateway.is_storing(), now);
         let input = asked.and_then(|asked| self.operator.take(asked, &self.gateway, now));
         if let Some(input) = input {
             self.gateway.handle(now, input);

@@ -709,7 +709,7 @@ impl Session {
             return false;
         }
         exchange.since = cx.now;
-        if !cx.journal.is_available() {
+        if cx.journal.has_failed() {
             self.repeat_exchange(cx);
         }
         self.release_broker(cx);

@@ -127,7 +127,7 @@ impl Gateway {
     /// Whether what the client at this peer has is not stored, and cannot be at the moment.
     fn is_unstored(&self, peer: &Peer) -> bool {
         let key = self.clients.by_peer(peer);
-        !self.journal.is_available()
+        self.journal.has_failed()
             && key.is_some_and(|key| self.journal.is_waiting(Whose::Client(key), self.journal.next()))
     }
 

@@ -4,11 +4,16 @@
 //! which something changed stays here until the batch is durable, so that nobody is promised what a crash could take back
 //! (design promises G1 to G3, G5); nobody else waits. Of what leaves for one client or on one link the order is kept.
 //!
+//! A store that hangs is treated as one that cannot be written as soon as too many records wait for it ([`UNWRITTEN_MAX`]), but for
+//! what waits already: that leaves when it is durable.
+//!
 //! While the store is unavailable its batches wait for it, and so do acknowledgements to the broker. Frames that promise
 //! something are dropped and counted, for the client will ask again and is told `congestion`; what promises nothing goes on,
 //! and so do the links: that QoS 2 comes once is then true only as long as this process lives.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use tracing::{info, warn};
 
 use super::ClientKey;
 use super::counters::Counters;
@@ -19,6 +24,14 @@ use crate::mqtt::Message;
 
 /// Frames that may wait for a store which neither writes nor says that it cannot: a few for each client of a large network.
 const HELD_MAX: usize = 65_536;
+
+/// Records in batches that are not durable, past which clients are refused what would make more: a store that is slow takes so
+/// many in some seconds, and they are some ten megabytes. What still comes belongs to what there is, which has limits of its
+/// own, and the store writes one change for each row.
+const UNWRITTEN_MAX: usize = 65_536;
+
+/// Batches whose sizes are told apart: a second of a store that hangs.
+const BATCHES_MAX: usize = 1024;
 
 /// Marks that are forgotten together: few enough to cost nothing, enough for that to be rare.
 const MARKED_IDLE_MAX: usize = 1024;
@@ -58,6 +71,12 @@ pub(super) struct Journal {
     sealed: Lsn,
     durable: Lsn,
     available: bool,
+    /// Batches that are not durable, by the last, with how many records they have.
+    batches: VecDeque<(Lsn, usize)>,
+    /// Records in them.
+    unwritten: usize,
+    /// There were too many, and there still are more than half of that.
+    behind: bool,
     /// For whom something changed that is not durable, and in which batch last.
     marks: HashMap<Whose, Lsn>,
     marked: VecDeque<(Lsn, Whose)>,
@@ -82,6 +101,9 @@ impl Default for Journal {
             sealed: Lsn(0),
             durable: Lsn(0),
             available: true,
+            batches: VecDeque::new(),
+            unwritten: 0,
+            behind: false,
             marks: HashMap::new(),
             marked: VecDeque::new(),
             held: BTreeMap::new(),
@@ -109,7 +131,12 @@ impl Journal {
 
     /// Whether what is put here will be durable soon.
     pub(super) fn is_available(&self) -> bool {
-        self.available
+        self.available && !self.behind
+    }
+
+    /// Whether the store has said that it cannot write: what would wait for it is dropped.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.available
     }
 
     /// Whether what was made for it before this batch was handed out may not have left, because of the store.
@@ -210,7 +237,7 @@ impl Journal {
     }
 
     /// What changed since the last time, to be stored.
-    pub(super) fn seal(&mut self) -> Option<Output> {
+    pub(super) fn seal(&mut self, counters: &mut Counters) -> Option<Output> {
         if self.records.is_empty() {
             return None;
         }
@@ -222,7 +249,35 @@ impl Journal {
             }
         }
         self.tidy_marks();
+        self.count_in(self.records.len(), counters);
         Some(Output::Store { lsn, records: std::mem::take(&mut self.records) })
+    }
+
+    fn count_in(&mut self, records: usize, counters: &mut Counters) {
+        self.unwritten += records;
+        let is_full = self.batches.len() >= BATCHES_MAX;
+        match self.batches.back_mut().filter(|_| is_full) {
+            Some((lsn, before)) => (*lsn, *before) = (self.sealed, *before + records),
+            None => self.batches.push_back((self.sealed, records)),
+        }
+        if self.unwritten > UNWRITTEN_MAX && !self.behind {
+            self.behind = true;
+            counters.store_behind += 1;
+            warn!(records = self.unwritten, "the store is too slow: what would need it is refused");
+        }
+    }
+
+    fn count_out(&mut self) {
+        while let Some((lsn, records)) = self.batches.front().copied()
+            && lsn <= self.durable
+        {
+            self.batches.pop_front();
+            self.unwritten -= records;
+        }
+        if self.behind && self.unwritten <= UNWRITTEN_MAX / 2 {
+            self.behind = false;
+            info!("the store has caught up");
+        }
     }
 
     /// Lets through what waits for nothing; else it comes out of [`Journal::pop_released`] in its time.
@@ -281,6 +336,7 @@ impl Journal {
     fn handle_durable(&mut self, lsn: Lsn) {
         self.available = true;
         self.durable = self.durable.max(lsn);
+        self.count_out();
         while let Some((lsn, whose)) = self.marked.front().copied()
             && lsn <= self.durable
         {

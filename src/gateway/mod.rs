@@ -210,7 +210,7 @@ impl Gateway {
                 self.flush();
             }
             self.clients.for_touched(|session| session.put_down(&self.settings, &mut self.journal));
-            if let Some(output) = self.journal.seal() {
+            if let Some(output) = self.journal.seal(&mut self.counters) {
                 return Some(output);
             }
             let leaving = self.air.outputs.pop_front()?;
@@ -269,6 +269,11 @@ impl Gateway {
     /// Messages of clients that are kept for the broker, which is away or slow.
     pub fn kept_messages(&self) -> usize {
         self.links.backlog()
+    }
+
+    /// Whether what clients ask for can be stored. Not if the store cannot be written, or is much too slow.
+    pub fn is_storing(&self) -> bool {
+        self.journal.is_available()
     }
 
     /// Things to be done that are known already; [`Gateway::poll_output`] may find more.

@@ -10,7 +10,6 @@ use tracing::{info, warn};
 use crate::admin::{self, Asked, Gone, Health, Order, Reply, Socket, StoreState};
 use crate::gateway::Gateway;
 use crate::gateway::io::{Answer, Control, Input, RequestId};
-use crate::gateway::record::Outcome;
 use crate::topic::ClientId;
 
 /// Requests that wait for the core's answer: with a store that hangs there may be many. Who has gone does not count.
@@ -95,12 +94,9 @@ impl Operator {
         }
     }
 
-    /// The store has spoken.
-    pub(super) fn note_store(&mut self, outcome: Outcome, now: Instant) {
-        let state = match outcome {
-            Outcome::Durable => StoreState::Durable,
-            Outcome::Unavailable | Outcome::Fenced => StoreState::Unavailable,
-        };
+    /// Sees whether the store writes what it is given.
+    pub(super) fn note_store(&mut self, storing: bool, now: Instant) {
+        let state = if storing { StoreState::Durable } else { StoreState::Unavailable };
         if self.store.0 != StoreState::None && self.store.0 != state {
             self.store = (state, now);
         }

@@ -541,6 +541,49 @@ fn what_waits_for_a_store_that_hangs_is_bounded() {
     w.leaves_nothing();
 }
 
+/// As long as a store neither writes nor says that it cannot.
+#[test]
+fn a_store_with_too_much_to_write_takes_nothing_new_until_it_has_caught_up() {
+    let mut w = lasting();
+    w.active(A, "n1");
+    w.active(B, "n2");
+    let topic = TopicRef::Normal(w.subscribed(B, "s/1", QoS::AtLeastOnce));
+    w.send(B, sleep(600));
+    w.expect(B, disconnect());
+    w.store_answers(Answers::Never);
+    let before = w.last_batch().0;
+    // One record for each.
+    for n in 0..65_536u32 {
+        assert!(w.gw.is_storing());
+        w.send(A, sleep(if n % 2 == 0 { 60 } else { 61 }));
+    }
+    w.send(A, sleep(600));
+    w.quiet();
+    assert!(!w.gw.is_storing());
+    for _ in 0..2 {
+        w.send(C, connect("n3"));
+        w.expect(C, connack(ReturnCode::Congestion));
+    }
+    assert_eq!((w.gw.counters().store_behind, w.gw.counters().refused_unstored), (1, 2));
+    // Who sleeps is served; the broker is told when that is durable.
+    w.broker_publishes(5, "s/1", "x", QoS::AtLeastOnce);
+    w.broker_quiet();
+    w.send(B, Packet::PingReq(PingReq { client_id: b"n2" }));
+    let msg_id = w.expect_publish(B, topic, Qos::AtLeastOnce, false, "x");
+    w.send(B, puback(topic, msg_id, ReturnCode::Accepted));
+    w.expect(B, Packet::PingResp);
+    w.store_commits(Lsn(before + 1000));
+    assert_eq!(w.taken().len(), 1000);
+    assert!(!w.gw.is_storing());
+    w.store_answers(Answers::AtOnce);
+    w.taken();
+    w.broker_gets_puback(5);
+    w.active(C, "n3");
+    // The last answer had no room among what waits.
+    assert_eq!((w.gw.counters().frames_unstored, w.gw.counters().store_behind), (1, 1));
+    w.leaves_nothing();
+}
+
 #[test]
 fn of_frames_for_two_clients_each_waits_for_its_own_batch() {
     let mut w = lasting();
