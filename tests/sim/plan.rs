@@ -66,6 +66,10 @@ pub(crate) const TRANSPARENT: u64 = 20_000;
 /// four worlds.
 pub(crate) const LASTING: u64 = 30_000;
 
+/// Seeds from here on are for long runs: a million worlds as from [`SLEEPLESS`] on, a million as from [`TRANSPARENT`] on, a
+/// million as from [`LASTING`] on.
+const LONG: u64 = 1_000_000;
+
 /// Where forwarders stand: two on one host, one on another.
 pub(crate) const FORWARDERS: [([u8; 4], u16); 3] =
     [([10, 0, 0, 1], 9000), ([10, 0, 0, 1], 9001), ([10, 0, 0, 7], 9000)];
@@ -148,7 +152,12 @@ impl Plan {
                 _ => (Protocol::V311, false),
             };
         }
-        match seed {
+        let kind = if seed < LONG {
+            seed
+        } else {
+            [SLEEPLESS, TRANSPARENT, LASTING][(seed / LONG - 1) as usize % 3]
+        };
+        match kind {
             ..TRANSPARENT => {}
             TRANSPARENT..LASTING => plan.add_links(rng),
             LASTING.. => {

@@ -205,6 +205,8 @@ impl Sensor {
             Some(_) if !self.asked.is_empty() => {
                 Some(format!("s{who} waits for {} answers", self.asked.len()))
             }
+            // What it asks for again by itself may have been refused for the moment.
+            Some(node) if !node.is_subscribed() => Some(format!("s{who} has yet to subscribe again")),
             Some(_) => None,
         }
     }

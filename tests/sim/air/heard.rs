@@ -417,7 +417,7 @@ impl Air {
                 if qos == Qos::ExactlyOnce {
                     session.resumable.push((ack.msg_id, no, qos, retain, None));
                 }
-                session.repairing = Some(no);
+                session.repairing.insert(no);
                 if let TopicRef::Normal(id) = topic {
                     session.known.remove(&id);
                 }

@@ -293,7 +293,7 @@ impl Air {
         Law::Retransmission.check(named.is_none_or(|named| named == topic), || {
             format!("m{no} is sent again to s{who} on {topic:?} and was on {named:?}")
         })?;
-        let repaired = session.repairing == Some(no);
+        let repaired = session.repairing.contains(&no);
         if !repeated && !resumed {
             self.check_new(who, publish, no, ledger)?;
         }
@@ -311,7 +311,7 @@ impl Air {
             || session.inherited
             || session.under_way.take() == Some(entry.topic.clone());
         Law::DownlinkWanted.check(wanted, || format!("s{who} is sent m{no} and does not want it"))?;
-        if session.repairing == Some(no) {
+        if session.repairing.contains(&no) {
             return Ok(());
         }
         if retain && !session.dedicated {
@@ -347,7 +347,7 @@ impl Air {
     ) -> Checked {
         let &Publish { dup, qos, retain, topic, msg_id, .. } = publish;
         let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
-        session.repairing = None;
+        session.repairing.remove(&no);
         session.under_way = None;
         if qos == Qos::AtMostOnce {
             self.settled(who, no, retain);

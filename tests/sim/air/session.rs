@@ -80,8 +80,8 @@ pub(crate) struct Session {
     pub(super) overtaking: bool,
     /// What was open when the connection ended: it may go on, and its topic is named as it was, unless the client refused that.
     pub(super) resumable: Vec<(u16, No, Qos, bool, Option<TopicRef>)>,
-    /// What the client did not know the topic id of: it is sent once more.
-    pub(super) repairing: Option<No>,
+    /// What the client did not know the topic id of: it is sent once more, after a REGISTER that may take its time.
+    pub(super) repairing: BTreeSet<No>,
     /// What was registered last and may be published though nobody subscribes any more.
     pub(super) under_way: Option<TopicName>,
     /// Messages for the client, in order.
@@ -194,7 +194,7 @@ impl Session {
             silent: false,
             overtaking: false,
             resumable: Vec::new(),
-            repairing: None,
+            repairing: BTreeSet::new(),
             under_way: None,
             queue: VecDeque::new(),
             owed: 0,
@@ -246,7 +246,7 @@ impl Session {
         let at = self.resumable.iter().position(|(id, _, at, ..)| (*id, *at) == (msg_id, qos))?;
         let (_, no, _, retain, _) = self.resumable.remove(at);
         self.exchange.take_if(|open| matches!(open.kind, Kind::Register(..)));
-        self.repairing = None;
+        self.repairing.remove(&no);
         Some((no, retain))
     }
 
