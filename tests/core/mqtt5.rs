@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mqtt_sn_gateway::gateway::io::{Endpoint, Input, LinkCommand, LinkEvent, LinkFailure, Protocol};
-use mqtt_sn_gateway::wire::{MsgIdOnly, Packet, Qos, ReturnCode, SubAck, TopicAck, TopicRef, decode};
+use mqtt_sn_gateway::wire::{
+    Disconnect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, ReturnCode, SubAck, TopicAck, TopicRef,
+    Unsubscribe, decode,
+};
 
 use crate::limits::Log;
 use crate::world::*;
@@ -355,4 +358,28 @@ fn a_will_that_the_broker_does_not_take_is_counted_and_holds_up_nothing() {
     w.pass(Duration::from_secs(16));
     assert_eq!(w.broker_takes_octets()[..], [0x30, 8, 0, 1, b'w', 0, b'g', b'o', b'n', b'e']);
     assert_eq!((w.gw.counters().wills_shed, w.gw.counters().clients_lost), (1, 2));
+}
+
+#[test]
+fn a_filter_that_ends_and_begins_anew_takes_nothing_from_one_that_stays() {
+    let mut w = world_5(&[]);
+    w.active(A, "n1");
+    w.send(A, subscribe(2, "s/1", Qos::AtLeastOnce));
+    w.broker_takes_octets();
+    w.broker_octets(Bytes::from_static(&[0x90, 4, 0, 1, 0, 1]));
+    let Packet::SubAck(SubAck { topic_id, .. }) = decode(&w.next(A)).unwrap().packet else {
+        panic!("SUBACK")
+    };
+    w.send(A, subscribe(3, "s/#", Qos::ExactlyOnce));
+    w.send(A, Packet::Unsubscribe(Unsubscribe { msg_id: 4, topic: FilterRef::Name(b"s/#") }));
+    w.expect(A, Packet::UnsubAck(MsgIdOnly { msg_id: 4 }));
+    w.send(A, subscribe(5, "s/#", Qos::ExactlyOnce));
+    // The broker has answered the first two of the three, and sends what it took in between.
+    w.broker_octets(Bytes::from_static(&[0x90, 4, 0, 2, 0, 2]));
+    w.broker_octets(Bytes::from_static(&[0xB0, 4, 0, 3, 0, 0]));
+    let publish = [0x32, 12, 0, 3, b's', b'/', b'1', 0, 9, 2, 0x0B, 1, b'o', b'n'];
+    w.broker_octets(Bytes::copy_from_slice(&publish));
+    w.broker_octets(Bytes::from_static(&[0x90, 4, 0, 4, 0, 2]));
+    w.next(A);
+    w.expect_publish(A, TopicRef::Normal(topic_id), Qos::AtLeastOnce, false, "on");
 }

@@ -167,6 +167,7 @@ once_broken! {
     seed_20968_an_id_that_a_pending_request_held_was_taken_back: 20968;
     seed_21679_a_repetition_named_its_topic_in_another_way_and_was_taken_for_new: 21679;
     seed_22071_a_connect_in_the_other_mode_left_one_that_waited: 22071;
+    seed_13349_a_filter_that_ended_and_began_anew_hid_one_that_stayed: 13349;
     seed_16842_a_probe_was_expected_by_who_had_yet_to_subscribe_again: 16842;
     seed_17879_what_was_refused_for_its_topic_id_came_again_behind_qos_0: 17879;
     seed_10023_three_subscription_identifiers_broke_the_connection: 10023;

@@ -119,8 +119,10 @@ struct Subscribers {
     /// Under which the broker sends what the filter matches, where it knows such a thing (MQTT 5 §3.8.2.1.2): how copies
     /// for overlapping filters are told apart.
     id: Option<SubscriptionId>,
-    /// The broker said that it has the filter.
+    /// The broker said that it has the filter, and has not said since that it has it no more.
     granted: bool,
+    /// The SUBSCRIBE to which it last said so.
+    granted_to: Option<Token>,
     /// SUBSCRIBEs for it that the broker has not answered. The connection repeats them by itself.
     asked: usize,
     /// The broker refused one that was a repetition. It may have taken the first, and not have told us.
@@ -145,6 +147,14 @@ impl Subscribers {
     fn qos(&self) -> Option<QoS> {
         let highest = self.clients.values().map(|claim| claim.qos).reduce(higher)?;
         Some(self.told.map_or(highest, |told| higher(highest, told)))
+    }
+
+    /// The broker answered for the filter on this lane: it granted it to this SUBSCRIBE, or did not.
+    fn answered(&mut self, lane: usize, granted: Option<Token>) {
+        if granted.is_some() && self.lane == lane {
+            self.granted = true;
+            self.granted_to = self.granted_to.max(granted);
+        }
     }
 
     /// Whether the broker has the filter at QoS 0, and this is more.
@@ -544,14 +554,7 @@ impl Aggregate {
                 let copy = Copy { lane, subscriptions: &subscriptions, delivery, expires };
                 updates.extend(self.handle_message(message, copy, pool, cx));
             }
-            Event::Unsubscribed(token) => {
-                let lane = &mut self.lanes[lane];
-                if let Some(Purpose::Unsubscribe(filters)) = lane.purposes.remove(&token) {
-                    let number = lane.number;
-                    self.changed.extend(filters.into_iter().map(|filter| (number, filter)));
-                }
-                self.vacated = true;
-            }
+            Event::Unsubscribed(token) => self.handle_unsubscribed(lane, token),
             Event::Reconnect | Event::Refused(_) | Event::Purged => {}
         }
     }
@@ -822,7 +825,7 @@ impl Aggregate {
                 let mut current = true;
                 if let Some(subscribers) = self.filters.get_mut(&filter) {
                     subscribers.asked = subscribers.asked.saturating_sub(1);
-                    subscribers.granted |= result.is_ok() && subscribers.lane == lane;
+                    subscribers.answered(lane, result.ok().map(|_| token));
                     if result.is_err() {
                         subscribers.told = None;
                         subscribers.left |= repeated && subscribers.lane == lane;
@@ -862,7 +865,7 @@ impl Aggregate {
             }
             Some(Purpose::Reissue(filters)) => {
                 for (filter, result) in filters.iter().zip(results) {
-                    self.handle_reissued(lane, cx.now, filter, result.is_ok());
+                    self.handle_reissued(lane, cx.now, filter, result.ok().map(|_| token));
                     self.note(lane, filter);
                     if result.is_ok() {
                         self.take_back_unwanted(lane, filter);
@@ -879,11 +882,25 @@ impl Aggregate {
         None
     }
 
+    /// What was granted before is at an end. What was asked for since may have its answer yet to come.
+    fn handle_unsubscribed(&mut self, lane: usize, token: Token) {
+        if let Some(Purpose::Unsubscribe(filters)) = self.lanes[lane].purposes.remove(&token) {
+            for filter in filters {
+                let found = self.filters.get_mut(&filter).filter(|found| found.lane == lane);
+                if let Some(subscribers) = found {
+                    subscribers.granted &= subscribers.granted_to > Some(token);
+                }
+                self.note(lane, &filter);
+            }
+        }
+        self.vacated = true;
+    }
+
     /// Who subscribed while the broker was away gets what it has kept from now on.
-    fn handle_reissued(&mut self, lane: usize, now: Instant, filter: &TopicFilter, granted: bool) {
+    fn handle_reissued(&mut self, lane: usize, now: Instant, filter: &TopicFilter, granted: Option<Token>) {
         let Some(subscribers) = self.filters.get_mut(filter) else { return };
         subscribers.asked = subscribers.asked.saturating_sub(1);
-        subscribers.granted |= granted && subscribers.lane == lane;
+        subscribers.answered(lane, granted);
         for (client, claim) in subscribers.clients.iter_mut().filter(|(_, claim)| claim.awaits_retained) {
             claim.awaits_retained = false;
             self.hand_outs.answered(now, *client, filter, claim.qos);
