@@ -351,8 +351,9 @@ impl Session {
             item.offered.get_or_insert(cx.now);
         }
         let msg_id = sent_as.unwrap_or_else(|| self.downlink.next_msg_id());
-        // What the client refused for its topic id is no repetition of what it may have.
-        let refused = matches!(request, Request::Publish { repair: Repair::Tried, .. });
+        // What the client refused for its topic id is no repetition of what it may have, unless a round has passed since.
+        let refused =
+            matches!(&request, Request::Publish { repair: Repair::Tried, item, .. } if item.rounds == 0);
         if !self.send_within_mtu(request.packet(msg_id, sent_as.is_some() && !refused), cx) {
             if let Request::Register { item, .. } | Request::Publish { item, .. } = &request {
                 self.drop_oversize(item, request.packet(msg_id, false), cx);
@@ -546,7 +547,7 @@ impl Session {
             self.registry.unconfirm(id);
         }
         let sent_as = (item.qos == QoS::ExactlyOnce).then_some(msg_id);
-        let item = Item { sent_as, sent_on: None, ..item };
+        let item = Item { sent_as, sent_on: None, rounds: 0, ..item };
         let naming = self.registry.register(&item.message.topic, cx.scope(&self.id));
         self.send_named(item, naming, Repair::Tried, cx);
     }

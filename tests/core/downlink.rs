@@ -397,6 +397,27 @@ fn an_id_the_client_forgot_is_registered_again_once_for_each_message() {
 }
 
 #[test]
+fn a_message_that_is_sent_again_after_its_topic_id_was_refused_has_dup_in_all_rounds() {
+    let mut w = world();
+    w.active(A, "n1");
+    let id = w.subscribed(A, "s/1", QoS::AtLeastOnce);
+    let topic = TopicRef::Normal(id);
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    let first = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+    w.send(A, puback(topic, first, ReturnCode::InvalidTopicId));
+    let (_, register) = w.expect_register(A, "s/1");
+    w.send(A, regack(id, register, ReturnCode::Accepted));
+    w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+    // A round and the beginning of the next one.
+    for _ in 0..5 {
+        w.send(A, pingreq());
+        w.expect(A, Packet::PingResp);
+        w.pass(RETRY);
+        w.expect_publish(A, topic, Qos::AtLeastOnce, true, "on");
+    }
+}
+
+#[test]
 fn a_congested_client_is_left_alone_for_t_wait() {
     let mut w = world();
     let topic = w.subscriber(A, connect_with("n1", false, true, 0), "s/1", QoS::AtLeastOnce);

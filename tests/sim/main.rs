@@ -170,6 +170,7 @@ once_broken! {
     seed_13349_a_filter_that_ended_and_began_anew_hid_one_that_stayed: 13349;
     seed_16842_a_probe_was_expected_by_who_had_yet_to_subscribe_again: 16842;
     seed_17879_what_was_refused_for_its_topic_id_came_again_behind_qos_0: 17879;
+    seed_1000708_a_message_sent_again_after_a_refusal_had_no_dup_in_its_second_round: 1000708;
     seed_10023_three_subscription_identifiers_broke_the_connection: 10023;
 }
 
