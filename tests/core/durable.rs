@@ -568,7 +568,7 @@ fn a_store_with_too_much_to_write_takes_nothing_new_until_it_has_caught_up() {
     // Who sleeps is served; the broker is told when that is durable.
     w.broker_publishes(5, "s/1", "x", QoS::AtLeastOnce);
     w.broker_quiet();
-    w.send(B, Packet::PingReq(PingReq { client_id: b"n2" }));
+    w.send(B, pingreq_of("n2"));
     let msg_id = w.expect_publish(B, topic, Qos::AtLeastOnce, false, "x");
     w.send(B, puback(topic, msg_id, ReturnCode::Accepted));
     w.expect(B, Packet::PingResp);

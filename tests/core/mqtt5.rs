@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mqtt_sn_gateway::gateway::io::{Endpoint, Input, LinkCommand, LinkEvent, LinkFailure, Protocol};
 use mqtt_sn_gateway::wire::{
-    Disconnect, FilterRef, MsgIdOnly, Packet, PingReq, Qos, ReturnCode, SubAck, TopicAck, TopicRef,
+    FilterRef, MsgIdOnly, Packet, Qos, ReturnCode, SubAck, TopicAck, TopicRef,
     Unsubscribe, decode,
 };
 
