@@ -379,17 +379,21 @@ fn qos_2_to_the_client_takes_four_steps_and_repeats_only_the_open_one() {
     w.quiet();
 }
 
-#[test]
-fn an_id_the_client_forgot_is_registered_again_once_for_each_message() {
-    let mut w = world();
-    w.active(A, "n1");
-    let id = w.subscribed(A, "s/1", QoS::AtLeastOnce);
-    let topic = TopicRef::Normal(id);
+/// A client that refused `on` for its topic id, and has been told the id again.
+#[track_caller]
+fn relearnt(w: &mut World) -> TopicRef {
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
     let first = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
     w.send(A, puback(topic, first, ReturnCode::InvalidTopicId));
-    let again = w.learns(A, "s/1");
-    assert_eq!(again, id);
+    assert_eq!(TopicRef::Normal(w.learns(A, "s/1")), topic);
+    topic
+}
+
+#[test]
+fn an_id_the_client_forgot_is_registered_again_once_for_each_message() {
+    let mut w = world();
+    let topic = relearnt(&mut w);
     let second = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
     w.send(A, puback(topic, second, ReturnCode::InvalidTopicId));
     w.broker_gets_puback(5);
@@ -399,19 +403,11 @@ fn an_id_the_client_forgot_is_registered_again_once_for_each_message() {
 #[test]
 fn a_message_that_is_sent_again_after_its_topic_id_was_refused_has_dup_in_all_rounds() {
     let mut w = world();
-    w.active(A, "n1");
-    let id = w.subscribed(A, "s/1", QoS::AtLeastOnce);
-    let topic = TopicRef::Normal(id);
-    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
-    let first = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
-    w.send(A, puback(topic, first, ReturnCode::InvalidTopicId));
-    let (_, register) = w.expect_register(A, "s/1");
-    w.send(A, regack(id, register, ReturnCode::Accepted));
+    let topic = relearnt(&mut w);
     w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
     // A round and the beginning of the next one.
     for _ in 0..5 {
-        w.send(A, pingreq());
-        w.expect(A, Packet::PingResp);
+        w.pings(A);
         w.pass(RETRY);
         w.expect_publish(A, topic, Qos::AtLeastOnce, true, "on");
     }

@@ -83,6 +83,21 @@ fn kept_for_slow_broker(w: &mut World, msg_id: u16, qos: Qos, data: &str) {
     w.expect(A, answer);
 }
 
+/// The broker has said PUBREC for `a` of the client at A and is slow to answer PUBREL, so that the client is told that all is
+/// well. Returns the packet id.
+#[track_caller]
+fn taken_over_by_slow_broker(w: &mut World) -> u16 {
+    w.send(A, publish(T, Qos::ExactlyOnce, 1, "a"));
+    let pkid = w.broker_gets("tt", "a", QoS::ExactlyOnce);
+    w.broker_pubrecs(pkid);
+    w.expect(A, pubrec(1));
+    w.send(A, pubrel(1));
+    w.pass(Duration::from_secs(8));
+    w.expect(A, pubcomp(1));
+    w.broker_gets_pubrel(pkid);
+    pkid
+}
+
 /// The client publishes and is told that all is well.
 #[track_caller]
 fn publishes(w: &mut World, at: At, msg_id: u16, qos: Qos, data: &str) {
@@ -489,7 +504,7 @@ fn messages_of_a_client_leave_in_order_where_too_many_of_qos_2_are_under_way() {
     arrives(&mut w, "of another", QoS::AtLeastOnce);
     acknowledged(&mut w, B, 1);
     let pkid = taken.remove(0);
-    w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
+    w.broker_pubrecs(pkid);
     releases(&mut w, pkid);
     w.broker_gets("tt", "second", QoS::ExactlyOnce);
     w.broker_gets("tt", "third", QoS::AtLeastOnce);
@@ -555,28 +570,19 @@ fn a_broker_that_has_lost_its_session_gets_what_was_under_way_as_new() {
     }
 }
 
-// Links of clients' own.
-
 /// A broker that publishes at PUBREL only has lost the message with its session, and the client was told that all is well.
 #[test]
 fn a_message_that_the_broker_had_taken_over_comes_again_when_its_session_is_lost() {
     for crashes in [false, true] {
         let mut w = lasting();
         active(&mut w, A, "n1");
-        w.send(A, publish(T, Qos::ExactlyOnce, 1, "a"));
-        let pkid = w.broker_gets("tt", "a", QoS::ExactlyOnce);
-        w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
-        w.expect(A, pubrec(1));
-        w.send(A, pubrel(1));
-        w.pass(Duration::from_secs(8));
-        w.expect(A, pubcomp(1));
-        assert_eq!(w.broker_next(), v4::Packet::PubRel(v4::PubRel { pkid }));
+        let pkid = taken_over_by_slow_broker(&mut w);
         w.broker_down();
         if crashes {
             w.crash();
         }
         back(&mut w, true);
-        assert_eq!(w.broker_next(), v4::Packet::PubRel(v4::PubRel { pkid }));
+        w.broker_gets_pubrel(pkid);
         w.broker_down();
         if crashes {
             w.crash();
@@ -588,25 +594,19 @@ fn a_message_that_the_broker_had_taken_over_comes_again_when_its_session_is_lost
     }
 }
 
+// Links of clients' own.
+
 /// With its link down nobody knows whether the broker has heard PUBREL, and it will not hear it any more.
 #[test]
 fn a_message_that_the_broker_had_taken_over_goes_by_the_gateways_own_link_if_the_clients_is_down() {
     for is_up in [true, false] {
         let mut w = transparent();
         served(&mut w, A, "n1", true);
-        w.send(A, publish(T, Qos::ExactlyOnce, 1, "a"));
-        let pkid = w.broker_gets("tt", "a", QoS::ExactlyOnce);
-        w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid }));
-        w.expect(A, pubrec(1));
-        w.send(A, pubrel(1));
-        w.pass(Duration::from_secs(8));
-        w.expect(A, pubcomp(1));
-        assert_eq!(w.broker_next(), v4::Packet::PubRel(v4::PubRel { pkid }));
+        taken_over_by_slow_broker(&mut w);
         if !is_up {
             w.broker_down();
         }
-        w.send(A, disconnect());
-        w.expect(A, disconnect());
+        w.takes_leave(A);
         w.on_link_of(None);
         if !is_up {
             arrives(&mut w, "a", QoS::ExactlyOnce);
