@@ -289,7 +289,7 @@ fn every_section_that_is_cited_exists() {
             let section: String =
                 text[at + mark.len()..].chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
             let section = section.trim_end_matches('.');
-            let before = text[..at].trim_end_matches([' ', '\n', '/']);
+            let before = text[..at].trim_end_matches([' ', '\n', '/', '!']);
             // A list such as "MQTT 3.1.1 §4.7, §4.8" names its document once.
             let line = &before[before.rfind('\n').map_or(0, |at| at + 1)..];
             let real = if before.ends_with("MQTT 5") {
