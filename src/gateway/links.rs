@@ -296,14 +296,14 @@ impl Links {
     /// A QoS 2 message of the broker is taken care of from the batch on that is being made.
     pub(super) fn take_over(&mut self, delivery: Delivery, journal: &mut Journal) {
         let Delivery { link, id } = delivery;
-        let packet = self.pool.connection(link).and_then(|connection| connection.packet_of(id));
-        let Some(packet) = packet else { return };
+        let received = self.pool.connection(link).and_then(|connection| connection.received(id));
+        let Some(received) = received else { return };
         let row = match (self.aggregate.number(link), self.dedicated.id(link)) {
-            (Some(number), _) => Row::Received(number, packet),
-            (None, Some(client)) => Row::ClientReceived(client.clone(), packet),
+            (Some(number), _) => Row::Received(number, received),
+            (None, Some(client)) => Row::ClientReceived(client.clone(), received),
             (None, None) => return,
         };
-        if self.received.insert((link, packet)) {
+        if self.received.insert((link, received.packet)) {
             journal.insert_in_time(row);
         }
     }

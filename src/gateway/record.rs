@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::io::{Address, Mode, WirelessNodeId};
-use crate::mqtt::{Message, QoS};
+use crate::mqtt::{Message, QoS, Received};
 use crate::topic::{ClientId, TopicFilter, TopicName};
 use crate::wire::TopicRef;
 
@@ -90,9 +90,9 @@ pub enum Row {
     Gateway(GatewayRow),
     /// A message that waits for clients; there is a [`Row::Waiting`] for each.
     Message(MessageId, Message),
-    /// Under this packet id the broker has sent a QoS 2 message to the gateway, which is taken care of (MQTT 3.1.1 §4.3.3).
+    /// Under its packet id the broker has sent a QoS 2 message to the gateway, which is taken care of (MQTT 3.1.1 §4.3.3).
     /// Before it the number of the link: 1 is the gateway's own, the others are for filters that overlap.
-    Received(u16, u16),
+    Received(u16, Received),
     /// On the link of this number the broker has this filter, or may have.
     Filter(u16, TopicFilter, FilterRow),
     /// A session.
@@ -113,7 +113,7 @@ pub enum Row {
     /// are counted over all clients.
     Uplink(ClientId, u64, UplinkRow),
     /// As [`Row::Received`], on the client's own link.
-    ClientReceived(ClientId, u16),
+    ClientReceived(ClientId, Received),
 }
 
 /// The gateway itself.
@@ -277,7 +277,7 @@ impl Row {
         match self {
             Self::Gateway(_) => Key::Gateway,
             Self::Message(id, _) => Key::Message(*id),
-            Self::Received(link, packet) => Key::Received(*link, *packet),
+            Self::Received(link, received) => Key::Received(*link, received.packet),
             Self::Filter(link, filter, _) => Key::Filter(*link, filter.clone()),
             Self::Session(id, _) => client(id, ClientKey::Session),
             Self::Will(id, _) => client(id, ClientKey::Will),
@@ -287,7 +287,7 @@ impl Row {
             Self::Releasing(id, msg_id) => client(id, ClientKey::Releasing(*msg_id)),
             Self::Exchange(id, msg_id, _) => client(id, ClientKey::Exchange(*msg_id)),
             Self::Uplink(id, number, _) => client(id, ClientKey::Uplink(*number)),
-            Self::ClientReceived(id, packet) => client(id, ClientKey::Received(*packet)),
+            Self::ClientReceived(id, received) => client(id, ClientKey::Received(received.packet)),
         }
     }
 }

@@ -18,7 +18,7 @@ use super::record::{
 };
 use super::session::{Session, State, Subscription, Will, WillTopic};
 use super::timer::{ClientTimer, Timer};
-use crate::mqtt::Message;
+use crate::mqtt::{Message, Received};
 use crate::topic::{ClientId, TopicFilter, TopicName};
 use crate::wire::TopicRef;
 
@@ -250,11 +250,11 @@ impl Gateway {
         rest.parts.into_iter().for_each(|part| self.restore_part(part));
         self.restore_own_links();
         let mut received: Vec<_> =
-            rest.received.into_iter().map(|(link, packet)| (Ok(link), packet)).collect();
-        for (id, packet) in rest.client_received {
+            rest.received.into_iter().map(|(link, received)| (Ok(link), received)).collect();
+        for (id, one) in rest.client_received {
             match self.clients.key(&id) {
-                Some(key) => received.push((Err(key), packet)),
-                None => self.leave_out(Key::Client(id, ClientKey::Received(packet))),
+                Some(key) => received.push((Err(key), one)),
+                None => self.leave_out(Key::Client(id, ClientKey::Received(one.packet))),
             }
         }
         rest.uplinks.sort_unstable_by_key(|(number, ..)| *number);
@@ -438,8 +438,8 @@ struct Rest {
     client_id: Option<String>,
     messages: BTreeMap<MessageId, (Arc<Message>, usize)>,
     filters: Vec<(u16, TopicFilter, FilterRow)>,
-    received: Vec<(u16, u16)>,
-    client_received: Vec<(ClientId, u16)>,
+    received: Vec<(u16, Received)>,
+    client_received: Vec<(ClientId, Received)>,
     uplinks: Vec<(u64, ClientId, UplinkRow)>,
     exchanges: Vec<(ClientId, u16, ExchangeRow)>,
     waiting: Vec<(u64, ClientId, WaitingRow)>,
@@ -454,8 +454,8 @@ impl Rest {
                 self.messages.insert(id, (Arc::new(message), 0));
             }
             Row::Filter(number, filter, row) => self.filters.push((number, filter, row)),
-            Row::Received(number, packet) => self.received.push((number, packet)),
-            Row::ClientReceived(id, packet) => self.client_received.push((id, packet)),
+            Row::Received(number, received) => self.received.push((number, received)),
+            Row::ClientReceived(id, received) => self.client_received.push((id, received)),
             Row::Uplink(id, number, row) => self.uplinks.push((number, id, row)),
             Row::Exchange(id, msg_id, row) => self.exchanges.push((id, msg_id, row)),
             Row::Waiting(id, number, row) => self.waiting.push((number, id, row)),

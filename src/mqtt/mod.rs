@@ -67,7 +67,6 @@
 //! taken for an old one if the connection ended when it had been sent and none had arrived.
 
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -100,7 +99,7 @@ pub use self::options::{
     BUFFER, Credentials, Options, PACKET_LEN_MAX, PING_TIMEOUT_MIN, Protocol, QUEUE, QUEUE_OCTETS,
     REQUESTS_MAX, Session, WINDOW, WINDOW_EXACTLY_ONCE, WINDOW_MAX,
 };
-pub use self::trace::{Restored, RestoredPublish, Trace};
+pub use self::trace::{Received, Restored, RestoredPublish, Trace};
 
 /// One MQTT connection to a broker.
 ///
@@ -308,6 +307,7 @@ impl Connection {
                 *ping_deadline = now.checked_add(patience);
                 self.counters.pings += 1;
                 Codec::pingreq(&mut self.output);
+                self.inbound.asked();
                 return Ok(());
             }
             State::Up { .. } => Failure::NoPingResp,
@@ -562,10 +562,10 @@ impl Connection {
         self.outbound.room(&self.options)
     }
 
-    /// The packet id of a QoS 2 message of the broker, for the owner to store, before it settles, that it is taken care of.
+    /// What the owner stores of a QoS 2 message of the broker, before it settles it, to know it again.
     /// `None` for QoS 1 and for what is not open any more: there is nothing to store.
-    pub fn packet_of(&self, delivery: DeliveryId) -> Option<u16> {
-        self.inbound.packet_of(delivery)
+    pub fn received(&self, delivery: DeliveryId) -> Option<Received> {
+        self.inbound.received(delivery)
     }
 
     /// SUBSCRIBEs and UNSUBSCRIBEs that are taken before [`Full::Requests`].
@@ -673,7 +673,10 @@ impl Connection {
             }
             Packet::PingResp => {
                 let State::Up { ping_deadline, .. } = &mut self.state else { return Ok(()) };
-                self.counters.strays += u64::from(ping_deadline.take().is_none());
+                match ping_deadline.take() {
+                    Some(_) => self.inbound.answered(&mut self.traces),
+                    None => self.counters.strays += 1,
+                }
             }
             Packet::Disconnect(code) => return Err(Failure::Disconnected(code)),
         }
@@ -765,7 +768,7 @@ impl Connection {
     }
 
     /// The delivery that a PUBLISH of QoS 1 or 2 begins, unless it repeats one.
-    fn arrive(&mut self, id: u16, qos: QoS, dup: bool, digest: u64) -> Option<DeliveryId> {
+    fn arrive(&mut self, id: u16, qos: QoS, dup: bool, digest: u32) -> Option<DeliveryId> {
         let arrival = self.inbound.arrive(id, qos, dup, digest, &mut self.traces);
         if let Arrival::New(delivery) = arrival {
             return Some(delivery);
@@ -875,11 +878,11 @@ impl Connection {
     }
 }
 
-/// What tells one message from another under the same packet id.
-fn digest(message: &Message) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (&message.topic, &message.payload).hash(&mut hasher);
-    hasher.finish()
+/// What tells one message from another under the same packet id: FNV-1a of topic and payload. It is stored and stays as it is.
+fn digest(message: &Message) -> u32 {
+    // No topic has the octet between them (MQTT 3.1.1 §1.5.3).
+    let octets = message.topic.as_str().bytes().chain([0]).chain(message.payload.iter().copied());
+    octets.fold(0x811C_9DC5, |digest, octet| (digest ^ u32::from(octet)).wrapping_mul(0x0100_0193))
 }
 
 /// Whether the broker takes a packet; else its id, and why not.

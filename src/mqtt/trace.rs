@@ -22,8 +22,8 @@ pub enum Trace {
         /// completed, was refused or given up.
         waits: bool,
     },
-    /// The broker has let go of a QoS 2 message of its own: by PUBREL, and PUBCOMP leaves with the next output; or it turns
-    /// out to have lost it with a session, which was in doubt.
+    /// The broker has let go of a QoS 2 message of its own, and will not come back to it: it has PUBCOMP, or uses the packet id
+    /// for something else, or it turns out to have lost it with a session, which was in doubt.
     Forgot(u16),
     /// The broker has lost the session, or never had one: of all its QoS 2 messages nothing is known any more.
     ForgotAll,
@@ -34,8 +34,17 @@ pub enum Trace {
 pub struct Restored {
     /// QoS 1 and 2 publishes that are not finished, in their order.
     pub publishes: Vec<RestoredPublish>,
-    /// Packet ids of QoS 2 messages of the broker that are taken care of: PUBREC is the answer to a repetition.
-    pub received: Vec<u16>,
+    /// QoS 2 messages of the broker that are taken care of: PUBREC is the answer to a repetition.
+    pub received: Vec<Received>,
+}
+
+/// A QoS 2 message of the broker that is taken care of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Received {
+    /// Its packet id.
+    pub packet: u16,
+    /// Tells it from another message under the same packet id.
+    pub digest: u32,
 }
 
 /// A publish that is not finished.

@@ -28,7 +28,7 @@ use crate::gateway::record::{
     ClientKey, ExchangeRow, ExchangeState, FilterRow, GatewayRow, Key, MessageId, PeerRow, Row, SessionRow,
     Standing, SubscriptionRow, TopicRow, TopicStanding, UplinkRow, WaitingRow, WillRow,
 };
-use crate::mqtt::{Message, QoS};
+use crate::mqtt::{Message, QoS, Received};
 use crate::topic::{ClientId, NameError, TopicFilter, TopicName};
 use crate::wire::TopicRef;
 
@@ -228,7 +228,10 @@ pub(super) fn encode_row(key: &[u8], row: &Row) -> Result<Vec<u8>, postcard::Err
     let mut octets = match row {
         Row::Gateway(GatewayRow { client_id }) => postcard::to_extend(&StoredGateway { client_id }, octets),
         Row::Message(_, message) => postcard::to_extend(&StoredMessage::from(message), octets),
-        Row::Received(..) | Row::Releasing(..) | Row::ClientReceived(..) => Ok(octets),
+        Row::Received(_, received) | Row::ClientReceived(_, received) => {
+            postcard::to_extend(&StoredReceived { digest: received.digest }, octets)
+        }
+        Row::Releasing(..) => Ok(octets),
         Row::Filter(_, _, row) => postcard::to_extend(&StoredFilter::from(row), octets),
         Row::Session(_, row) => postcard::to_extend(&StoredSession::from(row), octets),
         Row::Will(_, row) => postcard::to_extend(&StoredWill::from(row), octets),
@@ -283,7 +286,10 @@ fn decode_fields(key: Key, octets: &[u8]) -> Result<Row, Nonsense> {
             return Ok(Row::Gateway(GatewayRow { client_id: client_id.to_owned() }));
         }
         Key::Message(id) => return Ok(Row::Message(id, fields::<StoredMessage>(octets)?.try_into()?)),
-        Key::Received(link, packet) => return nothing(octets).map(|()| Row::Received(link, packet)),
+        Key::Received(link, packet) => {
+            let StoredReceived { digest } = fields(octets)?;
+            return Ok(Row::Received(link, Received { packet, digest }));
+        }
         Key::Filter(link, filter) => {
             return Ok(Row::Filter(link, filter, fields::<StoredFilter>(octets)?.into()));
         }
@@ -300,7 +306,10 @@ fn decode_fields(key: Key, octets: &[u8]) -> Result<Row, Nonsense> {
         ClientKey::Releasing(msg_id) => nothing(octets).map(|()| Row::Releasing(id, msg_id))?,
         ClientKey::Exchange(msg_id) => Row::Exchange(id, msg_id, fields::<StoredExchange>(octets)?.into()),
         ClientKey::Uplink(number) => Row::Uplink(id, number, fields::<StoredUplink>(octets)?.try_into()?),
-        ClientKey::Received(packet) => nothing(octets).map(|()| Row::ClientReceived(id, packet))?,
+        ClientKey::Received(packet) => {
+            let StoredReceived { digest } = fields(octets)?;
+            Row::ClientReceived(id, Received { packet, digest })
+        }
     })
 }
 
@@ -334,6 +343,11 @@ fn nothing(octets: &[u8]) -> Result<(), Nonsense> {
 }
 
 // What is stored, version 1, in the order of `record.rs`. The order of fields and of variants is the format.
+
+#[derive(Serialize, Deserialize)]
+struct StoredReceived {
+    digest: u32,
+}
 
 #[derive(Serialize, Deserialize)]
 struct StoredGateway<'a> {

@@ -10,7 +10,8 @@ use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
 use mqtt_sn_gateway::broker::{Fault, Limits};
 use mqtt_sn_gateway::mqtt::{
-    Connection, DeliveryId, Event, Message, Options, Protocol, QoS, Restored, RestoredPublish, Token, Trace,
+    Connection, DeliveryId, Event, Message, Options, Protocol, QoS, Received, Restored, RestoredPublish,
+    Token, Trace,
 };
 use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
 use rumqttc::Packet;
@@ -156,7 +157,7 @@ struct Owner {
 #[derive(Debug, Clone, Default, PartialEq)]
 struct State {
     publishes: BTreeMap<u64, Publish>,
-    received: BTreeSet<u16>,
+    received: BTreeMap<u16, Received>,
     inbox: Vec<String>,
     subscribed: bool,
     /// A CONNECT may have left; its answer is not known.
@@ -355,7 +356,8 @@ impl Play {
             Event::Message { message, delivery, .. } => {
                 let delivery = delivery.expect("QoS 2");
                 self.owner.state.inbox.push(String::from_utf8_lossy(&message.payload).into_owned());
-                self.owner.state.received.extend(self.world.clients[OWNER].connection.packet_of(delivery));
+                let received = self.world.clients[OWNER].connection.received(delivery);
+                self.owner.state.received.extend(received.map(|received| (received.packet, received)));
                 self.owner.unsettled.push(delivery);
             }
             other => panic!("{other:?}"),
@@ -420,16 +422,13 @@ impl Play {
                     assert!(sent(publish.pkid), "{publish:?} before {state:?}");
                 }
                 Packet::PubRec(ack) => {
-                    assert!(state.received.contains(&ack.pkid), "{ack:?} before {state:?}");
+                    assert!(state.received.contains_key(&ack.pkid), "{ack:?} before {state:?}");
                 }
                 Packet::PubRel(ack) => {
                     // For an id that is used for the first time the broker is told to forget what it may have under it.
                     let first =
                         matches!(packets.get(at + 1), Some(Packet::Publish(next)) if next.pkid == ack.pkid);
                     assert!(first || !sent(ack.pkid), "{ack:?} before {state:?}");
-                }
-                Packet::PubComp(ack) => {
-                    assert!(!state.received.contains(&ack.pkid), "{ack:?} before {state:?}");
                 }
                 _ => {}
             }
@@ -457,7 +456,7 @@ impl Play {
         for (sum, restored) in self.figures.restored.iter_mut().zip([sent, released, state.received.len()]) {
             *sum += restored;
         }
-        let restored = Restored { publishes, received: state.received.iter().copied().collect() };
+        let restored = Restored { publishes, received: state.received.values().copied().collect() };
         let (mut connection, tokens) = Connection::restore(self.options.clone(), restored);
         if state.asking {
             self.figures.doubted += 1;
@@ -551,12 +550,11 @@ impl Play {
     }
 
     fn is_quiet(&self) -> bool {
-        let State { publishes, received, subscribed, asking, .. } = &self.durable.1;
+        let State { publishes, subscribed, asking, .. } = &self.durable.1;
         let session = self.world.broker.session("o");
         self.committing.is_empty()
             && self.owner.held.is_none()
             && publishes.is_empty()
-            && received.is_empty()
             && (*subscribed, *asking) == (true, false)
             && self.world.clients[OWNER].connection.is_connected()
             && session.is_some_and(|s| {

@@ -181,18 +181,16 @@ pub(crate) fn client(key: &Key) -> Option<Who> {
 /// Whether a row is there only as long as something is under way.
 pub(crate) fn is_passing(row: &Row) -> bool {
     match row.key() {
-        Key::Gateway | Key::Filter(..) => false,
-        Key::Message(_) | Key::Received(..) => true,
+        Key::Gateway | Key::Filter(..) | Key::Received(..) => false,
+        Key::Message(_) => true,
         Key::Client(_, key) => match key {
             ClientKey::Session
             | ClientKey::Will
             | ClientKey::Topic(_)
             | ClientKey::Subscription(_)
-            | ClientKey::Exchange(_) => false,
-            ClientKey::Waiting(_)
-            | ClientKey::Releasing(_)
-            | ClientKey::Uplink(_)
-            | ClientKey::Received(_) => true,
+            | ClientKey::Exchange(_)
+            | ClientKey::Received(_) => false,
+            ClientKey::Waiting(_) | ClientKey::Releasing(_) | ClientKey::Uplink(_) => true,
         },
     }
 }

@@ -12,7 +12,7 @@ use super::{Links, UplinkId};
 use crate::gateway::ClientKey;
 use crate::gateway::journal::Journal;
 use crate::gateway::record::{FilterRow, Key, UplinkRow};
-use crate::mqtt::{QoS, Restored, RestoredPublish};
+use crate::mqtt::{QoS, Received, Restored, RestoredPublish};
 use crate::topic::{ClientId, TopicFilter};
 
 impl Links {
@@ -52,7 +52,7 @@ impl Links {
     pub(in crate::gateway) fn restore_exchanges(
         &mut self,
         uplinks: Vec<(UplinkId, Sender, UplinkRow)>,
-        received: Vec<(Result<u16, ClientKey>, u16)>,
+        received: Vec<(Result<u16, ClientKey>, Received)>,
         same: bool,
         now: Instant,
         journal: &mut Journal,
@@ -64,8 +64,8 @@ impl Links {
             journal.restore_number(id.0);
             self.restore_uplink((id, sender, row), &mut packets, &mut exchanges, now, journal);
         }
-        for (whose, packet) in received {
-            self.restore_received(whose, packet, same, &mut exchanges, journal);
+        for (whose, received) in received {
+            self.restore_received(whose, received, same, &mut exchanges, journal);
         }
         for (link, Exchanges { restored, uplinks }) in exchanges {
             let tokens = self.pool.restore(link, restored);
@@ -114,11 +114,11 @@ impl Links {
         }
     }
 
-    /// A QoS 2 message of the broker that was taken over, under this packet id.
+    /// A QoS 2 message of the broker that was taken over.
     fn restore_received(
         &mut self,
         whose: Result<u16, ClientKey>,
-        packet: u16,
+        received: Received,
         same: bool,
         exchanges: &mut BTreeMap<LinkKey, Exchanges>,
         journal: &mut Journal,
@@ -128,12 +128,12 @@ impl Links {
             Err(client) => self.link_of(Via::Client(client)),
         };
         if let Some(link) = link {
-            self.received.insert((link, packet));
+            self.received.insert((link, received.packet));
             if let Some(exchanges) = exchanges.get_mut(&link) {
-                exchanges.restored.received.push(packet);
+                exchanges.restored.received.push(received);
             }
         } else if let Ok(number) = whose {
-            journal.delete_in_time(Key::Received(number, packet));
+            journal.delete_in_time(Key::Received(number, received.packet));
         }
     }
 

@@ -28,7 +28,7 @@ fn qos_1_and_subscriptions_leave_no_trace() {
     talk.broker(puback(1));
     talk.broker(publish(9, QoS::AtLeastOnce, false));
     let delivery = talk.deliveries()[0];
-    assert_eq!(talk.connection.packet_of(delivery), None);
+    assert_eq!(talk.packet_of(delivery), None);
     talk.connection.settle(delivery);
     talk.traces([]);
     talk.sends(["publish 1 q1 m", "subscribe 2 f:q1", "puback 9"]);
@@ -125,19 +125,21 @@ fn a_lost_session_is_traced_for_every_publish_before_the_ids_it_gets_next() {
 }
 
 #[test]
-fn a_message_of_the_broker_is_forgotten_before_pubcomp_leaves() {
+fn a_message_of_the_broker_is_forgotten_when_the_broker_has_pubcomp() {
     let mut talk = Talk::stored(traced());
     talk.broker(publish(9, QoS::ExactlyOnce, false));
     let delivery = talk.deliveries()[0];
-    assert_eq!(talk.connection.packet_of(delivery), Some(9));
+    assert_eq!(talk.packet_of(delivery), Some(9));
     talk.connection.settle(delivery);
     talk.traces([]);
     talk.sends(["pubrec 9"]);
     talk.broker(Packet::PubRel(PubRel::new(9)));
-    assert_eq!(talk.connection.take_output(talk.now), None);
-    talk.traces([Trace::Forgot(9)]);
+    talk.traces([]);
     talk.sends(["pubcomp 9"]);
-    assert_eq!(talk.connection.packet_of(delivery), None);
+    assert_eq!(talk.packet_of(delivery), None);
+    talk.answers_a_ping();
+    talk.traces([Trace::Forgot(9)]);
+    talk.sends(["pingreq"]);
     // An unknown id has nothing to be forgotten and is answered.
     talk.broker(Packet::PubRel(PubRel::new(9)));
     talk.traces([]);
@@ -150,14 +152,14 @@ fn a_message_that_the_broker_has_let_go_of_unasked_is_not_to_be_stored() {
     talk.broker(publish(9, QoS::ExactlyOnce, false));
     let delivery = talk.deliveries()[0];
     talk.broker(Packet::PubRel(PubRel::new(9)));
-    assert_eq!(talk.connection.packet_of(delivery), None);
+    assert_eq!(talk.packet_of(delivery), None);
     talk.broker(publish(9, QoS::ExactlyOnce, false));
     let again = talk.deliveries()[0];
-    assert_eq!((talk.connection.packet_of(delivery), talk.connection.packet_of(again)), (None, Some(9)));
+    assert_eq!((talk.packet_of(delivery), talk.packet_of(again)), (None, Some(9)));
     talk.traces([Trace::Forgot(9)]);
     talk.connection.handle_closed();
     talk.connect(false);
-    assert_eq!(talk.connection.packet_of(again), None);
+    assert_eq!(talk.packet_of(again), None);
     talk.traces([Trace::ForgotAll]);
 }
 
@@ -249,9 +251,74 @@ fn a_message_that_was_taken_care_of_is_answered_and_not_handed_on_again() {
     for id in [7, 8] {
         talk.broker(Packet::PubRel(PubRel::new(id)));
     }
-    talk.traces([Trace::Forgot(7), Trace::Forgot(8)]);
+    talk.traces([]);
     talk.sends(["pubcomp 7", "pubcomp 8"]);
     assert_eq!((talk.connection.counters().duplicates, talk.connection.counters().strays), (1, 0));
+}
+
+/// Mosquitto 2.0 does so if the connection breaks while it repeats PUBREL.
+#[test]
+fn a_message_is_known_again_after_its_pubrel_until_the_broker_has_shown_that_it_has_pubcomp() {
+    for restarts in [false, true] {
+        let mut talk = Talk::stored(traced());
+        for id in [7, 8] {
+            talk.broker(publish(id, QoS::ExactlyOnce, false));
+        }
+        talk.settle_all();
+        talk.broker(Packet::PubRel(PubRel::new(7)));
+        talk.sends(["pubrec 7", "pubrec 8", "pubcomp 7"]);
+        if restarts {
+            (talk, _) = Talk::restored(vec![], &[7, 8]);
+        } else {
+            talk.connection.handle_closed();
+        }
+        talk.connect(true);
+        for id in [7, 8] {
+            talk.broker(publish(id, QoS::ExactlyOnce, true));
+        }
+        talk.sends(["pubrec 7", "pubrec 8"]);
+        for id in [7, 8] {
+            talk.broker(Packet::PubRel(PubRel::new(id)));
+        }
+        talk.sends(["pubcomp 7", "pubcomp 8"]);
+        talk.traces([]);
+        assert_eq!((talk.deliveries(), talk.connection.counters().strays), (vec![], 0));
+        talk.answers_a_ping();
+        talk.traces([Trace::Forgot(7), Trace::Forgot(8)]);
+        talk.broker(publish(7, QoS::ExactlyOnce, true));
+        assert_eq!(talk.deliveries().len(), 1, "its first copy was lost");
+    }
+}
+
+#[test]
+fn after_pubrel_a_packet_id_is_free_for_another_message_also_one_that_is_lost_once() {
+    for dup in [false, true] {
+        let mut talk = Talk::stored(traced());
+        talk.broker(publish(7, QoS::ExactlyOnce, false));
+        talk.settle_all();
+        talk.broker(Packet::PubRel(PubRel::new(7)));
+        talk.connection.handle_closed();
+        talk.connect(true);
+        let mut other = Publish::new("t", QoS::ExactlyOnce, if dup { "other" } else { "m" });
+        (other.pkid, other.dup) = (7, dup);
+        talk.broker(Packet::Publish(other));
+        talk.traces([Trace::Forgot(7)]);
+        assert_eq!(talk.deliveries().len(), 1);
+    }
+}
+
+#[test]
+fn no_more_than_a_brokers_window_is_known_after_pubrel() {
+    let mut talk = Talk::stored(traced());
+    for id in 1..=70 {
+        talk.broker(publish(id, QoS::ExactlyOnce, false));
+        talk.settle_all();
+        talk.broker(Packet::PubRel(PubRel::new(id)));
+    }
+    talk.traces([1, 2, 3, 4, 5, 6].map(Trace::Forgot));
+    talk.answers_a_ping();
+    talk.broker(Packet::PubRel(PubRel::new(70)));
+    assert_eq!(talk.connection.counters().strays, 1, "the others are forgotten with PINGRESP");
 }
 
 /// The process before may have died between a CONNECT that found no session and what it had to store of that.
@@ -409,6 +476,18 @@ impl Talk {
         talk
     }
 
+    fn packet_of(&self, delivery: DeliveryId) -> Option<u16> {
+        self.connection.received(delivery).map(|received| received.packet)
+    }
+
+    /// The broker shows that it has read what was sent to it.
+    #[track_caller]
+    fn answers_a_ping(&mut self) {
+        self.now = self.connection.poll_timeout().unwrap();
+        self.connection.handle_timeout(self.now).unwrap();
+        self.broker(Packet::PingResp);
+    }
+
     fn restored(publishes: Vec<RestoredPublish>, received: &[u16]) -> (Self, Vec<Token>) {
         Self::restored_with(|_| {}, publishes, received)
     }
@@ -421,7 +500,9 @@ impl Talk {
         let mut options = traced();
         change(&mut options);
         let mut talk = Self::new(options.clone());
-        let restored = Restored { publishes, received: received.to_vec() };
+        let digest = digest(&message(QoS::ExactlyOnce, "m"));
+        let received = received.iter().map(|&packet| Received { packet, digest }).collect();
+        let restored = Restored { publishes, received };
         let (connection, tokens) = Connection::restore(options, restored);
         talk.connection = connection;
         (talk, tokens)

@@ -13,7 +13,7 @@ use crate::gateway::record::{
     ExchangeRow, ExchangeState, FilterRow, GatewayRow, MessageId, PeerRow, Row, SessionRow, Standing,
     SubscriptionRow, TopicRow, TopicStanding, UplinkRow, WaitingRow, WillRow,
 };
-use crate::mqtt::{Message, QoS};
+use crate::mqtt::{Message, QoS, Received};
 use crate::topic::{ClientId, TopicFilter, TopicName};
 use crate::wire::TopicRef;
 
@@ -31,12 +31,12 @@ pub(super) fn row() -> BoxedStrategy<Row> {
         (id(), any::<u16>()).prop_map(|(id, msg_id)| Row::Releasing(id, msg_id)),
         (id(), any::<u16>(), exchange()).prop_map(|(id, msg_id, row)| Row::Exchange(id, msg_id, row)),
         (id(), any::<u64>(), uplink()).prop_map(|(id, number, row)| Row::Uplink(id, number, row)),
-        (id(), any::<u16>()).prop_map(|(id, packet)| Row::ClientReceived(id, packet)),
+        (id(), received()).prop_map(|(id, received)| Row::ClientReceived(id, received)),
     ];
     prop_oneof![
         1 => ".{0,30}".prop_map(|client_id| Row::Gateway(GatewayRow { client_id })),
         2 => (any::<u64>(), message()).prop_map(|(id, message)| Row::Message(MessageId(id), message)),
-        1 => any::<(u16, u16)>().prop_map(|(link, packet)| Row::Received(link, packet)),
+        1 => (any::<u16>(), received()).prop_map(|(link, received)| Row::Received(link, received)),
         2 => (any::<u16>(), filter(), qos(), any::<Option<u32>>(), any::<bool>()).prop_map(
             |(link, filter, qos, subscription, granted)| {
                 Row::Filter(link, filter, FilterRow { qos, subscription, granted })
@@ -52,6 +52,10 @@ fn id() -> BoxedStrategy<ClientId> {
     let short = prop_oneof![Just("a"), Just("ab"), Just("a b"), Just("b"), Just("é"), Just("\u{1}")];
     let text = prop_oneof![4 => short.prop_map(str::to_owned), 1 => "[^\u{0}]{1,30}"];
     text.prop_map(|text| ClientId::new(text).unwrap()).boxed()
+}
+
+fn received() -> BoxedStrategy<Received> {
+    any::<(u16, u32)>().prop_map(|(packet, digest)| Received { packet, digest }).boxed()
 }
 
 fn name() -> BoxedStrategy<TopicName> {

@@ -9,6 +9,7 @@ use super::fault::open;
 use super::medium::{Fault, Medium};
 use super::world::{World, empty, message, restore, topic, waiting};
 use crate::gateway::record::{Key, Lsn, MessageId, Outcome, Record, Row};
+use crate::mqtt::Received;
 use crate::store::pending::{Change, Pending};
 use crate::store::{Pace, Store, of_client};
 use crate::topic::ClientId;
@@ -123,7 +124,7 @@ fn a_client_takes_with_it_what_waits_for_nobody_else() {
         Row::Message(MessageId(2), message("of n1")),
         Row::Message(MessageId(3), message("of n2")),
         Row::Message(MessageId(4), message("of nobody")),
-        Row::Received(1, 1),
+        Row::Received(1, Received { packet: 1, digest: 2 }),
         Row::Releasing(id("n1"), 4),
         Row::Waiting(id("n1"), 1, waiting(1)),
         Row::Waiting(id("n1"), 2, waiting(2)),

@@ -10,10 +10,12 @@ use crate::gateway::record::{
     ClientKey, ExchangeRow, ExchangeState, FilterRow, GatewayRow, Key, MessageId, PeerRow, Row, SessionRow,
     Standing, SubscriptionRow, TopicRow, TopicStanding, UplinkRow, WaitingRow, WillRow,
 };
-use crate::mqtt::{Message, QoS};
+use crate::mqtt::{Message, QoS, Received};
 use crate::store::row::{Kind, RowError, decode_key, decode_row, encode_key, encode_row};
 use crate::topic::{ClientId, TopicFilter, TopicName};
 use crate::wire::TopicRef;
+
+const RECEIVED: Received = Received { packet: 258, digest: 256 };
 
 proptest! {
     #[test]
@@ -138,7 +140,7 @@ fn every_kind() -> Vec<(Row, &'static str)> {
             Row::Message(MessageId(258), message(QoS::AtMostOnce, true)),
             "02 00 00 00 00 00 00 01 02 = 01 03 61 2f 62 02 68 69 00 01",
         ),
-        (Row::Received(1, 258), "03 00 01 01 02 = 01"),
+        (Row::Received(1, RECEIVED), "03 00 01 01 02 = 01 80 02"),
         (
             Row::Filter(
                 2,
@@ -206,7 +208,7 @@ fn every_kind() -> Vec<(Row, &'static str)> {
             uplink(QoS::ExactlyOnce, Some(300), true),
             "40 6e 31 00 48 00 00 00 00 00 00 01 02 = 01 03 61 2f 62 02 68 69 02 00 00 01 ac 02 01 01",
         ),
-        (Row::ClientReceived(id(), 258), "40 6e 31 00 49 01 02 = 01"),
+        (Row::ClientReceived(id(), RECEIVED), "40 6e 31 00 49 01 02 = 01 80 02"),
     ]
 }
 
