@@ -65,6 +65,13 @@ impl Air {
         }
     }
 
+    /// What was sent last is the answer to a client that falls asleep.
+    pub(super) fn put_to_sleep(&mut self) {
+        if let Some(leaving) = self.outputs.back_mut() {
+            leaving.puts_to_sleep = true;
+        }
+    }
+
     pub(super) fn broadcast(
         &mut self,
         port: PortId,
@@ -94,7 +101,8 @@ impl Air {
         trace!(?to, "sent {frame:.0}");
         counters.frames_sent += 1;
         let output = Output::Send { to, frame: self.scratch.split().freeze() };
-        self.outputs.push_back(Leaving { output, whose, promises: promises(&frame.packet) });
+        let promises = promises(&frame.packet);
+        self.outputs.push_back(Leaving { output, whose, promises, puts_to_sleep: false });
         true
     }
 }

@@ -32,6 +32,9 @@ counters! {
     frames_unexpected,
     /// Frames dropped: they promise what the store could not keep at the moment.
     frames_unstored,
+    /// Times that a client was not told that it may sleep, because the store could not keep that at the moment. There is no
+    /// other answer; it is served as a sleeper as long as this process lives.
+    sleeps_unstored,
     /// What clients asked for and was refused because the store could not keep it at the moment.
     refused_unstored,
     /// How often too much waited for the store, and clients were refused what would need it until it had caught up.
@@ -115,6 +118,9 @@ counters! {
     downlink_refused,
     /// Messages dropped: the client never answered.
     downlink_unanswered,
+    /// PUBRELs given up: the client has the message, was heard, and did not answer. It may take another message under that MsgId
+    /// for a repetition.
+    releases_unanswered,
     /// Messages dropped: no topic id left for the client.
     downlink_no_topic_id,
     /// Messages dropped: they were worth nothing any more (MQTT 5 §3.3.2.3.3).

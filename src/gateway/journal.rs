@@ -53,13 +53,20 @@ pub(super) struct Leaving {
     pub(super) whose: Option<Whose>,
     /// The receiver relies on it after a restart.
     pub(super) promises: bool,
+    /// It is the answer to a client that falls asleep.
+    pub(super) puts_to_sleep: bool,
 }
 
 impl Leaving {
     pub(super) fn on_link(id: LinkId, command: LinkCommand) -> Self {
         let waits = !matches!(command, LinkCommand::Connect { .. });
         let whose = waits.then_some(Whose::Link(id));
-        Self { output: Output::Link(id, command), whose, promises: false }
+        Self { whose, ..Self::of_nobody(Output::Link(id, command)) }
+    }
+
+    /// What waits for nothing.
+    pub(super) fn of_nobody(output: Output) -> Self {
+        Self { output, whose: None, promises: false, puts_to_sleep: false }
     }
 }
 
@@ -298,7 +305,12 @@ impl Journal {
     /// What becomes of something whose batch is not durable in time.
     fn let_go(&mut self, leaving: Leaving, counters: &mut Counters) -> Option<Output> {
         if leaving.promises {
-            counters.frames_unstored += 1;
+            let counter = if leaving.puts_to_sleep {
+                &mut counters.sleeps_unstored
+            } else {
+                &mut counters.frames_unstored
+            };
+            *counter += 1;
             return None;
         }
         Some(leaving.output)

@@ -229,7 +229,7 @@ impl Gateway {
         links.flush(&mut cx);
         if self.stopping == Some(Stopping::Asked) && self.links.has_left() {
             self.stopping = Some(Stopping::Done);
-            self.air.outputs.push_back(Leaving { output: Output::Stopped, whose: None, promises: false });
+            self.air.outputs.push_back(Leaving::of_nobody(Output::Stopped));
         }
     }
 
@@ -238,7 +238,7 @@ impl Gateway {
         if outcome == Outcome::Fenced {
             self.air.outputs.clear();
             if !matches!(self.stopping, Some(Stopping::Done | Stopping::Fenced)) {
-                self.air.outputs.push_back(Leaving { output: Output::Stopped, whose: None, promises: false });
+                self.air.outputs.push_back(Leaving::of_nobody(Output::Stopped));
             }
             self.stopping = Some(Stopping::Fenced);
         } else {
@@ -424,7 +424,11 @@ impl Gateway {
         }
         session.send(Packet::Disconnect(Disconnect { duration: None }), &mut cx);
         match disconnect.duration {
-            Some(seconds @ 1..) => session.fall_asleep(Duration::from_secs(seconds.into()), &mut cx),
+            Some(seconds @ 1..) => {
+                // That cannot be refused: what is not stored is not promised, and the client is served as it wanted.
+                cx.air.put_to_sleep();
+                session.fall_asleep(Duration::from_secs(seconds.into()), &mut cx);
+            }
             Some(0) | None => {
                 info!(client = %session.id, "client disconnected");
                 self.end_connection(key, State::Disconnected);

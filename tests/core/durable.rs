@@ -364,7 +364,7 @@ fn what_cannot_be_stored_is_refused_with_congestion() {
     }
     assert_eq!(w.gw.counters().refused_unstored, 12);
     assert_eq!(w.gw.counters().subscriptions_full, 0);
-    assert_eq!(w.gw.counters().frames_unstored, 2);
+    assert_eq!((w.gw.counters().sleeps_unstored, w.gw.counters().frames_unstored), (2, 0));
     w.leaves_nothing();
 }
 
@@ -391,6 +391,41 @@ fn who_asks_again_for_what_could_not_be_stored_is_told_congestion() {
     w.registered(A, "t/2");
     w.registered(A, "t/3");
     w.leaves_nothing();
+}
+
+/// DISCONNECT is the only answer, and says that the gateway will know: it cannot be given, nor is there another to refuse it by.
+#[test]
+fn who_falls_asleep_while_the_store_cannot_write_is_not_told_so_and_served_all_the_same() {
+    for returns in [true, false] {
+        let mut w = lasting();
+        w.active(A, "n1");
+        let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::AtLeastOnce));
+        w.store_answers(Answers::Unavailable);
+        for sent in 1..=2 {
+            w.send(A, sleep(600));
+            w.quiet();
+            assert_eq!(w.gw.counters().sleeps_unstored, sent);
+        }
+        assert_eq!(w.gw.counters().frames_unstored, 0);
+        w.broker_publishes(5, "s/1", "x", QoS::AtLeastOnce);
+        w.pass(Duration::from_secs(500));
+        w.quiet();
+        w.broker_quiet();
+        if returns {
+            w.store_answers(Answers::AtOnce);
+            w.broker_gets_puback(5);
+            // A radio that is off hears nothing; who asks again is told.
+            w.quiet();
+            w.send(A, sleep(600));
+            w.expect(A, disconnect());
+        }
+        w.send(A, wake());
+        let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "x");
+        w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+        w.expect(A, Packet::PingResp);
+        w.broker_quiet();
+        w.leaves_nothing();
+    }
 }
 
 #[test]
@@ -577,7 +612,7 @@ fn a_store_with_too_much_to_write_takes_nothing_new_until_it_has_caught_up() {
     w.broker_gets_puback(5);
     w.active(C, "n3");
     // The last answer had no room among what waits.
-    assert_eq!((w.gw.counters().frames_unstored, w.gw.counters().store_behind), (1, 1));
+    assert_eq!((w.gw.counters().sleeps_unstored, w.gw.counters().store_behind), (1, 1));
     w.leaves_nothing();
 }
 
