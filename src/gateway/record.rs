@@ -166,6 +166,8 @@ pub enum Standing {
     Disconnected,
     /// It had gone without a word.
     Lost,
+    /// It was connected, and the last that was heard of it may have been its goodbye: then it is not lost.
+    Leaving,
 }
 
 /// Where a client is reached.

@@ -77,6 +77,7 @@ impl Session {
         }
         let facts = Facts {
             standing: match self.state {
+                State::Active if self.took_leave => Standing::Leaving,
                 State::Active => Standing::Active,
                 State::Asleep | State::Awake => Standing::Asleep,
                 State::Disconnected => Standing::Disconnected,
@@ -145,11 +146,16 @@ impl Session {
     /// The row of the session; then its other rows may follow, in any order.
     pub(super) fn restore(&mut self, row: SessionRow, peer: Option<Peer>, now: Instant) {
         // Where its transport is no more it sends nothing before it connects, as if it slept, and is lost in its time.
-        let silence = if row.standing == Standing::Active { row.keep_alive } else { row.sleep };
+        let is_active = matches!(row.standing, Standing::Active | Standing::Leaving);
+        let silence = if is_active { row.keep_alive } else { row.sleep };
+        self.took_leave = row.standing == Standing::Leaving;
         self.state = match (row.standing, &peer) {
-            (Standing::Active, Some(_)) => State::Active,
+            (Standing::Active | Standing::Leaving, Some(_)) => State::Active,
             (Standing::Asleep, Some(_)) => State::Asleep,
-            (Standing::Active | Standing::Asleep, None) if !silence.is_zero() => State::Asleep,
+            (Standing::Active | Standing::Leaving | Standing::Asleep, None) if !silence.is_zero() => {
+                State::Asleep
+            }
+            (Standing::Leaving, None) => State::Disconnected,
             (Standing::Active | Standing::Asleep | Standing::Lost, _) => State::Lost,
             (Standing::Disconnected, _) => State::Disconnected,
         };

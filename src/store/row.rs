@@ -478,6 +478,7 @@ enum StoredStanding {
     Asleep,
     Disconnected,
     Lost,
+    Leaving,
 }
 
 impl From<Standing> for StoredStanding {
@@ -487,6 +488,7 @@ impl From<Standing> for StoredStanding {
             Standing::Asleep => Self::Asleep,
             Standing::Disconnected => Self::Disconnected,
             Standing::Lost => Self::Lost,
+            Standing::Leaving => Self::Leaving,
         }
     }
 }
@@ -498,6 +500,7 @@ impl From<StoredStanding> for Standing {
             StoredStanding::Asleep => Self::Asleep,
             StoredStanding::Disconnected => Self::Disconnected,
             StoredStanding::Lost => Self::Lost,
+            StoredStanding::Leaving => Self::Leaving,
         }
     }
 }

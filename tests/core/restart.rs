@@ -441,6 +441,27 @@ fn no_will_fires_for_a_client_that_was_told_goodbye_before_a_crash() {
     w.leaves_nothing();
 }
 
+/// It is not answered, for it may be an answer itself; the client may be heard again all the same.
+#[test]
+fn no_will_fires_for_a_client_whose_goodbye_was_not_answered_before_a_restart() {
+    for heard in [false, true] {
+        let mut w = lasting();
+        active_with_will(&mut w, A, "n1");
+        w.send(A, pingreq_of("n2"));
+        w.expect(A, disconnect());
+        w.send(A, disconnect());
+        if heard {
+            w.send(A, pingreq());
+            w.expect(A, Packet::PingResp);
+        }
+        w.quiet();
+        w.restart();
+        w.pass(Duration::from_secs(200));
+        assert_eq!(w.gw.counters().wills_published, u64::from(heard));
+        assert_eq!((w.gw.counters().clients_lost, w.gw.sessions()), (u64::from(heard), 0));
+    }
+}
+
 #[test]
 fn a_goodbye_that_is_repeated_is_not_answered_before_it_is_stored() {
     let mut w = lasting();

@@ -84,7 +84,8 @@ fn session() -> BoxedStrategy<SessionRow> {
         Just(Standing::Active),
         Just(Standing::Asleep),
         Just(Standing::Disconnected),
-        Just(Standing::Lost)
+        Just(Standing::Lost),
+        Just(Standing::Leaving)
     ];
     let mode = prop_oneof![Just(Mode::Aggregating), Just(Mode::Transparent)];
     let flags = any::<(bool, bool)>();

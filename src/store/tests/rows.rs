@@ -169,6 +169,10 @@ fn every_kind() -> Vec<(Row, &'static str)> {
             "40 6e 31 00 41 = 01 03 01 00 00 3c 00 01 80 ca b5 ee 01 ac 02 00",
         ),
         (
+            Row::Session(id(), session(Standing::Leaving, Mode::Aggregating, None)),
+            "40 6e 31 00 41 = 01 04 01 00 00 3c 00 01 80 ca b5 ee 01 ac 02 00",
+        ),
+        (
             Row::Will(id(), WillRow { topic: Some((name(), QoS::ExactlyOnce, true)), message: "bye".into() }),
             "40 6e 31 00 42 = 01 01 03 61 2f 62 02 01 03 62 79 65",
         ),
