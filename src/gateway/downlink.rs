@@ -688,7 +688,10 @@ impl Session {
                 cx.counters.downlink_unanswered += 1;
                 cx.settle(&self.id, &item);
             }
-            Request::Release if heard => self.end_release(exchange.msg_id, cx),
+            Request::Release if heard => {
+                cx.counters.releases_unanswered += 1;
+                self.end_release(exchange.msg_id, cx);
+            }
             Request::Publish { topic, item, .. } => {
                 let item = Item { sent_as: Some(exchange.msg_id), sent_on: Some(topic), ..item };
                 self.downlink.outbox.push_front(item, cx.queued_octets);

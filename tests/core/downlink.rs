@@ -364,6 +364,27 @@ fn a_client_that_is_heard_but_never_acknowledges_loses_the_message_alone() {
 }
 
 #[test]
+fn a_pubrel_that_a_client_hears_and_never_answers_is_given_up_and_counted() {
+    let mut w = world();
+    w.active(A, "n1");
+    let topic = TopicRef::Normal(w.subscribed(A, "s/1", QoS::ExactlyOnce));
+    w.broker_publishes(5, "s/1", "on", QoS::ExactlyOnce);
+    let msg_id = w.expect_publish(A, topic, Qos::ExactlyOnce, false, "on");
+    w.send(A, pubrec(msg_id));
+    for _ in 0..4 {
+        w.expect(A, pubrel(msg_id));
+        w.pass(Duration::from_secs(1));
+        w.send(A, pingreq());
+        w.expect(A, Packet::PingResp);
+        w.pass(RETRY - Duration::from_secs(1));
+    }
+    w.quiet();
+    assert_eq!((w.gw.counters().releases_unanswered, w.gw.counters().clients_lost), (1, 0));
+    w.broker_publishes(6, "s/1", "off", QoS::ExactlyOnce);
+    w.expect_publish(A, topic, Qos::ExactlyOnce, false, "off");
+}
+
+#[test]
 fn qos_2_to_the_client_takes_four_steps_and_repeats_only_the_open_one() {
     let mut w = world();
     let topic = w.subscriber(A, connect("n1"), "s/1", QoS::ExactlyOnce);
