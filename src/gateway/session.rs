@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::ClientKey;
 use super::air::{Addressee, Air};
@@ -19,7 +19,7 @@ use super::registry::{Predefined, Registry, Scope, names_len_max};
 use super::rows::Stored;
 use super::timer::{ClientTimer, Timer, Timers};
 use super::uplink::Uplink;
-use crate::mqtt::{Message, QoS, Refused};
+use crate::mqtt::{Full, Message, QoS, Refused};
 use crate::topic::{ClientId, TopicFilter, TopicName};
 use crate::wire::{
     self, FilterRef, MsgIdOnly, Packet, Qos, Register, Response, ReturnCode, SubAck, Subscribe, TopicAck,
@@ -174,6 +174,8 @@ pub(super) struct Session {
     pub(super) requests: VecDeque<Request>,
     /// How the broker refused the last SUBSCRIBE that it refused: a client that goes on like that fills no log.
     refused_as: Option<Refused>,
+    /// Why the last SUBSCRIBE that was not even sent to the broker was not.
+    untaken_as: Option<Full>,
     pub(super) registry: Registry,
     pub(super) uplink: Uplink,
     pub(super) downlink: Downlink,
@@ -254,6 +256,7 @@ impl Session {
             subscriptions: BTreeMap::new(),
             requests: VecDeque::new(),
             refused_as: None,
+            untaken_as: None,
             registry: Registry::new(rng),
             uplink: Uplink::default(),
             downlink: Downlink::default(),
@@ -359,6 +362,10 @@ impl Session {
                 if !self.requests.iter().any(|request| request.filter == filter) {
                     self.withdraw(topic);
                 }
+                if full.is_final() {
+                    cx.counters.subscriptions_refused += 1;
+                    self.warn_untaken_filter(&filter, full);
+                }
                 return Err(code_of_full(full));
             }
         };
@@ -374,6 +381,15 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Says which filter the broker would not take, once for each reason.
+    fn warn_untaken_filter(&mut self, filter: &TopicFilter, full: Full) {
+        if self.untaken_as.replace(full) == Some(full) {
+            debug!(client = %self.id, %filter, "subscription refused: {full}");
+        } else {
+            warn!(client = %self.id, %filter, "subscription refused: {full}");
+        }
     }
 
     /// Whether one more subscription is within the limit, which is one of octets too.

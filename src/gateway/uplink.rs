@@ -16,7 +16,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::links::{Publishing, Sender, UplinkId, code_of, code_of_full};
 use super::record::{ClientKey, ExchangeRow, ExchangeState, Row};
@@ -46,6 +46,8 @@ pub(super) struct Uplink {
     told_congestion: Option<Instant>,
     /// How the broker refused the last message that it refused: a client that goes on like that fills no log.
     refused_as: Option<Refused>,
+    /// Why the last message that was not even sent to the broker was not.
+    untaken_as: Option<Full>,
     /// MsgIds of exchanges that have rows; of QoS 2 only.
     stored: BTreeSet<u16>,
 }
@@ -174,7 +176,7 @@ impl Session {
                 }
             }
             Err(full) if full.is_final() => {
-                debug!(client = %self.id, reason = %full, "message refused");
+                self.warn_untaken(publish.topic, full, cx);
                 cx.counters.uplink_refused += 1;
                 self.refuse(publish, code_of_full(full), cx);
             }
@@ -397,6 +399,17 @@ impl Session {
             debug!(client = %self.id, %topic, "message {refused}");
         } else {
             info!(client = %self.id, %topic, "message {refused}");
+        }
+    }
+
+    /// Says which message the broker would not take, once for each reason.
+    fn warn_untaken(&mut self, topic: TopicRef, full: Full, cx: &Cx<'_>) {
+        let topic = self.registry.resolve(topic, cx.scope(&self.id));
+        let topic = topic.as_ref().map_or("(unknown)", |topic| topic.as_str());
+        if self.uplink.untaken_as.replace(full) == Some(full) {
+            debug!(client = %self.id, %topic, "message refused: {full}");
+        } else {
+            warn!(client = %self.id, %topic, "message refused: {full}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use mqtt_sn_gateway::gateway::io::{Input, Peer, PortId, Protocol, QueueFull, Route};
 use mqtt_sn_gateway::wire::{Packet, Qos, Register, ReturnCode, SubAck, TopicRef};
 use proptest::prelude::*;
@@ -313,6 +314,45 @@ fn a_filter_that_the_broker_refuses_is_told_of_in_words_and_once_for_each_reason
                 assert!(told.iter().all(|line| line.contains(part)), "{told:?} without {part}");
             }
         }
+    });
+}
+
+/// The broker would refuse it: it is not even sent, and who looks into the log finds why.
+#[test]
+fn what_is_not_sent_because_the_broker_does_not_take_it_is_warned_of_once_for_each_reason() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).without_time();
+    let subscriber = subscriber.with_max_level(tracing::Level::WARN).finish();
+    tracing::subscriber::with_default(subscriber, || {
+        let mut w = offline_world(|settings| settings.broker.protocol = Protocol::V5);
+        w.broker_answers_tcp();
+        w.broker_takes_octets();
+        // Maximum QoS 1, maximum packet size 40.
+        w.broker_octets(Bytes::from_static(&[0x20, 10, 0, 0, 7, 0x24, 1, 0x27, 0, 0, 0, 40]));
+        w.active(A, "n1");
+        log.take();
+        let topic = TopicRef::Short(*b"tt");
+        for lines in [1, 0] {
+            w.send(A, publish(topic, Qos::ExactlyOnce, 1, "x"));
+            w.expect(A, puback(topic, 1, ReturnCode::NotSupported));
+            let told = log.take();
+            assert_eq!(told.len(), lines, "{told:?}");
+            for part in ["WARN", "client=n1", "topic=tt", "message refused: not sent", "QoS"] {
+                assert!(told.iter().all(|line| line.contains(part)), "{told:?} without {part}");
+            }
+        }
+        let filter = "f/".repeat(20);
+        for lines in [1, 0] {
+            w.send(A, subscribe(2, &filter, Qos::AtLeastOnce));
+            let code = ReturnCode::NotSupported;
+            w.expect(A, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id: 2, code }));
+            let told = log.take();
+            assert_eq!(told.len(), lines, "{told:?}");
+            for part in ["WARN", "client=n1", "filter=f/f/", "subscription refused: not sent"] {
+                assert!(told.iter().all(|line| line.contains(part)), "{told:?} without {part}");
+            }
+        }
+        assert_eq!((w.gw.counters().uplink_refused, w.gw.counters().subscriptions_refused), (2, 2));
     });
 }
 
