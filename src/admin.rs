@@ -92,14 +92,17 @@ pub struct Gone {
     pub exchanges: usize,
     /// Messages of the client that were kept for the broker.
     pub kept: usize,
+    /// The broker may still have a session of the client: it could not be told.
+    #[serde(default)]
+    pub at_broker: bool,
 }
 
 impl Gone {
     /// In the words of the core.
     pub fn new(client: &ClientId, at_rest: bool, gone: Forgotten) -> Self {
-        let Forgotten { session, will, topics, subscriptions, waiting, exchanges, kept } = gone;
+        let Forgotten { session, will, topics, subscriptions, waiting, exchanges, kept, at_broker } = gone;
         let client = client.to_string();
-        Self { client, at_rest, session, will, topics, subscriptions, waiting, exchanges, kept }
+        Self { client, at_rest, session, will, topics, subscriptions, waiting, exchanges, kept, at_broker }
     }
 }
 

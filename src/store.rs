@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use self::base::{Base, Failure};
 use self::pending::Pending;
 use self::place::Place;
-use crate::gateway::io::Forgotten;
+use crate::gateway::io::{Forgotten, Mode};
 use crate::gateway::record::{ExchangeRow, ExchangeState, Key, Lsn, MessageId, Outcome, Record, Row};
 use crate::topic::ClientId;
 
@@ -251,7 +251,10 @@ fn count<'a>(rows: impl Iterator<Item = &'a Row>) -> Forgotten {
     let mut gone = Forgotten::default();
     for row in rows {
         match row {
-            Row::Session(..) => gone.session = true,
+            Row::Session(_, row) => {
+                gone.session = true;
+                gone.at_broker = row.mode == Mode::Transparent && !row.clean;
+            }
             Row::Will(..) => gone.will = true,
             Row::Topic(..) => gone.topics += 1,
             Row::Subscription(..) => gone.subscriptions += 1,

@@ -123,7 +123,8 @@ fn print(json: bool, reply: &impl Serialize, text: &str) -> Result<(), ControlEr
 
 /// What there was, in a line.
 fn describe(gone: &Gone) -> String {
-    let Gone { client, at_rest, session, will, topics, subscriptions, waiting, exchanges, kept } = gone;
+    let Gone { client, at_rest, session, will, topics, subscriptions, waiting, exchanges, kept, at_broker } =
+        gone;
     let counts = [
         (usize::from(*session), "session"),
         (usize::from(*will), "will"),
@@ -135,10 +136,11 @@ fn describe(gone: &Gone) -> String {
     ];
     let counts = counts.iter().filter(|(count, _)| *count > 0);
     let there: Vec<_> = counts.map(|(count, what)| counted(*count, what)).collect();
+    let left = if *at_broker { "; the broker was not told and may still have its session" } else { "" };
     let place = if *at_rest { " in the store, no gateway is running" } else { "" };
     match there.is_empty() {
         true => format!("{client}: nothing was known of it{place}"),
-        false => format!("{client}: forgotten{place}: {}", there.join(", ")),
+        false => format!("{client}: forgotten{place}: {}{left}", there.join(", ")),
     }
 }
 
@@ -188,6 +190,11 @@ mod tests {
         assert_eq!(
             describe(&Gone::new(&id, false, gone)),
             "n1: forgotten: 1 session, 2 topic ids, 1 waiting message, 2 messages for the broker"
+        );
+        let gone = Forgotten { session: true, at_broker: true, ..Forgotten::default() };
+        assert_eq!(
+            describe(&Gone::new(&id, false, gone)),
+            "n1: forgotten: 1 session; the broker was not told and may still have its session"
         );
         assert_eq!(
             describe(&Gone::new(&id, true, Forgotten::default())),

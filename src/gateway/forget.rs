@@ -1,7 +1,8 @@
 //! The operator wants a client forgotten: what there is of it goes, here, in the store and at the broker.
 //!
 //! A client that is there is told that it is not connected any more (§6.12), and may begin anew at once. Its Will is not
-//! published. What has left for the broker is not called back.
+//! published. What has left for the broker is not called back. A broker that is away is tried once; the operator is told that
+//! it may still have the client's own session.
 
 use tracing::info;
 
@@ -21,6 +22,7 @@ impl Gateway {
         let key = self.clients.key(id);
         let mut gone = key.map(|key| self.clear_forgotten(key)).unwrap_or_default();
         gone.session |= !connecting.is_empty();
+        gone.at_broker = key.is_some_and(|key| self.links.is_left_at_broker(key));
         let (links, mut cx) = self.links_cx();
         let (kept, under_way) = links.erase(key, id, &mut cx);
         (gone.kept, gone.exchanges) = (kept, gone.exchanges.max(under_way));
@@ -47,6 +49,7 @@ impl Gateway {
             exchanges: session.uplink.open_at(QoS::ExactlyOnce)
                 + usize::from(session.downlink.is_releasing()),
             kept: 0,
+            at_broker: false,
         };
         let told = session.peer.clone().filter(|_| session.is_receiving());
         if told.is_some() {

@@ -160,6 +160,9 @@ pub struct Forgotten {
     pub exchanges: usize,
     /// Messages of the client that were kept for the broker. Those that are on their way already arrive.
     pub kept: usize,
+    /// The broker may still have a session of the client's own, for it could not be told. Until the client connects again or
+    /// that session expires, it goes on collecting messages.
+    pub at_broker: bool,
 }
 
 impl Forgotten {

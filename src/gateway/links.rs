@@ -240,6 +240,12 @@ impl Links {
         (kept + wills - self.wills.len(), under_way)
     }
 
+    /// Whether the broker, which is away, may have a session of the client that [`Links::erase`] cannot end.
+    pub(super) fn is_left_at_broker(&self, client: ClientKey) -> bool {
+        let link = self.dedicated.kept_link(client);
+        link.is_some_and(|link| !self.pool.is_up(link) && !self.is_up())
+    }
+
     /// Shows another Will of the client to the broker, if that keeps it.
     pub(super) fn change_will(&mut self, client: ClientKey, will: Option<Message>) {
         self.dedicated.change_will(client, will, &mut self.pool);

@@ -336,6 +336,27 @@ fn the_broker_forgets_a_client_that_is_away_too() {
     }
 }
 
+/// Nobody knows when it will be back, and the client may be back before.
+#[test]
+fn of_a_broker_that_is_away_the_operator_is_told_that_it_may_have_the_session() {
+    for (clean, mode) in [(false, Mode::Transparent), (true, Mode::Transparent), (false, Mode::Aggregating)] {
+        let mut w = lasting(mode);
+        w.send(A, connect_with("n1", false, clean, 60));
+        w.accepted("n1", mode);
+        w.expect(A, connack(ReturnCode::Accepted));
+        w.broker_down();
+        if mode == Mode::Transparent {
+            w.on_link_of(None);
+            w.broker_down();
+        }
+        let gone = w.forgets("n1");
+        let at_broker = mode == Mode::Transparent && !clean;
+        assert_eq!(gone, Forgotten { session: true, at_broker, ..Forgotten::default() });
+        w.expect(A, disconnect());
+        w.is_rid_of("n1");
+    }
+}
+
 #[test]
 fn messages_that_wait_for_the_broker_are_not_published() {
     for (mode, leaves) in [(Mode::Aggregating, true), (Mode::Aggregating, false), (Mode::Transparent, false)]

@@ -144,6 +144,11 @@ impl Dedicated {
         self.clients.get(&client).map(|own| own.link)
     }
 
+    /// The link of a client if the broker keeps its session.
+    pub(super) fn kept_link(&self, client: ClientKey) -> Option<LinkKey> {
+        self.clients.get(&client).filter(|own| !own.clean).map(|own| own.link)
+    }
+
     /// Links whose sessions the broker keeps.
     pub(super) fn kept_links(&self) -> Vec<LinkKey> {
         #[expect(clippy::disallowed_methods, reason = "sorted before anybody sees the order")]
