@@ -660,6 +660,44 @@ fn what_was_promised_to_a_client_goes_by_the_gateways_own_link_when_its_session_
     }
 }
 
+/// The broker serves the gateway but has no connection for the client.
+#[test]
+fn what_a_dismissed_client_published_waits_for_its_return_its_age_or_the_end_of_the_session() {
+    for (expiry, returns) in [(86_400, true), (86_400, false), (600, false)] {
+        let mut w = transparent_with(|settings| settings.sessions.expiry = Duration::from_secs(expiry));
+        served(&mut w, A, "n1", false);
+        w.broker_down();
+        publishes(&mut w, A, 1, Qos::AtLeastOnce, "a");
+        publishes(&mut w, A, 2, Qos::ExactlyOnce, "b");
+        for _ in 0..4 {
+            w.pass(PAUSE);
+            w.on_link_of(Some("n1"));
+            if w.is_asked_for() {
+                w.broker_down();
+            }
+        }
+        w.expect(A, disconnect());
+        assert_eq!((w.gw.counters().clients_dismissed, w.gw.kept_messages(), under_way(&w)), (1, 2, 2));
+        w.restart();
+        assert_eq!((w.gw.kept_messages(), w.gw.counters().uplink_expired), (2, 0));
+        if returns {
+            served(&mut w, A, "n1", false);
+            arrives(&mut w, "a", QoS::AtLeastOnce);
+            arrives(&mut w, "b", QoS::ExactlyOnce);
+        } else {
+            w.pass(Duration::from_secs(expiry.min(3600)));
+            w.on_link_of(None);
+            if expiry == 600 {
+                arrives(&mut w, "a", QoS::AtLeastOnce);
+                arrives(&mut w, "b", QoS::ExactlyOnce);
+            }
+            assert_eq!(w.gw.counters().uplink_expired, if expiry == 600 { 0 } else { 2 });
+        }
+        over(&mut w);
+        leaves(w);
+    }
+}
+
 /// Its CONNECT replaces the link that they were on.
 #[test]
 fn what_was_promised_to_a_client_outlives_its_next_clean_session() {
