@@ -334,6 +334,30 @@ fn a_filter_that_the_broker_refuses_is_refused() {
     assert_eq!(frame[7], 3, "not supported");
 }
 
+/// It may have granted the first, and the answer was lost with the connection.
+#[test]
+fn a_filter_that_the_broker_refuses_when_it_is_asked_again_is_taken_back() {
+    for session_present in [true, false] {
+        let mut world = world();
+        world.served(A, "c1", false);
+        world.send(A, subscribe(1, "no", Qos::AtLeastOnce));
+        world.broker_gets_subscribe("no", QoS::AtLeastOnce);
+        world.broker_down();
+        world.pass(Duration::from_secs(3));
+        world.broker_sees_connect("c1");
+        world.broker_accepts(session_present);
+        let pkid = world.broker_gets_subscribe("no", QoS::AtLeastOnce);
+        let return_codes = vec![v4::SubscribeReasonCode::Failure];
+        world.broker_says(v4::Packet::SubAck(v4::SubAck { pkid, return_codes }));
+        assert_eq!(world.next(A)[7], 3, "not supported");
+        if session_present {
+            let v4::Packet::Unsubscribe(unsubscribe) = world.broker_next() else { panic!("no UNSUBSCRIBE") };
+            assert_eq!(unsubscribe.topics, ["no"]);
+        }
+        world.broker_quiet();
+    }
+}
+
 #[test]
 fn the_broker_has_no_acknowledgement_before_the_client_has_acknowledged_even_if_it_sleeps() {
     let mut world = world();

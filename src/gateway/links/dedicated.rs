@@ -25,7 +25,7 @@ use super::pool::{LinkKey, Pool};
 use super::{Delivery, FILTERS_PER_REQUEST, Parting, RequestId, Subscribing, Update, UplinkId, credentials};
 use crate::gateway::ClientKey;
 use crate::gateway::io::BrokerSettings;
-use crate::mqtt::{ConnectRefusal, Event, Full, Message, Options, QoS, Refused, Session, Token};
+use crate::mqtt::{ConnectRefusal, Connection, Event, Full, Message, Options, QoS, Refused, Session, Token};
 use crate::topic::{ClientId, TopicFilter, TopicName};
 use crate::wire::ReturnCode;
 
@@ -98,6 +98,8 @@ pub(super) struct Own {
     inherited: bool,
     /// When they were issued again.
     reissued: Option<Instant>,
+    /// What was asked up to this was repeated on this connection, in a session that may know it from an earlier one.
+    repeated: Option<Token>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,6 +205,7 @@ impl Dedicated {
             filters,
             inherited,
             reissued,
+            repeated: None,
         };
         self.clients.insert(client, own);
     }
@@ -257,6 +260,7 @@ impl Dedicated {
             filters,
             inherited: false,
             reissued: None,
+            repeated: None,
         };
         self.clients.insert(client, own);
         Opened::Asked
@@ -425,6 +429,8 @@ impl Own {
     ) -> Option<Update> {
         match event {
             Event::Connected { session_present } => {
+                let resumed = pool.connection(self.link).is_some_and(Connection::has_resumed);
+                self.repeated = self.purposes.keys().next_back().copied().filter(|_| resumed);
                 if !session_present {
                     self.reissue(pool, cx);
                 }
@@ -438,7 +444,7 @@ impl Own {
                 Some(Purpose::Publish(id)) => Some(Update::Completed(client, id, result)),
                 _ => None,
             },
-            Event::Subscribed(token, results) => self.handle_subscribed(client, token, &results, cx),
+            Event::Subscribed(token, results) => self.handle_subscribed(client, token, &results, pool, cx),
             Event::Message { message, delivery, expiry, .. } => {
                 cx.counters.downlink_messages += 1;
                 let delivery = delivery.map(|id| Delivery { link: self.link, id });
@@ -480,8 +486,10 @@ impl Own {
         client: ClientKey,
         token: Token,
         results: &[Result<QoS, Refused>],
+        pool: &mut Pool,
         cx: &mut LinkCx<'_>,
     ) -> Option<Update> {
+        let repeated = self.repeated.is_some_and(|last| token <= last);
         let Some(Purpose::Subscribe(id, filter, asked, before)) = self.purposes.remove(&token) else {
             let refused = results.iter().filter(|result| result.is_err()).count();
             cx.counters.subscriptions_refused += u64::try_from(refused).unwrap_or(u64::MAX);
@@ -491,9 +499,15 @@ impl Own {
         // What is refused on top of a subscription leaves it as it was.
         if result.is_err() && self.filters.get(&filter) == Some(&asked) {
             match before {
-                Some(qos) => self.filters.insert(filter, qos),
-                None => self.filters.remove(&filter),
-            };
+                Some(qos) => {
+                    self.filters.insert(filter, qos);
+                }
+                // It may have taken the first, and not have told us.
+                None if repeated => self.unsubscribe(&filter, true, pool),
+                None => {
+                    self.filters.remove(&filter);
+                }
+            }
         }
         Some(Update::Subscribed(client, id, result))
     }
