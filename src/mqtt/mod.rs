@@ -38,8 +38,8 @@
 //! What is promised:
 //! - A packet id is chosen before the packet leaves, and not used again while its exchange is open, PUBREC to PUBCOMP
 //!   included. PUBLISH, SUBSCRIBE and UNSUBSCRIBE share the ids (MQTT 3.1.1 §2.3.1).
-//! - QoS 1 and 2 publishes of one [`Origin`] leave in the order they were given, also when they are repeated (MQTT 3.1.1
-//!   §4.6). Of different origins QoS 1 goes on where the window of QoS 2 is full.
+//! - QoS 1 and 2 publishes of one [`Origin`] leave in the order they were given, also when they are repeated
+//!   (MQTT 3.1.1 §4.6). Of different origins QoS 1 goes on where the window of QoS 2 is full.
 //! - A QoS 1 or 2 message from the broker is acknowledged by [`Connection::settle`] and not before; what the broker
 //!   repeats meanwhile is not handed on again.
 //! - With [`Options::traced`] no output is given before the owner has heard what it must store for it ([`Trace`]): packet ids of
