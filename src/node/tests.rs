@@ -402,6 +402,17 @@ fn an_unknown_topic_id_is_registered_again_a_few_times() {
 }
 
 #[test]
+fn a_refusal_with_another_topic_id_is_of_a_late_copy_and_changes_nothing() {
+    let mut t = Talk::connected(options());
+    t.publish(name("a/b"), Qos::ExactlyOnce);
+    t.sends(["09 0A 00 00 00 01 61 2F 62"]);
+    t.hears("07 0B 00 07 00 01 00").sends(["08 0C 40 00 07 00 02 61"]);
+    t.hears("07 0D 00 05 00 02 02").sends(NOTHING);
+    t.hears("04 0F 00 02").sends(["04 10 00 02"]);
+    t.hears("04 0E 00 02").tells([published(0, Outcome::Acknowledged)]);
+}
+
+#[test]
 fn a_refused_qos_0_message_makes_the_name_be_registered_again() {
     let mut t = Talk::connected(options());
     t.publish(name("a/b"), Qos::AtMostOnce);

@@ -148,6 +148,12 @@ impl Uplink {
             cx.air.stale();
             return forgotten;
         }
+        let other = ack.topic_id != 0 && ack.topic_id != topic.raw();
+        if ack.code == ReturnCode::InvalidTopicId && other {
+            // It refuses a late copy, with the id that this message had in an earlier connection.
+            cx.air.stale();
+            return forgotten;
+        }
         cx.air.heard(retry.sent);
         let (topic, msg_id) = (*topic, *msg_id);
         self.phase = Phase::Ready;
