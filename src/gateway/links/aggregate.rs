@@ -89,6 +89,8 @@ struct Lane {
     /// By which its client id is told from the others: 1 is the gateway's own.
     number: usize,
     purposes: HashMap<Token, Purpose>,
+    /// Filters that an UNSUBSCRIBE without an answer is about, the last one: what was asked before that is not granted for good.
+    ending: BTreeMap<TopicFilter, Token>,
     /// How often the broker was there in vain since it last accepted this link, or failed the gateway's own.
     failures: u32,
     /// What was asked up to this was repeated on this connection, in a session that may know it from an earlier one.
@@ -97,7 +99,18 @@ struct Lane {
 
 impl Lane {
     fn new(link: LinkKey, number: usize) -> Self {
-        Self { link, number, purposes: HashMap::new(), failures: 0, repeated: None }
+        Self { link, number, purposes: HashMap::new(), ending: BTreeMap::new(), failures: 0, repeated: None }
+    }
+
+    /// An UNSUBSCRIBE has left.
+    fn unsubscribes(&mut self, token: Token, filters: Vec<TopicFilter>) {
+        self.ending.extend(filters.iter().map(|filter| (filter.clone(), token)));
+        self.purposes.insert(token, Purpose::Unsubscribe(filters));
+    }
+
+    /// Whether what the broker grants to this SUBSCRIBE is about to end.
+    fn is_ending(&self, filter: &TopicFilter, subscribe: Token) -> bool {
+        self.ending.get(filter).is_some_and(|unsubscribe| *unsubscribe > subscribe)
     }
 
     /// Whether the broker has answered for everything.
@@ -308,7 +321,7 @@ impl Aggregate {
                 return Err(Full::Requests);
             }
             let token = connection.unsubscribe(&rising)?;
-            lane.purposes.insert(token, Purpose::Unsubscribe(rising.clone()));
+            lane.unsubscribes(token, rising.clone());
         }
         Ok((connection.subscribe_as(wanted, subscription)?, !rising.is_empty()))
     }
@@ -738,7 +751,7 @@ impl Aggregate {
                 // The connection has just begun: there is room.
                 let filters = vec![filter];
                 if let Ok(token) = connection.unsubscribe(&filters) {
-                    self.lanes[lane].purposes.insert(token, Purpose::Unsubscribe(filters));
+                    self.lanes[lane].unsubscribes(token, filters);
                 }
             }
         }
@@ -796,7 +809,7 @@ impl Aggregate {
         let Some(connection) = pool.connection_mut(self.lanes[lane].link) else { return };
         match (connection.unsubscribe(unwanted), unwanted) {
             (Ok(token), _) => {
-                self.lanes[lane].purposes.insert(token, Purpose::Unsubscribe(unwanted.to_vec()));
+                self.lanes[lane].unsubscribes(token, unwanted.to_vec());
             }
             // It was never taken either.
             (Err(full), [_]) if full.is_final() => {}
@@ -822,10 +835,11 @@ impl Aggregate {
             Some(Purpose::Subscribe(Asking { client, id, filter, qos, before, rises })) => {
                 let result = results.into_iter().next().unwrap_or(Err(Refused(0x80)));
                 let result = result.map(|granted| lower(granted, qos));
+                let stays = result.is_ok() && !self.lanes[lane].is_ending(&filter, token);
                 let mut current = true;
                 if let Some(subscribers) = self.filters.get_mut(&filter) {
                     subscribers.asked = subscribers.asked.saturating_sub(1);
-                    subscribers.answered(lane, result.ok().map(|_| token));
+                    subscribers.answered(lane, stays.then_some(token));
                     if result.is_err() {
                         subscribers.told = None;
                         subscribers.left |= repeated && subscribers.lane == lane;
@@ -865,7 +879,8 @@ impl Aggregate {
             }
             Some(Purpose::Reissue(filters)) => {
                 for (filter, result) in filters.iter().zip(results) {
-                    self.handle_reissued(lane, cx.now, filter, result.ok().map(|_| token));
+                    let stays = result.is_ok() && !self.lanes[lane].is_ending(filter, token);
+                    self.handle_reissued(lane, cx.now, filter, stays.then_some(token));
                     self.note(lane, filter);
                     if result.is_ok() {
                         self.take_back_unwanted(lane, filter);
@@ -886,6 +901,10 @@ impl Aggregate {
     fn handle_unsubscribed(&mut self, lane: usize, token: Token) {
         if let Some(Purpose::Unsubscribe(filters)) = self.lanes[lane].purposes.remove(&token) {
             for filter in filters {
+                let ending = &mut self.lanes[lane].ending;
+                if ending.get(&filter) == Some(&token) {
+                    ending.remove(&filter);
+                }
                 let found = self.filters.get_mut(&filter).filter(|found| found.lane == lane);
                 if let Some(subscribers) = found {
                     subscribers.granted &= subscribers.granted_to > Some(token);
