@@ -80,6 +80,11 @@ struct Copies {
 }
 
 impl Copies {
+    /// One of them may be settled, and another one not.
+    fn are_several(&self) -> bool {
+        self.on.values().map(|(new, again)| new + again).sum::<u32>() > 1
+    }
+
     /// How many a client is due that the broker took so many times: those of one link, whatever overlaps. `all`: what it
     /// subscribes to has changed in between.
     fn due(&self, taken: u32, all: bool) -> u32 {

@@ -10,7 +10,7 @@ use rumqttc::mqttbytes::{self, Error};
 use rumqttc::{Connect, ConnectReturnCode, Packet, Publish, QoS, SubscribeReasonCode};
 
 use crate::law::{Checked, Law};
-use crate::ledger::{Ledger, No, Origin, Who};
+use crate::ledger::{Entry, Ledger, No, Origin, Who};
 use crate::plan::GATEWAY;
 
 /// A session at the broker that the gateway has, over all its connections.
@@ -64,6 +64,8 @@ pub(crate) struct Link {
     pub(crate) left: bool,
     /// This connection is to a session that the gateway did not begin: it takes nothing from there.
     foreign: bool,
+    /// PUBRECs without a PUBREL on this connection: the gateway hears nothing any more once it takes leave.
+    unreleased: BTreeSet<u16>,
     /// PUBRELs of the broker on this connection.
     released: BTreeSet<u16>,
 }
@@ -120,6 +122,11 @@ impl Link {
         (self.foreign, self.up) = (false, false);
         self.written.clear();
         self.read.clear();
+        for id in std::mem::take(&mut self.unreleased) {
+            if let Some(open @ &mut Out::Received(no)) = self.out.get_mut(&id) {
+                *open = Out::Sent(no, QoS::ExactlyOnce);
+            }
+        }
         self.again.clear();
         self.last = 0;
         self.released.clear();
@@ -192,6 +199,7 @@ impl Link {
                 }
                 Packet::Disconnect => self.left = true,
                 Packet::PubRel(release) => {
+                    self.unreleased.remove(&release.pkid);
                     if let Some(Out::Sent(no, QoS::ExactlyOnce)) = self.out.get(&release.pkid).copied() {
                         self.out.insert(release.pkid, Out::Received(no));
                     }
@@ -236,9 +244,13 @@ impl Link {
         let no = ledger.find(&publish.payload);
         let no = no.ok_or_else(|| Law::UplinkFaithful.broken(format!("{publish:?} comes from nobody")))?;
         let entry = ledger.entry(no);
-        let faithful = entry.topic.as_str() == publish.topic
-            && entry.retain == publish.retain
-            && entry.qos.max(Qos::AtMostOnce) == qos(publish.qos);
+        let is_set_as = |entry: &Entry| {
+            entry.retain == publish.retain && entry.qos.max(Qos::AtMostOnce) == qos(publish.qos)
+        };
+        // WILLTOPIC may be that of an earlier life, and come late.
+        let by_will = |will: &Entry| will.origin == entry.origin && is_set_as(will);
+        let late = matches!(entry.origin, Origin::Will(_)) && ledger.iter().any(|(_, will)| by_will(will));
+        let faithful = entry.topic.as_str() == publish.topic && (is_set_as(entry) || late);
         Law::UplinkFaithful.check(faithful, || format!("m{no} is {entry:?} and leaves as {publish:?}"))?;
         self.check_owner(no, ledger)?;
         if publish.qos == QoS::AtMostOnce {
@@ -322,6 +334,7 @@ impl Link {
                     if let Some(Out::Sent(no, QoS::ExactlyOnce)) = self.out.get(&ack.pkid).copied() {
                         ledger.entry_mut(no).received = true;
                         self.out.insert(ack.pkid, Out::Received(no));
+                        self.unreleased.insert(ack.pkid);
                     }
                 }
                 Packet::PubComp(ack) => self.acked(ack.pkid, ledger),

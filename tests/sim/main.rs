@@ -171,6 +171,20 @@ once_broken! {
     seed_16842_a_probe_was_expected_by_who_had_yet_to_subscribe_again: 16842;
     seed_17879_what_was_refused_for_its_topic_id_came_again_behind_qos_0: 17879;
     seed_1000708_a_message_sent_again_after_a_refusal_had_no_dup_in_its_second_round: 1000708;
+    seed_1001774_what_was_raised_in_an_outage_was_expected_of_the_broker_before_it_knew: 1001774;
+    seed_1001823_a_message_between_two_filters_that_changed_was_expected: 1001823;
+    seed_1004752_one_of_two_copies_was_taken_for_the_other: 1004752;
+    seed_1015796_what_was_handed_out_kept_a_live_message_in_the_account: 1015796;
+    seed_1016354_a_filter_counted_as_granted_that_was_about_to_end: 1016354;
+    seed_2000515_a_node_took_the_refusal_of_a_late_copy_for_its_own: 2000515;
+    seed_2001152_qos_0_of_an_inherited_filter_that_had_ended_was_expected: 2001152;
+    seed_2001337_a_message_of_an_inherited_filter_that_had_ended_was_expected: 2001337;
+    seed_2002422_a_pubrec_behind_a_goodbye_was_held_to_be_heard: 2002422;
+    seed_2002695_a_subscription_was_lowered_behind_a_promise: 2002695;
+    seed_2002860_a_connection_that_timed_out_was_no_answer: 2002860;
+    seed_2004488_a_retained_message_behind_connack_was_expected: 2004488;
+    seed_2005541_a_message_before_connack_was_no_answer: 2005541;
+    seed_2016644_a_late_willtopic_of_an_earlier_life_went_with_a_new_message: 2016644;
     seed_10023_three_subscription_identifiers_broke_the_connection: 10023;
 }
 

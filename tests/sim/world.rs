@@ -189,6 +189,10 @@ struct Stream {
     further: bool,
     /// Where MQTT 5 is spoken.
     five: Option<Five>,
+    /// When the gateway began to wait for this step of it: TCP, then CONNACK.
+    tried: Instant,
+    /// It heard something.
+    spoken: bool,
     /// When the last octets of each direction arrive: nothing overtakes them.
     up_at: Instant,
     down_at: Instant,

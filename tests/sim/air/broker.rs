@@ -127,7 +127,8 @@ impl Air {
             // Nor for who had left a request unanswered when it came, or does now.
             let waits = self.blocks.get(&(lane, no)).is_some_and(|whom| whom.contains(who));
             // And of two copies, as there may be while its filters change, another one may be open than the one that is over.
-            let live = !retain && waits && !self.is_split(*who, no, ledger);
+            let one = self.copies.get(&no).is_none_or(|copies| !copies.are_several());
+            let live = !retain && waits && one && !self.is_split(*who, no, ledger);
             let same = matches!(open.kind, Kind::Publish { no: n, retain: false, .. } if n == no && live);
             Law::SettledBeforeAck.check(!same, || {
                 format!("m{no} was acknowledged to the broker while its PUBLISH to s{who} is open")

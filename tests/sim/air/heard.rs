@@ -355,7 +355,9 @@ impl Air {
         let Some(session) = self.sessions.get_mut(&who) else { return };
         // Which message a REGISTER is for cannot be seen: none is held to be, and none will be missed.
         let open = match &session.exchange {
-            Some(Exchange { kind: Kind::Publish { no, .. }, .. }) => Some(*no),
+            Some(Exchange { kind: Kind::Publish { no, retain, .. }, .. }) => {
+                (session.dedicated || !retain).then_some(*no)
+            }
             _ => None,
         };
         let Session { subs, queue, .. } = session;

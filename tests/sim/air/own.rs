@@ -145,8 +145,11 @@ impl Air {
         }
     }
 
-    /// The gateway has closed the link of a client.
-    pub(crate) fn link_closed(&mut self, who: Who) {
+    /// The gateway has closed the link of a client; whether that had its time to come about, or the broker said something else than CONNACK.
+    pub(crate) fn link_closed(&mut self, who: Who, in_vain: bool) {
+        if in_vain {
+            self.cause.said.get_or_insert((who, Said::Gone));
+        }
         let grace = self.now + self.settings.broker.grace;
         let was_up = self.own.remove(&who);
         let asking = self.is_asking(who);
@@ -254,7 +257,9 @@ impl Air {
             self.set_up(peer, setup, ledger);
         }
         for message in std::mem::take(&mut self.cause.early) {
-            self.own_message_in(who, &message, ledger);
+            // Filters may have been issued again before a retained one, and nobody has seen that.
+            let sure = !message.retain;
+            self.take_own_message(who, &message, sure, ledger);
         }
         Ok(())
     }
@@ -302,6 +307,11 @@ impl Air {
             self.cause.early.push(message.clone());
             return;
         }
+        self.take_own_message(who, message, true, ledger);
+    }
+
+    /// The same, when it is known whose connection this is. `sure`: as far as is known here, the client is to get it.
+    fn take_own_message(&mut self, who: Who, message: &Arrival, sure: bool, ledger: &Ledger) {
         let &Arrival { no, qos, retain, fresh, dup } = message;
         let now = self.now;
         let topic = &ledger.entry(no).topic;
@@ -315,7 +325,7 @@ impl Air {
             let (new, again) = copies.on.entry(Lane::Client(who)).or_default();
             *(if dup { again } else { new }) += 1;
         }
-        if !fresh || reissued.is_some() || !session.due_on_own(topic) {
+        if !sure || !fresh || reissued.is_some() || !session.due_on_own(topic) {
             return;
         }
         let may_wait = qos > Qos::AtMostOnce || (self.settings.sessions.queue.qos0 && session.is_there());
@@ -362,7 +372,9 @@ impl Session {
     /// Whether what comes on the client's own link on this topic is for it, for certain.
     fn due_on_own(&self, topic: &TopicName) -> bool {
         let mut certain = self.subs.iter().filter(|(_, sub)| sub.at_broker.is_some() && !sub.doubtful);
-        self.inherited || certain.any(|(filter, _)| filter.matches(topic))
+        // What it has ended of what it inherited may still come, and goes nowhere.
+        let ended = || self.gone.iter().any(|filter| filter.matches(topic));
+        certain.any(|(filter, _)| filter.matches(topic)) || (self.inherited && !ended())
     }
 }
 

@@ -445,7 +445,7 @@ impl Air {
             let open_no = match kind {
                 // Unless another copy of it waits behind: the broker had sent it again.
                 Kind::Publish { no, retain: false, .. }
-                    if session.queue.iter().filter(|(waiting, _)| *waiting == no).count() < 2 =>
+                    if self.copies.get(&no).is_none_or(|copies| !copies.are_several()) =>
                 {
                     Some(no)
                 }

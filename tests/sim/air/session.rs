@@ -328,10 +328,13 @@ impl Session {
         matching.iter().map(|sub| (sub.qos, since)).max()
     }
 
-    /// What matches, and on which link the broker has it.
-    pub(crate) fn matching(&self, topic: &TopicName) -> impl Iterator<Item = (&TopicFilter, Option<Lane>)> {
+    /// What matches, at which QoS, and on which link the broker has it.
+    pub(crate) fn matching(
+        &self,
+        topic: &TopicName,
+    ) -> impl Iterator<Item = (&TopicFilter, Qos, Option<Lane>)> {
         let matching = self.subs.iter().filter(|(filter, _)| filter.matches(topic));
-        matching.map(|(filter, sub)| (filter, sub.at_broker))
+        matching.map(|(filter, sub)| (filter, sub.qos, sub.at_broker))
     }
 
     pub(crate) fn filters(&self) -> impl Iterator<Item = &TopicFilter> {

@@ -32,7 +32,18 @@ impl World<'_> {
                 let further = self.streams.values().any(|stream| stream.open && stream.is_own());
                 let (up_at, down_at) = (self.now, self.now);
                 let (whose, five) = (None, None);
-                let stream = Stream { lane, whose, further, five, up_at, down_at, cut: false, open: true };
+                let stream = Stream {
+                    lane,
+                    whose,
+                    further,
+                    five,
+                    tried: self.now,
+                    spoken: false,
+                    up_at,
+                    down_at,
+                    cut: false,
+                    open: true,
+                };
                 self.streams.insert(link, stream);
                 let up_at = self.pass(link, true);
                 self.at(up_at, Event::Arrive(link));
@@ -51,7 +62,11 @@ impl World<'_> {
                 self.trace.note(self.now, format!("connection {link} is closed"));
                 let at = self.pass(link, true);
                 if let Some(who) = self.client_now_on(link) {
-                    self.air.link_closed(who);
+                    let patience = self.plan.settings.broker.connect_timeout;
+                    let over = |stream: &Stream| stream.spoken || stream.tried + patience <= self.now;
+                    let in_vain = self.streams.get(&link).is_some_and(over);
+                    let is_up = self.accounts.get(client_id(who).as_str()).is_some_and(|account| account.up);
+                    self.air.link_closed(who, in_vain && !is_up);
                 }
                 if let Some(stream) = self.streams.get_mut(&link) {
                     stream.open = false;
@@ -172,7 +187,8 @@ impl World<'_> {
     pub(super) fn link_event(&mut self, link: u64, event: LinkEvent) -> Checked {
         let Some(stream) = self.streams.get_mut(&link).filter(|stream| stream.open) else { return Ok(()) };
         match event {
-            LinkEvent::Connected if stream.cut => {
+            LinkEvent::Connected if !stream.cut => stream.tried = self.now,
+            LinkEvent::Connected => {
                 let failure = LinkFailure::Connect("timed out".into());
                 self.after(self.plan.settings.broker.connect_timeout, Event::DownClosed(link, failure));
                 return Ok(());
@@ -201,6 +217,9 @@ impl World<'_> {
     pub(super) fn octets_to_gateway(&mut self, link: u64, octets: Bytes) -> Checked {
         if self.streams.get(&link).is_none_or(|stream| stream.cut || !stream.open) {
             return Ok(());
+        }
+        if let Some(stream) = self.streams.get_mut(&link) {
+            stream.spoken = true;
         }
         self.trace.add(self.now, Step::Down(link, octets.clone()));
         self.air.begin(self.now);
