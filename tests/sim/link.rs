@@ -265,15 +265,16 @@ impl Link {
             }
         };
         if open.is_none() && publish.dup && publish.qos == QoS::AtLeastOnce {
-            // Of QoS 1 a crash may have left no packet id, but its place.
+            // Of QoS 1 a crash may have left no packet id, but its place. Which that was nobody knows.
+            self.began.remove(&publish.pkid);
             return self.check_owner(no, ledger);
         }
         if open.is_none() {
             self.count += 1;
             self.began.insert(publish.pkid, self.count);
         }
-        let began = self.began.get(&publish.pkid).copied().unwrap_or(0);
-        let ordered = std::mem::replace(&mut self.last, began) < began;
+        let began = self.began.get(&publish.pkid).copied();
+        let ordered = began.is_none_or(|began| std::mem::replace(&mut self.last, began) < began);
         Law::LinkExchanges.check(ordered, || {
             format!("PUBLISH {} of m{no} is sent again behind a later one", publish.pkid)
         })?;

@@ -423,6 +423,10 @@ impl Air {
                 if let TopicRef::Normal(id) = topic {
                     session.known.remove(&id);
                 }
+                if !session.wants(&ledger.entry(no).topic) {
+                    // It unsubscribed while that was under way, and need not get it again.
+                    self.settled(who, no, retain);
+                }
             }
             _ => self.settled(who, no, retain),
         }

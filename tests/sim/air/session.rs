@@ -340,4 +340,14 @@ impl Session {
     pub(crate) fn filters(&self) -> impl Iterator<Item = &TopicFilter> {
         self.subs.keys()
     }
+
+    /// Those of which a refusal leaves no doubt.
+    pub(crate) fn certain_filters(&self) -> impl Iterator<Item = &TopicFilter> {
+        self.subs.iter().filter(|(_, sub)| !sub.doubtful).map(|(filter, _)| filter)
+    }
+
+    /// Whether the last that came about this filter was an UNSUBSCRIBE.
+    pub(crate) fn has_ended(&self, filter: &TopicFilter) -> bool {
+        self.gone.contains(filter)
+    }
 }
