@@ -175,19 +175,23 @@ impl Session {
             // Not when it is put down but when it came: what came later may have been put down before.
             let number = item.id.0;
             item.kept = Some(number);
-            let row = self.waiting_row(number, item, item.sent_as, cx.now);
-            cx.journal.insert(self.whose(), row);
+            if item.qos == QoS::ExactlyOnce {
+                item.stored_as = (item.sent_as, item.sent_on);
+            }
+            cx.journal.insert(self.whose(), self.waiting_row(number, item, cx.now));
         }
         if let Some(delivery) = item.delivery.take() {
             cx.journal.settle_when_durable(delivery);
         }
     }
 
-    fn waiting_row(&self, number: u64, item: &Item, sent_as: Option<u16>, now: Instant) -> Row {
+    fn waiting_row(&self, number: u64, item: &Item, now: Instant) -> Row {
+        let (sent_as, sent_on) = item.stored_as;
         let row = WaitingRow {
             message: item.id,
             qos: item.qos,
-            sent_as: sent_as.filter(|_| item.qos == QoS::ExactlyOnce),
+            sent_as,
+            sent_on,
             expiry: item.expires.map(|expires| expires.saturating_duration_since(now)),
         };
         Row::Waiting(self.id.clone(), number, row)
@@ -209,7 +213,8 @@ impl Session {
             qos: row.qos,
             delivery: None,
             sent_as: row.sent_as,
-            sent_on: None,
+            sent_on: row.sent_on,
+            stored_as: (row.sent_as, row.sent_on),
             offered: None,
             rounds: 0,
             expires: row.expiry.and_then(|expiry| now.checked_add(expiry)),
@@ -362,9 +367,7 @@ impl Session {
             return;
         }
         let again = sent_as.is_some();
-        if sent_as.is_none() {
-            self.put_down_msg_id(msg_id, &request, cx);
-        }
+        self.put_down_sending(msg_id, &mut request, cx);
         let (since, after) = (cx.now, cx.journal.next());
         self.downlink.exchange = Some(Exchange { msg_id, request, again, repeated: 0, since, after });
         // To a sleeper nothing is repeated: it was an answer (Interpretation: R-142).
@@ -373,14 +376,16 @@ impl Session {
         }
     }
 
-    /// A message of QoS 2 leaves under this MsgId, and is to be the same for the client after a restart.
-    fn put_down_msg_id(&self, msg_id: u16, request: &Request, cx: &mut Cx<'_>) {
-        if let Request::Publish { item, .. } = request
+    /// A message of QoS 2 leaves under this MsgId and on this topic, and is to be the same for the client after a restart.
+    fn put_down_sending(&self, msg_id: u16, request: &mut Request, cx: &mut Cx<'_>) {
+        if let Request::Publish { topic, item, .. } = request
             && item.qos == QoS::ExactlyOnce
             && let Some(number) = item.kept
         {
-            let row = self.waiting_row(number, item, Some(msg_id), cx.now);
-            cx.journal.update(self.whose(), row);
+            let sending = (Some(msg_id), Some(*topic));
+            if std::mem::replace(&mut item.stored_as, sending) != sending {
+                cx.journal.update(self.whose(), self.waiting_row(number, item, cx.now));
+            }
         }
     }
 

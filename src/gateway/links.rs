@@ -435,6 +435,11 @@ impl Links {
         true
     }
 
+    /// The place of a subscription among those of its client on the gateway's own links: the older has the lower number.
+    pub(super) fn since(&self, client: ClientKey, filter: &TopicFilter) -> u64 {
+        self.aggregate.since(client, filter)
+    }
+
     /// Asks the broker for a filter in the name of a client.
     pub(super) fn subscribe(
         &mut self,

@@ -714,6 +714,7 @@ impl Gateway {
                 qos,
                 delivery,
                 sent_as: None,
+                stored_as: (None, None),
                 sent_on: None,
                 offered: None,
                 rounds: 0,

@@ -28,6 +28,8 @@ pub(super) struct Item {
     pub(super) sent_as: Option<u16>,
     /// How its topic was named then: under another name it would be another message to the client.
     pub(super) sent_on: Option<TopicRef>,
+    /// What its row says of both.
+    pub(super) stored_as: (Option<u16>, Option<TopicRef>),
     /// Since when the client, asked to learn its topic, may have been heard: when it was first asked in this connection, or
     /// the end of the last round in which it was.
     pub(super) offered: Option<Instant>,

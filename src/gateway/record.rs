@@ -219,6 +219,9 @@ pub struct SubscriptionRow {
     pub topic: TopicRef,
     /// What was granted.
     pub qos: QoS,
+    /// Grows from one subscription on the gateway's own links to the next: of several copies of a message the client gets the one
+    /// for its older subscription, before a restart and after it. Zero on a link of the client's own.
+    pub since: u64,
 }
 
 /// A message that waits for a client.
@@ -230,6 +233,9 @@ pub struct WaitingRow {
     pub qos: QoS,
     /// The MsgId under which it was sent before; of QoS 2 only.
     pub sent_as: Option<u16>,
+    /// How its topic was named then: under another name it would be another message to the client. `None` if the client did
+    /// not know that name.
+    pub sent_on: Option<TopicRef>,
     /// How long it is worth to be sent (MQTT 5 §3.3.2.3.3).
     pub expiry: Option<Duration>,
 }

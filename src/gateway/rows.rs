@@ -126,8 +126,8 @@ impl Session {
         }
         for filter in std::mem::take(&mut self.changed_filters) {
             match self.subscriptions.get(&filter).filter(|subscription| subscription.granted) {
-                Some(Subscription { topic, qos, .. }) => {
-                    let row = SubscriptionRow { topic: *topic, qos: *qos };
+                Some(Subscription { topic, qos, since, .. }) => {
+                    let row = SubscriptionRow { topic: *topic, qos: *qos, since: *since };
                     let before = self.stored.subscriptions.insert(filter.clone(), row.clone());
                     // Some clients subscribe again each time they wake.
                     if before.as_ref() != Some(&row) {
@@ -189,8 +189,8 @@ impl Session {
         topic: TopicRef,
         row: SubscriptionRow,
     ) {
-        let qos = row.qos;
-        self.subscriptions.insert(filter.clone(), Subscription { topic, qos, granted: true });
+        let SubscriptionRow { qos, since, .. } = row;
+        self.subscriptions.insert(filter.clone(), Subscription { topic, qos, granted: true, since });
         self.stored.subscriptions.insert(filter, row);
     }
 
@@ -377,7 +377,7 @@ impl Gateway {
             Row::Topic(_, topic, row) => session.registry.restore(topic, row),
             Row::Subscription(_, filter, row) => {
                 if session.mode == Mode::Aggregating {
-                    self.links.restore_claim(key, &filter, row.qos);
+                    self.links.restore_claim(key, &filter, &row);
                 }
                 let means = |topic: &TopicName| topic.as_str() == filter.as_str();
                 let topic = match row.topic {
@@ -409,7 +409,7 @@ impl Gateway {
         &mut self,
         number: u64,
         id: &ClientId,
-        row: WaitingRow,
+        mut row: WaitingRow,
         messages: &mut BTreeMap<MessageId, (Arc<Message>, usize)>,
     ) {
         self.journal.restore_number(number);
@@ -418,6 +418,12 @@ impl Gateway {
             return self.leave_out(Key::Client(id.clone(), ClientKey::Waiting(number)));
         };
         *clients += 1;
+        if let Some(TopicRef::Predefined(topic)) = row.sent_on
+            && self.predefined.topic(topic, Some(id)) != Some(&message.topic)
+        {
+            // The id means another topic now, or none.
+            row.sent_on = None;
+        }
         session.restore_waiting(number, row, message.clone(), self.now, &mut self.queued_octets);
     }
 

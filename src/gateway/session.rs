@@ -120,6 +120,8 @@ pub(super) struct Subscription {
     pub(super) qos: QoS,
     /// A SUBACK said so: what is asked on top of it and refused leaves it as it is.
     pub(super) granted: bool,
+    /// See [`SubscriptionRow`](super::record::SubscriptionRow).
+    pub(super) since: u64,
 }
 
 /// A SUBSCRIBE that is with the broker.
@@ -371,7 +373,8 @@ impl Session {
         };
         let before = self.subscriptions.get(&filter);
         let (granted, qos) = before.map_or((false, asked), |before| (before.granted, before.qos));
-        self.subscriptions.insert(filter.clone(), Subscription { topic, qos, granted });
+        let since = cx.links.since(self.key, &filter);
+        self.subscriptions.insert(filter.clone(), Subscription { topic, qos, granted, since });
         match outcome {
             Subscribing::Granted(qos) => self.accept_subscribe(msg_id, &filter, topic, qos, cx),
             Subscribing::Asked(id) => {

@@ -673,19 +673,20 @@ impl From<StoredTopicStanding> for TopicStanding {
 struct StoredSubscription {
     topic: StoredTopicRef,
     qos: StoredQos,
+    since: u64,
 }
 
 impl From<&SubscriptionRow> for StoredSubscription {
     fn from(row: &SubscriptionRow) -> Self {
-        let SubscriptionRow { topic, qos } = *row;
-        Self { topic: topic.into(), qos: qos.into() }
+        let SubscriptionRow { topic, qos, since } = *row;
+        Self { topic: topic.into(), qos: qos.into(), since }
     }
 }
 
 impl From<StoredSubscription> for SubscriptionRow {
     fn from(stored: StoredSubscription) -> Self {
-        let StoredSubscription { topic, qos } = stored;
-        Self { topic: topic.into(), qos: qos.into() }
+        let StoredSubscription { topic, qos, since } = stored;
+        Self { topic: topic.into(), qos: qos.into(), since }
     }
 }
 
@@ -724,20 +725,22 @@ struct StoredWaiting {
     message: u64,
     qos: StoredQos,
     sent_as: Option<u16>,
+    sent_on: Option<StoredTopicRef>,
     expiry: Option<Duration>,
 }
 
 impl From<&WaitingRow> for StoredWaiting {
     fn from(row: &WaitingRow) -> Self {
-        let WaitingRow { message: MessageId(message), qos, sent_as, expiry } = *row;
-        Self { message, qos: qos.into(), sent_as, expiry }
+        let WaitingRow { message: MessageId(message), qos, sent_as, sent_on, expiry } = *row;
+        Self { message, qos: qos.into(), sent_as, sent_on: sent_on.map(Into::into), expiry }
     }
 }
 
 impl From<StoredWaiting> for WaitingRow {
     fn from(stored: StoredWaiting) -> Self {
-        let StoredWaiting { message, qos, sent_as, expiry } = stored;
-        Self { message: MessageId(message), qos: qos.into(), sent_as, expiry }
+        let StoredWaiting { message, qos, sent_as, sent_on, expiry } = stored;
+        let sent_on = sent_on.map(Into::into);
+        Self { message: MessageId(message), qos: qos.into(), sent_as, sent_on, expiry }
     }
 }
 

@@ -216,7 +216,13 @@ fn message(number: u64) -> Row {
 }
 
 fn waiting(client: &str, number: u64) -> Row {
-    let row = WaitingRow { message: MessageId(number), qos: QoS::AtLeastOnce, sent_as: None, expiry: None };
+    let row = WaitingRow {
+        message: MessageId(number),
+        qos: QoS::AtLeastOnce,
+        sent_as: None,
+        sent_on: None,
+        expiry: None,
+    };
     Row::Waiting(ClientId::new(client).unwrap(), number, row)
 }
 

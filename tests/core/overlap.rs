@@ -338,6 +338,31 @@ fn what_was_on_its_way_when_a_filter_as_good_was_added_comes() {
 }
 
 #[test]
+fn what_was_on_its_way_for_the_older_of_two_filters_as_good_comes_after_a_restart() {
+    for [first, second] in [["s/1", "s/#"], ["s/#", "s/1"]] {
+        let mut w = world_with(|settings| settings.lasting = true);
+        w.active(A, "n1");
+        w.subscribed_on(0, A, first, QoS::AtLeastOnce);
+        w.send(A, subscribe(2, second, sn_qos(QoS::AtLeastOnce)));
+        w.lane_up(1, "gw-2");
+        let pkid = w.broker_gets_subscribe(second, QoS::AtLeastOnce);
+        w.broker_grants(pkid, QoS::AtLeastOnce);
+        w.next(A);
+        // Of two copies this one is nobody's.
+        w.broker_publishes(5, "s/1", "before", QoS::AtLeastOnce);
+        w.broker_gets_puback(5);
+        w.crash();
+        for lane in [1, 0] {
+            w.on_lane(lane);
+            w.broker_up(true);
+        }
+        w.broker_publishes(9, "s/1", "before", QoS::AtLeastOnce);
+        let packet = w.next(A);
+        assert!(packet.windows(3).any(|part| part == b"s/1" || part == b"bef"), "{first}: {packet:02x?}");
+    }
+}
+
+#[test]
 fn a_further_link_that_is_down_is_left_when_it_is_back() {
     let (mut w, _) = two_lanes();
     w.on_lane(1);

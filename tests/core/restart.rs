@@ -272,6 +272,52 @@ fn a_message_of_qos_2_keeps_its_msgid_over_a_restart_and_says_dup() {
     w.leaves_nothing();
 }
 
+/// A client that sleeps was sent a message of QoS 2 on `pre/one` under the predefined id of that, and has not answered.
+fn sent_predefined(w: &mut World) -> u16 {
+    w.active(A, "n1");
+    w.subscribed(A, "pre/+", QoS::ExactlyOnce);
+    w.broker_publishes(5, "pre/one", "a", QoS::ExactlyOnce);
+    w.expect_publish(A, TopicRef::Predefined(1), Qos::ExactlyOnce, false, "a")
+}
+
+/// Under another topic id it would be another message to the client, whatever it has learnt of the name meanwhile.
+#[test]
+fn a_message_of_qos_2_keeps_its_topic_id_over_a_restart() {
+    let mut w = lasting();
+    let a = sent_predefined(&mut w);
+    let id = w.registered(A, "pre/one");
+    w.send(A, sleep(60));
+    w.expect(A, disconnect());
+    for _ in 0..2 {
+        w.restart();
+        w.send(A, wake());
+        assert_eq!(w.expect_publish(A, TopicRef::Predefined(1), Qos::ExactlyOnce, true, "a"), a);
+    }
+    // The client does not know that name: it has not had the message, and has it by the other from now on.
+    w.send(A, puback(TopicRef::Predefined(1), a, ReturnCode::InvalidTopicId));
+    assert_eq!(w.expect_publish(A, TopicRef::Normal(id), Qos::ExactlyOnce, false, "a"), a);
+    w.restart();
+    w.send(A, wake());
+    assert_eq!(w.expect_publish(A, TopicRef::Normal(id), Qos::ExactlyOnce, true, "a"), a);
+    w.leaves_nothing();
+}
+
+#[test]
+fn a_message_of_qos_2_is_not_repeated_under_a_predefined_id_that_means_something_else_now() {
+    let mut w = lasting();
+    let a = sent_predefined(&mut w);
+    w.send(A, sleep(60));
+    w.expect(A, disconnect());
+    w.restart_with(|settings| {
+        settings.predefined = [(1, TopicName::new("other").unwrap())].into();
+    });
+    w.send(A, wake());
+    let (id, msg_id) = w.expect_register(A, "pre/one");
+    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    assert_eq!(w.expect_publish(A, TopicRef::Normal(id), Qos::ExactlyOnce, true, "a"), a);
+    w.leaves_nothing();
+}
+
 /// No new message may have the MsgId of one that the client may hold.
 #[test]
 fn a_msgid_that_a_client_may_hold_is_not_given_to_another_message() {
@@ -798,8 +844,8 @@ fn a_hundred_thousand_sessions_are_restored() {
             rows.push(Row::Topic(id.clone(), 0x100 + topic, row));
         }
         for filter in [format!("site/{n}/set/#"), "all/+".into()] {
-            let row =
-                SubscriptionRow { topic: TopicRef::Normal(0), qos: mqtt_sn_gateway::mqtt::QoS::AtLeastOnce };
+            let qos = mqtt_sn_gateway::mqtt::QoS::AtLeastOnce;
+            let row = SubscriptionRow { topic: TopicRef::Normal(0), qos, since: rows.len() as u64 };
             rows.push(Row::Subscription(id.clone(), TopicFilter::new(&filter).unwrap(), row));
         }
     }

@@ -240,7 +240,7 @@ fn session(number: u32) -> Vec<Row> {
         Row::Topic(id.clone(), at, row)
     }));
     rows.extend((1..=2).map(|at| {
-        let row = SubscriptionRow { topic: TopicRef::Normal(at), qos: QoS::AtLeastOnce };
+        let row = SubscriptionRow { topic: TopicRef::Normal(at), qos: QoS::AtLeastOnce, since: at.into() };
         Row::Subscription(id.clone(), TopicFilter::new(topic(at).to_string()).unwrap(), row)
     }));
     let message = MessageId(u64::from(number) + 1);
@@ -251,7 +251,7 @@ fn session(number: u32) -> Vec<Row> {
         retain: false,
     };
     rows.push(Row::Message(message, text));
-    let row = WaitingRow { message, qos: QoS::AtLeastOnce, sent_as: None, expiry: None };
+    let row = WaitingRow { message, qos: QoS::AtLeastOnce, sent_as: None, sent_on: None, expiry: None };
     rows.push(Row::Waiting(id, message.0, row));
     rows
 }

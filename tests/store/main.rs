@@ -35,7 +35,13 @@ fn message(number: u64, octets: usize) -> Row {
 }
 
 fn waiting(client: &str, number: u64, message: u64) -> Row {
-    let row = WaitingRow { message: MessageId(message), qos: QoS::AtLeastOnce, sent_as: None, expiry: None };
+    let row = WaitingRow {
+        message: MessageId(message),
+        qos: QoS::AtLeastOnce,
+        sent_as: None,
+        sent_on: None,
+        expiry: None,
+    };
     Row::Waiting(id(client), number, row)
 }
 

@@ -485,6 +485,12 @@ impl Aggregate {
         pool.is_up(self.lanes[0].link)
     }
 
+    /// See [`super::Links::since`].
+    pub(super) fn since(&self, client: ClientKey, filter: &TopicFilter) -> u64 {
+        let claim = self.filters.get(filter).and_then(|subscribers| subscribers.clients.get(&client));
+        claim.map_or(0, |claim| claim.since)
+    }
+
     /// The client was told that its subscription holds, though the broker has not answered: the filter is issued again when
     /// the broker comes back, and what it says to the request then is of no account.
     pub(super) fn hold(&mut self, client: ClientKey, filter: &TopicFilter) {

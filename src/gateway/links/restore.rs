@@ -11,7 +11,7 @@ use super::pool::LinkKey;
 use super::{Links, UplinkId};
 use crate::gateway::ClientKey;
 use crate::gateway::journal::Journal;
-use crate::gateway::record::{FilterRow, Key, UplinkRow};
+use crate::gateway::record::{FilterRow, Key, SubscriptionRow, UplinkRow};
 use crate::mqtt::{QoS, Received, Restored, RestoredPublish};
 use crate::topic::{ClientId, TopicFilter};
 
@@ -41,9 +41,14 @@ impl Links {
     }
 
     /// A client had this subscription before a restart.
-    pub(in crate::gateway) fn restore_claim(&mut self, client: ClientKey, filter: &TopicFilter, qos: QoS) {
-        let since = self.next_id();
-        self.aggregate.restore_claim(client, filter, qos, since);
+    pub(in crate::gateway) fn restore_claim(
+        &mut self,
+        client: ClientKey,
+        filter: &TopicFilter,
+        row: &SubscriptionRow,
+    ) {
+        self.last_id = self.last_id.max(row.since);
+        self.aggregate.restore_claim(client, filter, row.qos, row.since);
     }
 
     /// Messages that were on their way before a restart, in their order, and QoS 2 messages of the broker that were taken over,

@@ -22,11 +22,9 @@ pub(super) fn row() -> BoxedStrategy<Row> {
         (id(), session()).prop_map(|(id, row)| Row::Session(id, row)),
         (id(), will()).prop_map(|(id, row)| Row::Will(id, row)),
         (id(), any::<u16>(), topic_row()).prop_map(|(id, topic, row)| Row::Topic(id, topic, row)),
-        (id(), filter(), topic_ref(), qos()).prop_map(|(id, filter, topic, qos)| Row::Subscription(
-            id,
-            filter,
-            SubscriptionRow { topic, qos }
-        )),
+        (id(), filter(), topic_ref(), qos(), any::<u64>()).prop_map(|(id, filter, topic, qos, since)| {
+            Row::Subscription(id, filter, SubscriptionRow { topic, qos, since })
+        }),
         (id(), any::<u64>(), waiting()).prop_map(|(id, number, row)| Row::Waiting(id, number, row)),
         (id(), any::<u16>()).prop_map(|(id, msg_id)| Row::Releasing(id, msg_id)),
         (id(), any::<u16>(), exchange()).prop_map(|(id, msg_id, row)| Row::Exchange(id, msg_id, row)),
@@ -142,12 +140,14 @@ fn topic_ref() -> BoxedStrategy<TopicRef> {
 }
 
 fn waiting() -> BoxedStrategy<WaitingRow> {
-    let parts = (any::<u64>(), qos(), any::<Option<u16>>(), any::<Option<Duration>>());
+    let sent = (any::<Option<u16>>(), option::of(topic_ref()));
+    let parts = (any::<u64>(), qos(), sent, any::<Option<Duration>>());
     parts
-        .prop_map(|(message, qos, sent_as, expiry)| WaitingRow {
+        .prop_map(|(message, qos, (sent_as, sent_on), expiry)| WaitingRow {
             message: MessageId(message),
             qos,
             sent_as,
+            sent_on,
             expiry,
         })
         .boxed()

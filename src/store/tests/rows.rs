@@ -126,8 +126,9 @@ fn every_kind() -> Vec<(Row, &'static str)> {
         |addr: &str, node| PeerRow { port: "lan".into(), addr: Address::Udp(addr.parse().unwrap()), node };
     let node = Some(WirelessNodeId("xy".into()));
     let topic = |standing| Row::Topic(id(), 3, TopicRow { name: name(), nth: 4, standing });
-    let subscription =
-        |topic| Row::Subscription(id(), filter(), SubscriptionRow { topic, qos: QoS::ExactlyOnce });
+    let subscription = |topic| {
+        Row::Subscription(id(), filter(), SubscriptionRow { topic, qos: QoS::ExactlyOnce, since: 300 })
+    };
     let exchange =
         |state| Row::Exchange(id(), 5, ExchangeRow { digest: 200, topic: TopicRef::Predefined(6), state });
     let uplink = |qos, packet, released| {
@@ -183,10 +184,10 @@ fn every_kind() -> Vec<(Row, &'static str)> {
         (topic(TopicStanding::Unconfirmed), "40 6e 31 00 43 00 03 = 01 03 61 2f 62 04 00"),
         (topic(TopicStanding::Known(300)), "40 6e 31 00 43 00 03 = 01 03 61 2f 62 04 01 ac 02"),
         (topic(TopicStanding::Rejected), "40 6e 31 00 43 00 03 = 01 03 61 2f 62 04 02"),
-        (subscription(TopicRef::Normal(1)), "40 6e 31 00 44 61 2f 2b = 01 00 01 02"),
-        (subscription(TopicRef::Predefined(1)), "40 6e 31 00 44 61 2f 2b = 01 01 01 02"),
-        (subscription(TopicRef::Short(*b"ab")), "40 6e 31 00 44 61 2f 2b = 01 02 61 62 02"),
-        (subscription(TopicRef::Reserved(1)), "40 6e 31 00 44 61 2f 2b = 01 03 01 02"),
+        (subscription(TopicRef::Normal(1)), "40 6e 31 00 44 61 2f 2b = 01 00 01 02 ac 02"),
+        (subscription(TopicRef::Predefined(1)), "40 6e 31 00 44 61 2f 2b = 01 01 01 02 ac 02"),
+        (subscription(TopicRef::Short(*b"ab")), "40 6e 31 00 44 61 2f 2b = 01 02 61 62 02 ac 02"),
+        (subscription(TopicRef::Reserved(1)), "40 6e 31 00 44 61 2f 2b = 01 03 01 02 ac 02"),
         (
             Row::Waiting(
                 id(),
@@ -195,10 +196,11 @@ fn every_kind() -> Vec<(Row, &'static str)> {
                     message: MessageId(9),
                     qos: QoS::AtLeastOnce,
                     sent_as: Some(10),
+                    sent_on: Some(TopicRef::Short(*b"ab")),
                     expiry: Some(Duration::from_secs(3)),
                 },
             ),
-            "40 6e 31 00 45 00 00 00 00 00 00 01 02 = 01 09 01 01 0a 01 03 00",
+            "40 6e 31 00 45 00 00 00 00 00 00 01 02 = 01 09 01 01 0a 01 02 61 62 01 03 00",
         ),
         (Row::Releasing(id(), 258), "40 6e 31 00 46 01 02 = 01"),
         (exchange(ExchangeState::Open(1)), "40 6e 31 00 47 00 05 = 01 c8 01 01 06 00 01"),

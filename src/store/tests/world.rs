@@ -68,7 +68,13 @@ pub(super) fn topic(name: &str) -> TopicRow {
 }
 
 pub(super) fn waiting(message: u64) -> WaitingRow {
-    WaitingRow { message: MessageId(message), qos: QoS::AtLeastOnce, sent_as: None, expiry: None }
+    WaitingRow {
+        message: MessageId(message),
+        qos: QoS::AtLeastOnce,
+        sent_as: None,
+        sent_on: None,
+        expiry: None,
+    }
 }
 
 pub(super) fn message(payload: impl Into<Bytes>) -> Message {
