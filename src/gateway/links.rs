@@ -38,6 +38,11 @@ use crate::wire::ReturnCode;
 /// Wills that wait for the broker to come back. One per client of a small network; more are shed and counted.
 const WILLS_MAX: usize = 1024;
 
+/// How much of that there may be in the store where nothing else is kept for the broker: [`WILLS_MAX`] of 1 KiB each, which is more
+/// than sensors say, for however long the broker stays away.
+const WILLS_STORED: OutageQueue =
+    OutageQueue { messages: WILLS_MAX, bytes: WILLS_MAX * 1024, age: Duration::MAX };
+
 /// Filters in one SUBSCRIBE or UNSUBSCRIBE that nobody waits for: at most 65,535 octets each, so that the packet stays well
 /// below what brokers accept.
 const FILTERS_PER_REQUEST: usize = 16;
@@ -412,7 +417,7 @@ impl Links {
         self.aggregate.publish_for_nobody(message, &mut self.pool)
     }
 
-    /// Publishes a Will, now or when the broker is back; where messages are kept for that, it is. Returns whether it was taken.
+    /// Publishes a Will, now or when the broker is back; with a store it is kept until then. Returns whether it was taken.
     pub(super) fn publish_will(
         &mut self,
         sender: Sender,
@@ -420,7 +425,8 @@ impl Links {
         now: Instant,
         journal: &mut Journal,
     ) -> bool {
-        if let Some(limits) = &self.outage_queue {
+        if self.lasting {
+            let limits = self.outage_queue.as_ref().unwrap_or(&WILLS_STORED);
             let id = UplinkId(journal.number());
             // It does not leave before it is stored that the client is lost, or it would fire again after a crash.
             let whose = self.pool.socket_or_last(self.own).map(Whose::Link);

@@ -788,8 +788,10 @@ fn a_will_that_fires_while_the_broker_is_away_survives_a_crash_and_is_published_
         (Qos::AtLeastOnce, QoS::AtLeastOnce),
         (Qos::ExactlyOnce, QoS::ExactlyOnce),
     ] {
-        for durable in [true, false] {
-            let mut w = lasting();
+        for (durable, keeps) in [(true, true), (false, true), (true, false), (false, false)] {
+            let mut w = lasting_with(|settings| {
+                settings.broker.outage_queue = settings.broker.outage_queue.filter(|_| keeps);
+            });
             active_with_will(&mut w, A, "n1", asked);
             w.broker_down();
             if !durable {
@@ -816,8 +818,14 @@ fn a_will_that_fires_while_the_broker_is_away_survives_a_crash_and_is_published_
 /// It does not reach the broker before it is stored that the client is lost.
 #[test]
 fn a_will_that_a_crash_interrupts_is_published_once() {
-    for (asked, qos) in [(Qos::AtLeastOnce, QoS::AtLeastOnce), (Qos::ExactlyOnce, QoS::ExactlyOnce)] {
-        let mut w = lasting();
+    for (asked, qos, keeps) in [
+        (Qos::AtLeastOnce, QoS::AtLeastOnce, true),
+        (Qos::ExactlyOnce, QoS::ExactlyOnce, true),
+        (Qos::ExactlyOnce, QoS::ExactlyOnce, false),
+    ] {
+        let mut w = lasting_with(|settings| {
+            settings.broker.outage_queue = settings.broker.outage_queue.filter(|_| keeps);
+        });
         active_with_will(&mut w, A, "n1", asked);
         w.store_answers(Answers::Never);
         w.pass(Duration::from_secs(200));

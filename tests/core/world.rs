@@ -384,6 +384,14 @@ impl World {
     pub fn leaves_nothing(mut self) {
         self.store_answers(Answers::AtOnce);
         self.pass(2 * self.settings.sessions.expiry + Duration::from_secs(200_000));
+        // Also Wills, which are kept until the broker has them.
+        while self.try_link_of(None)
+            && let Some(packet) = self.broker_try_next()
+        {
+            if let v4::Packet::Publish(v4::Publish { qos: QoS::AtLeastOnce, pkid, .. }) = packet {
+                self.broker_says(v4::Packet::PubAck(v4::PubAck { pkid }));
+            }
+        }
         assert_eq!(self.gw.sessions(), 0, "sessions");
         assert_eq!((self.gw.waiting_messages(), self.gw.queued_octets()), (0, 0), "messages");
         assert_eq!(self.store.rows_of_clients(), 0, "{:#?}", self.store.rows);
