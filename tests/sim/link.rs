@@ -49,6 +49,8 @@ pub(crate) struct Link {
     inward: BTreeMap<u16, In>,
     /// What the requests that are open are about.
     requests: BTreeMap<u16, Vec<String>>,
+    /// Filters that the broker said it has.
+    held: BTreeSet<TopicFilter>,
     /// Those of UNSUBSCRIBEs among them.
     unsubscribes: BTreeSet<u16>,
     connections: u32,
@@ -68,6 +70,13 @@ pub(crate) struct Link {
     unreleased: BTreeSet<u16>,
     /// PUBRELs of the broker on this connection.
     released: BTreeSet<u16>,
+    /// PUBRELs of the gateway on this connection.
+    releases: BTreeSet<u16>,
+    /// Packet ids of QoS 2 exchanges that the gateway knows nothing of any more, and the broker may: it takes another message
+    /// under one of them for a repetition and drops it, unless PUBREL comes first.
+    forgotten: BTreeMap<u16, No>,
+    /// So is what may still leave on this connection, which has waited for the store.
+    over: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +126,9 @@ impl Link {
             Lane::Client(_) => (self.left, self.ours) = (false, true),
             Lane::Gateway(_) => {}
         }
+        if std::mem::take(&mut self.over) {
+            self.forget();
+        }
         (self.lane, self.on) = (Some(lane), on);
         self.connections += 1;
         (self.foreign, self.up) = (false, false);
@@ -130,6 +142,7 @@ impl Link {
         self.again.clear();
         self.last = 0;
         self.released.clear();
+        self.releases.clear();
         self.inward.values_mut().for_each(|message| message.here = false);
     }
 
@@ -138,7 +151,7 @@ impl Link {
     /// While the store cannot write, links go on: then the next one knows nothing for certain.
     pub(crate) fn died(&mut self, known: bool, stored: bool) {
         if !stored {
-            self.out.clear();
+            self.forget();
         }
         self.out.retain(|_, open| matches!(open, Out::Received(_) | Out::Sent(_, QoS::ExactlyOnce)));
         for open in self.out.values_mut() {
@@ -151,6 +164,35 @@ impl Link {
         self.unsubscribes.clear();
         self.ours = known || matches!(self.lane, Some(Lane::Client(_)));
         self.up = false;
+    }
+
+    /// The gateway takes leave. What has come while that waited for the store it has not read.
+    fn unread(&mut self) {
+        for (id, open) in &mut self.out {
+            if let Out::Received(no) = *open
+                && !self.releases.contains(id)
+            {
+                *open = Out::Sent(no, QoS::ExactlyOnce);
+            }
+        }
+    }
+
+    /// The session of the client is over.
+    pub(crate) fn session_ended(&mut self) {
+        self.forget();
+        self.over = true;
+    }
+
+    /// The gateway knows nothing any more of what it has under way here.
+    fn forget(&mut self) {
+        for (id, open) in std::mem::take(&mut self.out) {
+            match open {
+                Out::Received(no) | Out::Sent(no, QoS::ExactlyOnce) => _ = self.forgotten.insert(id, no),
+                Out::Sent(..) | Out::Request => {}
+            }
+        }
+        self.requests.clear();
+        self.unsubscribes.clear();
     }
 
     /// The gateway wrote these octets.
@@ -197,9 +239,14 @@ impl Link {
                     self.requests.insert(packet.pkid, packet.topics);
                     self.unsubscribes.insert(packet.pkid);
                 }
-                Packet::Disconnect => self.left = true,
+                Packet::Disconnect => {
+                    self.left = true;
+                    self.unread();
+                }
                 Packet::PubRel(release) => {
                     self.unreleased.remove(&release.pkid);
+                    self.forgotten.remove(&release.pkid);
+                    self.releases.insert(release.pkid);
                     if let Some(Out::Sent(no, QoS::ExactlyOnce)) = self.out.get(&release.pkid).copied() {
                         self.out.insert(release.pkid, Out::Received(no));
                     }
@@ -257,6 +304,7 @@ impl Link {
             return Ok(());
         }
         let open = self.out.insert(publish.pkid, Out::Sent(no, publish.qos));
+        self.releases.remove(&publish.pkid);
         let fair = match open {
             // What waited in the buffer of a connection that broke may never have left it.
             None => !publish.dup || self.connections > 1,
@@ -264,6 +312,13 @@ impl Link {
                 publish.dup && open == Out::Sent(no, publish.qos) && self.again.remove(&publish.pkid)
             }
         };
+        // A crash may bring back what knows of it.
+        let known = self.forgotten.get(&publish.pkid);
+        let hidden =
+            publish.qos == QoS::ExactlyOnce && known.is_some_and(|known| !publish.dup || *known != no);
+        Law::LinkExchanges.check(!hidden, || {
+            format!("PUBLISH {} of m{no}, which the broker may know as another one", publish.pkid)
+        })?;
         if open.is_none() && publish.dup && publish.qos == QoS::AtLeastOnce {
             // Of QoS 1 a crash may have left no packet id, but its place. Which that was nobody knows.
             self.began.remove(&publish.pkid);
@@ -316,6 +371,8 @@ impl Link {
                     self.foreign = ack.session_present && !self.ours;
                     self.ours |= !self.foreign;
                     if !ack.session_present {
+                        self.forgotten.clear();
+                        self.held.clear();
                         self.out.retain(|_, open| *open == Out::Request);
                         self.inward.clear();
                         facts.push(Fact::Lost);
@@ -341,13 +398,18 @@ impl Link {
                 Packet::PubComp(ack) => self.acked(ack.pkid, ledger),
                 Packet::SubAck(ack) => {
                     self.out.remove(&ack.pkid);
-                    facts.extend(self.granted(ack.pkid, &ack.return_codes));
+                    let granted = self.granted(ack.pkid, &ack.return_codes);
+                    self.held.extend(granted.iter().cloned());
+                    facts.extend(granted.into_iter().map(|filter| Fact::Filter(filter, true)));
                 }
                 Packet::UnsubAck(ack) => {
                     self.out.remove(&ack.pkid);
                     self.unsubscribes.remove(&ack.pkid);
-                    let filters = self.requests.remove(&ack.pkid).unwrap_or_default().into_iter();
-                    facts.extend(filters.filter_map(|filter| held(filter, false)));
+                    let filters = self.requests.remove(&ack.pkid).unwrap_or_default();
+                    for filter in filters.iter().filter_map(|filter| TopicFilter::new(filter).ok()) {
+                        self.held.remove(&filter);
+                        facts.push(Fact::Filter(filter, false));
+                    }
                 }
                 _ => {}
             }
@@ -356,13 +418,18 @@ impl Link {
     }
 
     /// What is refused stays as it was.
-    fn granted(&mut self, id: u16, codes: &[SubscribeReasonCode]) -> Vec<Fact> {
+    fn granted(&mut self, id: u16, codes: &[SubscribeReasonCode]) -> Vec<TopicFilter> {
         let answers = self.requests.remove(&id).unwrap_or_default().into_iter().zip(codes);
         // What is about to end was not granted for good.
         let ends = |filter: &String| self.unsubscribes.iter().any(|id| self.requests[id].contains(filter));
         let granted = answers.filter(|(_, code)| **code != SubscribeReasonCode::Failure);
         let granted = granted.filter(|(filter, _)| !ends(filter));
-        granted.filter_map(|(filter, _)| held(filter, true)).collect()
+        granted.filter_map(|(filter, _)| TopicFilter::new(filter).ok()).collect()
+    }
+
+    /// Whether the broker is known to have a filter: the gateway has read that.
+    pub(crate) fn holds(&self, filter: &TopicFilter) -> bool {
+        self.held.contains(filter)
     }
 
     fn acked(&mut self, id: u16, ledger: &mut Ledger) {
@@ -393,10 +460,6 @@ impl Link {
         let &Publish { dup, retain, .. } = publish;
         Ok(Fact::Message { no, qos: qos(publish.qos), retain, fresh, dup })
     }
-}
-
-fn held(filter: String, has: bool) -> Option<Fact> {
-    TopicFilter::new(filter).ok().map(|filter| Fact::Filter(filter, has))
 }
 
 /// Whose session this client id is at the broker.

@@ -397,19 +397,6 @@ pub(crate) fn topic(rng: &mut Rng, predefined: &BTreeMap<u16, TopicName>) -> Top
     }
 }
 
-/// The same, but a topic with a short or predefined name is not registered. By which name a message of QoS 2 was sent is not
-/// stored: when a client learns another one, it is sent again after a crash by that, and taken for a new one.
-pub(crate) fn named_one_way(topic: Topic) -> Topic {
-    match topic {
-        Topic::Name(name) => match name.as_str().as_bytes() {
-            [first, second] => Topic::Short([*first, *second]),
-            b"t/3" => Topic::Predefined(2),
-            _ => Topic::Name(name),
-        },
-        topic => topic,
-    }
-}
-
 /// Something a sensor may publish on at QoS −1.
 pub(crate) fn topic_without_session(rng: &mut Rng) -> Topic {
     if rng.bool() { Topic::Predefined(rng.u16(1..3)) } else { Topic::Short(SHORT[rng.usize(..SHORT.len())]) }

@@ -8,10 +8,12 @@ use mqtt_sn_gateway::gateway::io::Mode;
 use mqtt_sn_gateway::gateway::record::{ClientKey, Key, Lsn, Record, Row};
 
 use mqtt_sn_gateway::topic::TopicFilter;
+use mqtt_sn_gateway::wire::Qos;
 
 use crate::air::client_id;
 use crate::law::{Checked, Law};
 use crate::ledger::Who;
+use crate::link;
 
 /// What it holds.
 #[derive(Default)]
@@ -137,10 +139,16 @@ impl Store {
         self.head.contains_key(key)
     }
 
-    /// Whether the broker is known to have a filter on one of the gateway's own links.
-    pub(crate) fn has_filter(&self, filter: &TopicFilter) -> bool {
-        let granted = |row: &Row| matches!(row, Row::Filter(_, known, row) if known == filter && row.granted);
-        self.rows.values().any(granted)
+    /// What a client has subscribed to, as it will be.
+    pub(crate) fn subscriptions(&self, who: Who) -> impl Iterator<Item = (TopicFilter, Qos)> {
+        let id = client_id(who);
+        let first = Key::Client(id.clone(), ClientKey::Session);
+        let theirs = self.head.range(first..).map(|(_, row)| row);
+        let theirs = theirs.take_while(move |row| matches!(row.key(), Key::Client(other, _) if other == id));
+        theirs.filter_map(|row| match row {
+            Row::Subscription(_, filter, row) => Some((filter.clone(), link::qos(row.qos))),
+            _ => None,
+        })
     }
 
     /// The row of a message on the way to the broker, as it will be.

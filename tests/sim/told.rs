@@ -77,6 +77,8 @@ struct Client {
     overdue: bool,
     /// Frames came from places that the gateway need not know it by.
     unsteady: bool,
+    /// The session is over: what has waited for the store since is of no account, until it is told that it is connected.
+    over: bool,
 }
 
 impl Told {
@@ -174,6 +176,7 @@ impl Told {
     pub(crate) fn session_ended(&mut self, who: Who) {
         if let Some(client) = self.clients.get_mut(&who) {
             client.ids.clear();
+            client.over = true;
         }
     }
 
@@ -246,13 +249,15 @@ impl Told {
                 self.cause = None;
                 return;
             }
+            self.look(who, now, ledger);
             let moves = |client: &&mut Client| client.asleep && client.peer != from;
             if let Some(client) = self.clients.get_mut(&who).filter(moves) {
-                // It may wake there, or not.
-                self.bound.remove(&client.peer);
-                client.peer = from.clone();
-                (client.connected, client.unsteady) = (false, true);
+                // It may wake there, or not: then this is no sign of life.
+                let before = std::mem::replace(&mut client.peer, from.clone());
+                (client.connected, client.unsteady, client.awake) = (false, true, true);
+                self.unbind(&before, who);
                 self.bound.insert(from.clone(), who);
+                return;
             }
         }
         let Some(who) = self.bound.get(&from).copied() else { return };
@@ -428,7 +433,7 @@ impl Told {
         }
         let before = self.clients.remove(&who);
         if let Some(before) = &before {
-            self.bound.remove(&before.peer);
+            self.unbind(&before.peer, who);
         }
         self.bound.insert(to.clone(), who);
         let offered = before.as_ref().map(|before| before.offered.clone()).unwrap_or_default();
@@ -457,9 +462,17 @@ impl Told {
                 may: false,
                 overdue: false,
                 unsteady: self.shared.contains(&who),
+                over: false,
             },
         );
         Ok(())
+    }
+
+    /// A client is elsewhere now. Where it was another one may be.
+    fn unbind(&mut self, peer: &Peer, who: Who) {
+        if self.bound.get(peer) == Some(&who) {
+            self.bound.remove(peer);
+        }
     }
 
     fn aggregating(&self) -> bool {
@@ -492,7 +505,7 @@ impl Told {
 
     /// G5, §7.3: one id for one name, over crashes too.
     fn tell_id(&mut self, who: Who, id: u16, name: TopicName) -> Checked {
-        let Some(client) = self.clients.get_mut(&who) else { return Ok(()) };
+        let Some(client) = self.clients.get_mut(&who).filter(|client| !client.over) else { return Ok(()) };
         let before = client.ids.insert(id, name.clone());
         let others = client.ids.iter().any(|(other, named)| *other != id && *named == name);
         let fair = before.as_ref().is_none_or(|before| *before == name) && !others;

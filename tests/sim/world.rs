@@ -277,6 +277,10 @@ impl<'t> World<'t> {
         let shared = sensors.iter().filter(|sensor| sensor.shared).map(|sensor| sensor.client).collect();
         let mut ledger = Ledger::new(clients);
         ledger.keeps = plan.settings.broker.outage_queue.is_some();
+        if plan.settings.lasting {
+            // Nobody can tell which names those that have one id in turn have answered for.
+            sensors.iter().filter(|sensor| sensor.shared).for_each(|sensor| ledger.overtaken(sensor.client));
+        }
         Self {
             sensors,
             gateway: Gateway::restore(plan.settings.clone(), [], base),

@@ -291,9 +291,7 @@ impl World<'_> {
             let Origin::Will(who) = entry.origin else { continue };
             let due = match self.plan.settings.lasting {
                 false => entry.wills_due,
-                true if self.ledger.keeps => entry.wills_certain,
-                // It waits for the broker in memory.
-                true => 0,
+                true => entry.wills_certain,
             };
             let fair = entry.qos == Qos::AtMostOnce || entry.at_broker >= due || entry.forgotten > 0;
             Law::WillOnLoss.check(fair, || {

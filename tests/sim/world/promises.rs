@@ -99,22 +99,25 @@ impl World<'_> {
         if self.plan.settings.lasting {
             let sessions: Vec<_> = self
                 .accounts
-                .keys()
-                .filter(|id| match link::lane(id) {
+                .iter()
+                .filter(|(id, _)| match link::lane(id) {
                     Lane::Client(who) => who == client,
                     Lane::Gateway(_) => !self.store.is_dedicated(client),
                 })
-                .filter_map(|id| self.broker.session(id))
+                .filter_map(|(id, account)| Some((account, self.broker.session(id)?)))
                 .collect();
+            // What the broker is told after a message, in the same write, brings the message to nobody.
             let has = |(filter, qos): (TopicFilter, Qos)| {
-                sessions.iter().any(|session| {
+                sessions.iter().any(|(account, session)| {
                     let mut known = session.subscriptions.iter();
-                    known.any(|(other, at)| *other == filter && link::qos(*at) >= qos)
+                    account.holds(&filter)
+                        && known.any(|(other, at)| *other == filter && link::qos(*at) >= qos)
                 })
             };
-            // What was granted in the absence of the broker brings nothing before that has heard of it.
-            let own = self.store.is_dedicated(client);
-            return sensor.matching(topic).all(|held| (own || self.store.has_filter(&held.0)) && has(held));
+            // The gateway remembers what the sensor may have forgotten, and awaits the copy for that if it is the better one.
+            let stored = self.store.subscriptions(client);
+            let stored = stored.filter(|(filter, _)| filter.matches(topic));
+            return sensor.matching(topic).chain(stored).all(has);
         }
         let Some(session) = self.air.session(client) else { return false };
         let mut matching = session.matching(topic);

@@ -26,12 +26,7 @@ impl World<'_> {
 
     pub(super) fn make_will(&mut self, who: Who) -> Will {
         let topic = plan::name(&format!("will/{who}"));
-        let (mut qos, retain) = (self.any_qos(), self.rng.u8(0..5) == 0);
-        if self.plan.settings.lasting && !self.ledger.keeps {
-            // What the gateway says of Wills is not stored where nothing is kept for the broker: after a crash another
-            // message may have the packet id of one of QoS 2 that the broker has not finished.
-            qos = qos.min(Qos::AtLeastOnce);
-        }
+        let (qos, retain) = (self.any_qos(), self.rng.u8(0..5) == 0);
         let (_, message) = self.ledger.enter(Origin::Will(who), topic.clone(), qos, retain, 4);
         Will { topic, message, qos, retain }
     }
@@ -225,7 +220,7 @@ impl World<'_> {
             Some(_) => Topic::Name(plan::name(&format!("probe/{who}"))),
             None => {
                 let topic = plan::topic(&mut self.rng, &self.sensors[who].predefined);
-                if self.plan.settings.lasting { plan::named_one_way(topic) } else { topic }
+                topic
             }
         };
         let qos = probe.unwrap_or_else(|| self.any_qos());

@@ -39,6 +39,9 @@ impl World<'_> {
             self.ledger.forget(Some(who));
             self.kept.remove(&who);
             self.told.session_ended(who);
+            if let Some(account) = self.accounts.get_mut(client_id(who).as_str()) {
+                account.session_ended();
+            }
         }
         let mut delay = self.millis(0..self.plan.store.delay + 1);
         if self.is_active() && self.plan.store.hangs && self.rng.u8(0..100) == 0 {
