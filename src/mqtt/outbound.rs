@@ -20,7 +20,8 @@ use crate::topic::TopicFilter;
 ///
 /// PUBACK ends a QoS 2 publish too, from a broker that knows no QoS 2.
 ///
-/// Tokens grow, so their order is the order in which everything was asked for, and in which it is repeated.
+/// Tokens grow, so their order is the order in which everything was asked for. What is repeated is in the order in which it was sent
+/// first (MQTT 3.1.1 §4.6), which is another where QoS 1 went on while the window of QoS 2 was full.
 #[derive(Debug, Default)]
 pub(super) struct Outbound {
     open: BTreeMap<u16, Open>,
@@ -43,12 +44,13 @@ pub(super) struct Outbound {
 
 #[derive(Debug)]
 enum Open {
-    /// `here`: it was sent on this connection.
+    /// `here`: it was sent on this connection; `since`: its place among what was sent.
     Publish {
         token: Token,
         origin: Origin,
         phase: Phase,
         here: bool,
+        since: Token,
     },
     Subscribe {
         token: Token,
@@ -154,7 +156,7 @@ impl Outbound {
         let token = self.token();
         self.octets += octets(phase.message());
         self.in_flight[lane(phase.message().qos)] += 1;
-        self.open.insert(id, Open::Publish { token, origin, phase, here: false });
+        self.open.insert(id, Open::Publish { token, origin, phase, here: false, since: token });
         token
     }
 
@@ -203,7 +205,9 @@ impl Outbound {
         let waiting::Publish { token, origin, message } = self.waiting.pop(twos)?;
         self.in_flight[lane(message.qos)] += 1;
         let exactly_once = message.qos == QoS::ExactlyOnce;
-        let id = self.open(Open::Publish { token, origin, phase: Phase::Sent(message), here: false });
+        let since = self.token();
+        let phase = Phase::Sent(message);
+        let id = self.open(Open::Publish { token, origin, phase, here: false, since });
         if exactly_once {
             traces.push(Trace::Sent(token, id));
         }
@@ -300,9 +304,10 @@ impl Outbound {
             }
         }
         self.here = 0;
-        let mut due: Vec<(Token, u16)> = self.open.iter().map(|(id, open)| (open.token(), *id)).collect();
+        let mut due: Vec<_> =
+            self.open.iter().map(|(id, open)| (open.since(), (open.token(), *id))).collect();
         due.sort_unstable();
-        self.due = due.into();
+        self.due = due.into_iter().map(|(_, due)| due).collect();
     }
 
     /// A connection to a session without memory: publishes wait again, as if they had never been sent, before those
@@ -404,6 +409,14 @@ impl Phase {
 }
 
 impl Open {
+    /// Its place among what was sent.
+    fn since(&self) -> Token {
+        match self {
+            Self::Publish { since, .. } => *since,
+            Self::Subscribe { token, .. } | Self::Unsubscribe { token, .. } => *token,
+        }
+    }
+
     fn token(&self) -> Token {
         match self {
             Self::Publish { token, .. } | Self::Subscribe { token, .. } | Self::Unsubscribe { token, .. } => {

@@ -161,6 +161,24 @@ fn where_the_window_of_qos_2_is_full_publishes_of_one_origin_leave_in_order() {
     assert_eq!(talk.connection.unfinished(), 0);
 }
 
+/// MQTT 3.1.1 §4.6.
+#[test]
+fn what_is_repeated_is_in_the_order_in_which_it_was_sent_and_not_in_that_in_which_it_was_given() {
+    let mut options = Options::new("c");
+    (options.window, options.window_exactly_once) = (4, 1);
+    let mut talk = Talk::up(options);
+    for (qos, payload) in [(QoS::ExactlyOnce, "a"), (QoS::ExactlyOnce, "b"), (QoS::AtLeastOnce, "c")] {
+        talk.publish(qos, payload);
+    }
+    talk.sends(["publish 1 q2 a", "publish 2 q1 c"]);
+    talk.broker(Packet::PubRec(PubRec::new(1)));
+    talk.broker(Packet::PubComp(PubComp::new(1)));
+    talk.sends(["pubrel 1", "publish 3 q2 b"]);
+    talk.connection.handle_closed();
+    talk.connect(true);
+    talk.sends(["publish 2 dup q1 c", "publish 3 dup q2 b"]);
+}
+
 /// What MQTT 5 will say with a reason code in PUBREC or PUBACK.
 #[test]
 fn a_refused_publish_gives_its_place_in_the_window_back() {

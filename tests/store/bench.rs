@@ -112,7 +112,7 @@ fn session(number: u64) -> Vec<Row> {
     rows.extend((1..=5).map(|at| topic(&client, at, &format!("site/{client}/value/{at}"))));
     rows.extend(["command", "config/#"].map(|name| {
         let filter = TopicFilter::new(format!("site/{client}/{name}")).unwrap();
-        let row = SubscriptionRow { topic: TopicRef::Normal(1), qos: QoS::AtLeastOnce, since: client };
+        let row = SubscriptionRow { topic: TopicRef::Normal(1), qos: QoS::AtLeastOnce, since: number };
         Row::Subscription(id(&client), filter, row)
     }));
     rows.push(message(number, 64));
