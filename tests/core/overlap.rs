@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::io::{Control, Input, LinkFailure, Protocol};
+use mqtt_sn_gateway::gateway::record::Key;
 use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, SubAck, TopicRef, decode};
 use rumqttc::mqttbytes::v4;
 use rumqttc::{ConnectReturnCode, QoS};
@@ -360,6 +361,37 @@ fn what_was_on_its_way_for_the_older_of_two_filters_as_good_comes_after_a_restar
         let packet = w.next(A);
         assert!(packet.windows(3).any(|part| part == b"s/1" || part == b"bef"), "{first}: {packet:02x?}");
     }
+}
+
+/// The broker has yet to forget the filter on one link when it is asked for on another, and a crash comes in between.
+#[test]
+fn a_filter_that_a_crash_found_on_two_links_is_taken_back_from_the_one_where_it_was_given_up() {
+    let mut w = world_with(|settings| settings.lasting = true);
+    w.active(A, "n1");
+    w.subscribed_on(0, A, "s/1", QoS::AtLeastOnce);
+    w.send(A, subscribe(2, "s/#", sn_qos(QoS::AtLeastOnce)));
+    w.lane_up(1, "gw-2");
+    let pkid = w.broker_gets_subscribe("s/#", QoS::AtLeastOnce);
+    w.broker_grants(pkid, QoS::AtLeastOnce);
+    w.next(A);
+    w.unsubscribed(A, "s/#");
+    let v4::Packet::Unsubscribe(_) = w.broker_next() else { panic!("UNSUBSCRIBE") };
+    w.on_lane(0);
+    w.unsubscribed(A, "s/1");
+    w.broker_gets_unsubscribe("s/1");
+    w.subscribed_on(0, A, "s/#", QoS::AtLeastOnce);
+    w.crash();
+    w.on_lane(0);
+    w.broker_up(true);
+    w.on_lane(1);
+    w.broker_up(true);
+    w.broker_gets_unsubscribe("s/#");
+    w.on_lane(0);
+    w.broker_publishes(9, "s/1", "waited", QoS::AtLeastOnce);
+    let packet = w.next(A);
+    assert!(packet.ends_with(b"waited"), "{packet:02x?}");
+    let filters: Vec<_> = w.store.rows.keys().filter(|key| matches!(key, Key::Filter(..))).collect();
+    assert_eq!(filters.len(), 1, "{filters:?}");
 }
 
 #[test]

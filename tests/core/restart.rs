@@ -15,6 +15,7 @@ use mqtt_sn_gateway::wire::{
     WillTopic, decode,
 };
 use rumqttc::QoS;
+use rumqttc::mqttbytes::v4;
 
 use crate::world::*;
 

@@ -78,6 +78,8 @@ pub(super) struct Aggregate {
     rows: BTreeMap<(usize, TopicFilter), FilterRow>,
     /// Filters whose rows may say something else than is so.
     changed: BTreeSet<(usize, TopicFilter)>,
+    /// Filters that the broker was asked to forget: their rows say no longer that it has them for certain.
+    given_up: BTreeSet<(usize, TopicFilter)>,
     /// Links that are left for good.
     closed: Vec<LinkKey>,
 }
@@ -218,6 +220,7 @@ impl Aggregate {
             alone: false,
             rows: BTreeMap::new(),
             changed: BTreeSet::new(),
+            given_up: BTreeSet::new(),
             closed: Vec::new(),
         }
     }
@@ -352,6 +355,13 @@ impl Aggregate {
 
     /// Puts down which filters the broker has, before it is asked for them and after it has forgotten them.
     pub(super) fn put_down(&mut self, pool: &Pool, journal: &mut Journal) {
+        for key in std::mem::take(&mut self.given_up) {
+            let Some(row) = self.rows.get_mut(&key).filter(|row| row.granted) else { continue };
+            row.granted = false;
+            if let Ok(number) = u16::try_from(key.0) {
+                journal.update_in_time(Row::Filter(number, key.1, row.clone()));
+            }
+        }
         for (number, filter) in std::mem::take(&mut self.changed) {
             let lane = self.lanes.iter().position(|lane| lane.number == number);
             let found = self.filters.get(&filter);
@@ -398,12 +408,20 @@ impl Aggregate {
             self.lanes.push(Lane::new(link, number));
             self.lanes.len() - 1
         });
+        self.rows.insert((number, filter.clone()), row.clone());
+        self.last_subscription = self.last_subscription.max(row.subscription.unwrap_or(0));
         let subscribers = self.filters.get_or_default(&filter);
+        if subscribers.at_broker {
+            // It was asked for here while the broker had yet to forget it there, or the other way round.
+            self.vacated = true;
+            if subscribers.granted && !row.granted {
+                return self.left_behind.push((lane, filter));
+            }
+            self.left_behind.push((subscribers.lane, filter.clone()));
+        }
         (subscribers.at_broker, subscribers.lane) = (true, lane);
         (subscribers.told, subscribers.granted) = (Some(row.qos), row.granted);
         subscribers.id = row.subscription.and_then(SubscriptionId::new);
-        self.last_subscription = self.last_subscription.max(row.subscription.unwrap_or(0));
-        self.rows.insert((number, filter.clone()), row);
         // Whoever wants it comes after this.
         self.unsettled.insert(filter);
     }
@@ -757,7 +775,9 @@ impl Aggregate {
                 // The connection has just begun: there is room.
                 let filters = vec![filter];
                 if let Ok(token) = connection.unsubscribe(&filters) {
-                    self.lanes[lane].unsubscribes(token, filters);
+                    let lane = &mut self.lanes[lane];
+                    self.given_up.extend(filters.iter().map(|filter| (lane.number, filter.clone())));
+                    lane.unsubscribes(token, filters);
                 }
             }
         }
@@ -826,6 +846,7 @@ impl Aggregate {
         }
         for filter in unwanted {
             self.filters.remove(filter);
+            self.given_up.insert((self.lanes[lane].number, filter.clone()));
         }
     }
 
