@@ -298,6 +298,37 @@ fn what_waits_leaves_in_order_and_what_comes_later_leaves_behind_it() {
 }
 
 /// The shell takes CONNACK and a frame in before it lets anything leave.
+/// No more than 16 of QoS 2 are under way at a time, for brokers that take no more; what has QoS 1 needs not wait for that, unless its
+/// client has sent some of the others before.
+#[test]
+fn what_waits_for_the_window_of_qos_2_is_not_passed_by_what_its_client_sent_later() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    active(&mut w, B, "n2");
+    w.broker_down();
+    for msg_id in 1..=17 {
+        publishes(&mut w, A, msg_id, Qos::ExactlyOnce, &format!("two {msg_id}"));
+    }
+    publishes(&mut w, A, 18, Qos::AtLeastOnce, "late");
+    publishes(&mut w, A, 19, Qos::ExactlyOnce, "last");
+    publishes(&mut w, B, 7, Qos::AtLeastOnce, "other");
+    back(&mut w, true);
+    let first = gets(&mut w, "two 1", QoS::ExactlyOnce);
+    for msg_id in 2..=16 {
+        gets(&mut w, &format!("two {msg_id}"), QoS::ExactlyOnce);
+    }
+    arrives(&mut w, "other", QoS::AtLeastOnce);
+    w.broker_quiet();
+    w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid: first }));
+    releases(&mut w, first);
+    let second = gets(&mut w, "two 17", QoS::ExactlyOnce);
+    w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid: second }));
+    arrives(&mut w, "late", QoS::AtLeastOnce);
+    releases(&mut w, second);
+    gets(&mut w, "last", QoS::ExactlyOnce);
+    w.broker_quiet();
+}
+
 #[test]
 fn what_is_published_in_the_moment_when_the_broker_is_back_leaves_behind_what_waits() {
     for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
