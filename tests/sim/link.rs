@@ -44,7 +44,10 @@ pub(crate) struct Link {
     /// When the exchanges began, and the last that was sent once more on this connection.
     began: BTreeMap<u16, u64>,
     count: u64,
-    last: u64,
+    /// Of what was begun before a crash the order holds for each client alone.
+    last: BTreeMap<Option<Who>, u64>,
+    /// How many had begun before the last crash.
+    crashed: u64,
     /// Messages of the broker.
     inward: BTreeMap<u16, In>,
     /// What the requests that are open are about.
@@ -140,7 +143,7 @@ impl Link {
             }
         }
         self.again.clear();
-        self.last = 0;
+        self.last.clear();
         self.released.clear();
         self.releases.clear();
         self.inward.values_mut().for_each(|message| message.here = false);
@@ -163,6 +166,8 @@ impl Link {
         self.requests.clear();
         self.unsubscribes.clear();
         self.ours = known || matches!(self.lane, Some(Lane::Client(_)));
+        self.left &= !known;
+        self.crashed = self.count;
         self.up = false;
     }
 
@@ -319,17 +324,21 @@ impl Link {
         Law::LinkExchanges.check(!hidden, || {
             format!("PUBLISH {} of m{no}, which the broker may know as another one", publish.pkid)
         })?;
+        let sender = match entry.origin {
+            Origin::Sensor { who, .. } | Origin::Will(who) => Some(ledger.client(who)),
+            Origin::Observer => None,
+        };
         if open.is_none() && publish.dup && publish.qos == QoS::AtLeastOnce {
-            // Of QoS 1 a crash may have left no packet id, but its place. Which that was nobody knows.
-            self.began.remove(&publish.pkid);
-            return self.check_owner(no, ledger);
-        }
-        if open.is_none() {
+            // Of QoS 1 a crash may have left no packet id, but its place: behind what was before it.
+            let last = self.last.get(&sender).copied().unwrap_or(0);
+            self.began.insert(publish.pkid, last);
+        } else if open.is_none() {
             self.count += 1;
             self.began.insert(publish.pkid, self.count);
         }
-        let began = self.began.get(&publish.pkid).copied();
-        let ordered = began.is_none_or(|began| std::mem::replace(&mut self.last, began) < began);
+        let began = self.began.get(&publish.pkid).copied().unwrap_or(0);
+        let among = sender.filter(|_| began <= self.crashed);
+        let ordered = self.last.insert(among, began).is_none_or(|last| last <= began);
         Law::LinkExchanges.check(ordered, || {
             format!("PUBLISH {} of m{no} is sent again behind a later one", publish.pkid)
         })?;
