@@ -162,8 +162,31 @@ struct Tally {
     overslept: u64,
     deaf: u64,
     gateway_crashes: u64,
+    /// Of those, with a commit in flight, and of those with one that was lost.
+    crashes_in_a_commit: u64,
+    crashes_with_a_loss: u64,
+    /// In the middle of a write to the broker.
+    crashes_in_a_write: u64,
+    /// What the processes after them found: rows, and of those what only the store knew.
+    restored: Restored,
     store_hangs: u64,
     store_failures: u64,
+}
+
+/// What a process finds when it starts.
+#[derive(Debug, Default)]
+struct Restored {
+    rows: u64,
+    sessions: u64,
+    topic_ids: u64,
+    subscriptions: u64,
+    wills: u64,
+    /// Messages for sensors.
+    waiting: u64,
+    /// Messages for the broker whose senders were told that all is well.
+    promised: u64,
+    /// QoS 2 exchanges that somebody has yet to finish, with sensors and with the broker.
+    exactly_once: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -339,9 +339,14 @@ impl World<'_> {
             overslept,
             deaf,
             gateway_crashes,
+            crashes_in_a_commit,
+            crashes_with_a_loss,
+            crashes_in_a_write,
+            ref restored,
             store_hangs,
             store_failures,
         } = self.tally;
+        let lasting = self.plan.settings.lasting;
         for (name, value) in [
             ("frames_lost", frames_lost),
             ("frames_copied", frames_copied),
@@ -353,11 +358,6 @@ impl World<'_> {
             ("moves", moves),
             ("swaps", swaps),
             ("gateway_restarts", restarts),
-            ("gateway_crashes", gateway_crashes),
-            ("store_hangs", store_hangs),
-            ("store_failures", store_failures),
-            ("store_batches", self.store.batches),
-            ("store_records", self.store.records),
             ("naps", naps),
             ("naps_too_long", overslept),
             ("deaf_in_a_drain", deaf),
@@ -367,8 +367,29 @@ impl World<'_> {
             ("seconds", self.now.saturating_duration_since(self.base).as_secs()),
             ("steps", self.trace.steps()),
         ] {
-            if value > 0 || !(name.starts_with("store_") || name == "gateway_crashes") {
-                figures.add("world", name, value);
+            figures.add("world", name, value);
+        }
+        for (name, value) in [
+            ("worlds", 1),
+            ("batches", self.store.batches),
+            ("records", self.store.records),
+            ("hangs", store_hangs),
+            ("failures", store_failures),
+            ("crashes", gateway_crashes),
+            ("crashes_in_a_commit", crashes_in_a_commit),
+            ("crashes_in_a_commit_that_was_lost", crashes_with_a_loss),
+            ("crashes_in_a_write_to_the_broker", crashes_in_a_write),
+            ("restored_rows", restored.rows),
+            ("restored_sessions", restored.sessions),
+            ("restored_topic_ids", restored.topic_ids),
+            ("restored_subscriptions", restored.subscriptions),
+            ("restored_wills", restored.wills),
+            ("restored_messages_for_sensors", restored.waiting),
+            ("restored_messages_that_were_promised", restored.promised),
+            ("restored_exchanges_of_qos_2", restored.exactly_once),
+        ] {
+            if lasting {
+                figures.add("store", name, value);
             }
         }
         figures

@@ -5,14 +5,34 @@ use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::Gateway;
 use mqtt_sn_gateway::gateway::io::{Input, LinkCommand, LinkId, Mode, Output};
-use mqtt_sn_gateway::gateway::record::{ClientKey, Key, Lsn, Outcome, Record, Row};
+use mqtt_sn_gateway::gateway::record::{ClientKey, ExchangeState, Key, Lsn, Outcome, Record, Row};
 use mqtt_sn_gateway::topic::TopicFilter;
 
-use super::{Event, World};
+use super::{Event, Restored, World};
 use crate::air::client_id;
 use crate::law::{Checked, Law};
 use crate::link::{self, Lane};
 use crate::store;
+
+impl Restored {
+    fn count(&mut self, row: &Row) {
+        self.rows += 1;
+        let kind = match row {
+            Row::Session(..) => &mut self.sessions,
+            Row::Topic(..) => &mut self.topic_ids,
+            Row::Subscription(..) => &mut self.subscriptions,
+            Row::Will(..) => &mut self.wills,
+            Row::Waiting(..) => &mut self.waiting,
+            Row::Uplink(_, _, row) if row.promised => &mut self.promised,
+            Row::Uplink(..) | Row::Received(..) | Row::ClientReceived(..) | Row::Releasing(..) => {
+                &mut self.exactly_once
+            }
+            Row::Exchange(_, _, row) if row.state != ExchangeState::Finished => &mut self.exactly_once,
+            Row::Exchange(..) | Row::Gateway(_) | Row::Message(..) | Row::Filter(..) => return,
+        };
+        *kind += 1;
+    }
+}
 
 impl World<'_> {
     /// The gateway hands out a batch.
@@ -135,6 +155,7 @@ impl World<'_> {
                 let link = self.first_link + link;
                 let begun = self.streams.get(&link).is_some_and(|stream| stream.whose.is_some());
                 let len = if begun { self.rng.usize(0..=octets.len()) } else { octets.len() };
+                self.tally.crashes_in_a_write += u64::from(len > 0 && len < octets.len());
                 octets.truncate(len);
                 if len > 0 && (begun || self.rng.bool()) {
                     self.link_command(link, LinkCommand::Write(octets))?;
@@ -144,6 +165,8 @@ impl World<'_> {
             Output::Send { .. } | Output::Link(..) | Output::Answer(..) | Output::Stopped => {}
         }
         let more = self.rng.usize(0..=self.store.waiting());
+        self.tally.crashes_in_a_commit += u64::from(self.store.waiting() > 0);
+        self.tally.crashes_with_a_loss += u64::from(self.store.waiting() > more);
         let note = format!("the gateway dies; of {} batches {more} are there", self.store.waiting());
         self.trace.note(self.now, note);
         self.tally.gateway_crashes += 1;
@@ -182,6 +205,7 @@ impl World<'_> {
     pub(super) fn gateway_up(&mut self) -> Checked {
         self.plan.settings.seed = self.rng.u64(..);
         let mut rows: Vec<Row> = self.store.rows().cloned().collect();
+        rows.iter().for_each(|row| self.tally.restored.count(row));
         self.rng.shuffle(&mut rows);
         self.trace.note(self.now, format!("the gateway is there again, with {} rows", rows.len()));
         self.gateway = Gateway::restore(self.plan.settings.clone(), rows, self.now);
