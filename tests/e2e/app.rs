@@ -62,6 +62,12 @@ impl App {
         assert_eq!(message.payload, payload.as_bytes());
     }
 
+    /// What has come and was not looked at, and what comes in a moment.
+    pub fn waiting(&mut self) -> Vec<Message> {
+        self.live(Duration::from_millis(100));
+        self.messages.drain(..).collect()
+    }
+
     /// No further message comes for a moment.
     #[track_caller]
     pub fn quiet(&mut self) {

@@ -6,6 +6,9 @@
 mod app;
 mod brokers;
 mod commands;
+mod cuts;
+mod cutter;
+mod faults;
 mod log;
 mod messages;
 mod node;

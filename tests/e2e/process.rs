@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
@@ -16,6 +18,9 @@ use crate::pki::{self, Leaf};
 /// How many ports a gateway is started on, if somebody else takes the one that was picked.
 const PORTS_TRIED: usize = 5;
 
+/// Where ports are picked.
+const PORTS: Range<u16> = 12_000..32_000;
+
 /// Longer than anything takes on a busy machine; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -24,11 +29,20 @@ pub fn gateway_program() -> &'static Path {
 }
 
 pub fn free_tcp() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    free(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
 }
 
 pub fn free_udp() -> u16 {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    free(|port| UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
+}
+
+/// A port below those that Linux gives to whoever asks for any: who has it loses it to nobody while it restarts.
+fn free(can_bind: impl Fn(u16) -> bool) -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Each process of tests begins elsewhere.
+    let next = || std::process::id().wrapping_mul(997).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+    let mut ports = std::iter::repeat_with(|| PORTS.start + (next() % PORTS.len() as u32) as u16);
+    ports.by_ref().take(PORTS.len()).find(|port| can_bind(*port)).expect("a free port")
 }
 
 /// Polls until `done` or the end of [`PATIENCE`].
@@ -74,6 +88,13 @@ impl Process {
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// `kill -9`, at once.
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     #[track_caller]
@@ -204,6 +225,23 @@ impl Mosquitto {
     #[allow(dead_code, reason = "not every binary needs it")]
     pub fn signal(&self, name: &str) {
         self.process.as_ref().unwrap().signal(name);
+    }
+
+    /// Writes down what it knows, without an end: `kill -9` takes a persistent one back to this.
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn save(&self) {
+        let saves = || self.printed().matches("Saving in-memory database").count();
+        let before = saves();
+        self.signal("USR1");
+        wait_until("mosquitto saving", || saves() > before);
+    }
+
+    /// Goes on with more or other configuration, and without its sessions.
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn reconfigure(&mut self, more: &str) {
+        self.down();
+        more.clone_into(&mut self.more);
+        self.up();
     }
 
     /// Speaks no newer TLS than 1.2 from the next start on.
