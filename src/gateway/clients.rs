@@ -11,7 +11,8 @@ use crate::topic::ClientId;
 /// All sessions. A session is bound to at most one peer, and a peer to at most one session.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
-    sessions: HashMap<ClientKey, Session>,
+    /// Each has a place of its own: after a restart they lie in the order in which they are gone through.
+    sessions: HashMap<ClientKey, Box<Session>>,
     by_id: HashMap<ClientId, ClientKey>,
     by_peer: HashMap<Peer, ClientKey>,
     last_key: u64,
@@ -66,7 +67,7 @@ impl Clients {
         }
         self.last_key += 1;
         let key = ClientKey(self.last_key);
-        self.sessions.insert(key, Session::new(key, id.clone(), now, rng));
+        self.sessions.insert(key, Box::new(Session::new(key, id.clone(), now, rng)));
         self.by_id.insert(id.clone(), key);
         key
     }
@@ -92,13 +93,13 @@ impl Clients {
         self.unbind(key);
         let session = self.sessions.remove(&key)?;
         self.by_id.remove(&session.id);
-        Some(session)
+        Some(*session)
     }
 
     /// The sum of something over all sessions.
     pub(super) fn sum(&self, of: impl Fn(&Session) -> usize) -> usize {
         #[expect(clippy::disallowed_methods, reason = "a sum has no order")]
-        self.sessions.values().map(of).sum()
+        self.sessions.values().map(|session| of(session)).sum()
     }
 
     /// Every key, in the order the sessions were made.
