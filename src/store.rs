@@ -2,7 +2,7 @@
 //!
 //! [`Store::submit`] takes the core's batches and never blocks; a thread of its own commits what has come, one commit at a
 //! time and at most one per interval; [`Store::stored`] says what is durable. What is settled before its commit is never
-//! written. When the disk fails, everything is kept and tried again.
+//! written. When the disk fails, everything is kept and tried again. A file that somebody deletes meanwhile is put back.
 //!
 //! The directory holds `store.redb`, and `store.lock` with the id of the process that has it. Both are for this user
 //! alone.
@@ -131,7 +131,9 @@ impl Store {
         info!(path = %path.display(), rows = rows.len(), ?took, "store opened");
         let failed = |source| StoreError::Io { what: "start a thread for", path, source };
         let pace = Pace { interval: options.commit, retry: RETRY, retry_max: RETRY_MAX };
-        let store = Self::start(base, pace, move || place.open()).map_err(failed)?;
+        let place = Arc::new(place);
+        let there = place.clone();
+        let store = Self::start(base, pace, move || there.check(), move || place.reopen()).map_err(failed)?;
         Ok((store, rows))
     }
 
@@ -200,15 +202,16 @@ impl Store {
         }
     }
 
-    /// `reopen` opens the file once more.
+    /// `check` says whether the file is still where it will be looked for; `reopen` opens it once more.
     fn start(
         base: Base,
         pace: Pace,
+        check: impl Fn() -> Result<(), Failure> + Send + 'static,
         reopen: impl Fn() -> Result<Base, Failure> + Send + 'static,
     ) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let (end, ended) = oneshot::channel();
-        let committer = Committer { shared: shared.clone(), pace, reopen, begun: None };
+        let committer = Committer { shared: shared.clone(), pace, check, reopen, begun: None };
         let thread = thread::Builder::new().name("store".to_owned()).spawn(move || {
             committer.run(base);
             let _ = end.send(());
@@ -410,15 +413,16 @@ struct Pace {
 }
 
 /// The thread that writes.
-struct Committer<F> {
+struct Committer<C, F> {
     shared: Arc<Shared>,
     pace: Pace,
+    check: C,
     reopen: F,
     /// When the last commit began.
     begun: Option<Instant>,
 }
 
-impl<F: Fn() -> Result<Base, Failure>> Committer<F> {
+impl<C: Fn() -> Result<(), Failure>, F: Fn() -> Result<Base, Failure>> Committer<C, F> {
     fn run(mut self, base: Base) {
         let mut base = Some(base);
         let (mut retry, mut last) = (self.pace.retry, false);
@@ -472,6 +476,8 @@ impl<F: Fn() -> Result<Base, Failure>> Committer<F> {
             None => (self.reopen)()?,
         };
         let written = open.commit(changes)?;
+        // A file without its name is written as well as ever, and never found again.
+        (self.check)()?;
         *base = Some(open);
         let took = begun.elapsed();
         let counters = &mut self.shared.state().counters;

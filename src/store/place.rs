@@ -6,6 +6,7 @@ use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown,
 };
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use redb::StorageBackend;
 use redb::backends::FileBackend;
@@ -27,7 +28,15 @@ const LOCK: &str = "store.lock";
 #[derive(Debug)]
 pub(super) struct Place {
     dir: PathBuf,
-    _lock: File,
+    held: Mutex<Held>,
+}
+
+/// What is open as long as the directory is ours, whatever becomes of the names.
+#[derive(Debug)]
+struct Held {
+    lock: File,
+    /// What was opened last.
+    file: Option<File>,
 }
 
 impl Place {
@@ -35,7 +44,7 @@ impl Place {
     pub(super) fn take(dir: &Path) -> Result<Self, StoreError> {
         make_private(dir)?;
         let lock = lock(dir)?;
-        Ok(Self { dir: dir.to_owned(), _lock: lock })
+        Ok(Self { dir: dir.to_owned(), held: Mutex::new(Held { lock, file: None }) })
     }
 
     /// The file, which is made if there is none. Its making can be cut off at any point: only a complete one has the name.
@@ -51,7 +60,60 @@ impl Place {
     /// The file, which has to be there.
     pub(super) fn open(&self) -> Result<Base, Failure> {
         let file = OpenOptions::new().read(true).write(true).open(self.file())?;
+        // Opened once more: a copy of the handle would have its share in what redb locks.
+        self.held().file = Some(File::open(self.file())?);
         Base::open(medium(file)?)
+    }
+
+    /// Whether the file that is open is the one that the next start will find.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        let Some(own) = self.held().file.as_ref().map(File::metadata).transpose()? else { return Ok(()) };
+        match fs::metadata(self.file()) {
+            Ok(there) if is_same(&there, &own) => Ok(()),
+            Ok(_) => Err(io::Error::other("somebody has put another file in its place").into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(io::Error::new(error.kind(), "somebody has deleted it").into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The file, which is put back if somebody has deleted it: it is there as long as it is open.
+    pub(super) fn reopen(&self) -> Result<Base, Failure> {
+        match self.check() {
+            Err(Failure::Io(error)) if error.kind() == io::ErrorKind::NotFound => self.put_back()?,
+            other => other?,
+        }
+        self.open()
+    }
+
+    fn put_back(&self) -> Result<(), Failure> {
+        let simple = |error: StoreError| match error {
+            StoreError::Io { source, .. } => source,
+            error => io::Error::other(error.to_string()),
+        };
+        make_private(&self.dir).map_err(simple)?;
+        let mut held = self.held();
+        let lock_there = fs::metadata(self.dir.join(LOCK));
+        if !lock_there.is_ok_and(|there| held.lock.metadata().is_ok_and(|own| is_same(&there, &own))) {
+            held.lock = lock(&self.dir).map_err(simple)?;
+        }
+        let Some(mut file) = held.file.as_ref() else { return Ok(()) };
+        let path = self.dir.join(UNFINISHED);
+        let mut copy = open_private(&path)?;
+        copy.set_len(0)?;
+        file.rewind()?;
+        io::copy(&mut file, &mut copy)?;
+        copy.sync_all()?;
+        fs::rename(&path, self.file())?;
+        sync_dir(&self.dir).map_err(simple)?;
+        warn!(path = %self.file().display(), "somebody had deleted the store, it is put back");
+        Ok(())
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        // Of its parts each is whole at any time.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn file(&self) -> PathBuf {
@@ -86,6 +148,10 @@ impl Place {
         fs::rename(&path, self.file()).map_err(failed)?;
         sync_dir(&self.dir)
     }
+}
+
+fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
 fn medium(file: File) -> Result<Box<dyn StorageBackend>, Failure> {

@@ -108,5 +108,5 @@ async fn run(fault: Option<Fault>) -> Run {
 pub(super) fn open(medium: &Medium, pace: Pace) -> Store {
     let base = Base::open(medium.boxed()).unwrap();
     let medium = medium.clone();
-    Store::start(base, pace, move || Base::open(medium.boxed())).unwrap()
+    Store::start(base, pace, || Ok(()), move || Base::open(medium.boxed())).unwrap()
 }
