@@ -142,6 +142,22 @@ fn dependencies_point_down() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// A clock that is wrong at boot and jumps later must not matter: the log alone has the time of day.
+#[test]
+fn nothing_knows_the_time_of_day() {
+    let sources = files("src", ".rs").into_iter().chain(files("tools/node/src", ".rs"));
+    let mut wrong = Vec::new();
+    for (name, text) in sources {
+        for (number, line) in code(&text) {
+            let clock = ["SystemTime", "UNIX_EPOCH", "chrono", "OffsetDateTime"];
+            wrong.extend(
+                clock.iter().filter(|it| line.contains(**it)).map(|it| format!("{name}:{number}: {it}")),
+            );
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
 #[test]
 fn values_have_no_clock_no_task_and_no_file() {
     let mut wrong = Vec::new();

@@ -90,6 +90,11 @@ impl Process {
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// `kill -9`, at once.
     #[allow(dead_code, reason = "not every binary needs it")]
     pub fn kill(&mut self) {
@@ -128,6 +133,16 @@ impl Process {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+    }
+
+    /// What it has had of a processor: on a busy machine the only measure.
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        let (_, fields) = stat.rsplit_once(')').unwrap_or_default();
+        let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());
+        // A hundred a second, whatever the kernel counts in.
+        Duration::from_millis(10 * ticks.sum::<u64>())
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -401,10 +416,17 @@ impl Gateway {
     /// Starts it again with the same configuration and state, after its end.
     #[allow(dead_code, reason = "not every binary needs it")]
     pub fn start_again(&mut self) {
+        self.start_again_with(|_| {});
+    }
+
+    /// The same, with a change to its command.
+    #[allow(dead_code, reason = "not every binary needs it")]
+    pub fn start_again_with(&mut self, change: impl Fn(&mut Command)) {
         for _ in 0..PORTS_TRIED {
             let mut command = Command::new(gateway_program());
-            self.process =
-                Process::start(command.arg("run").arg("-c").arg(self.folder.path().join("gateway.yaml")));
+            command.arg("run").arg("-c").arg(self.folder.path().join("gateway.yaml"));
+            change(&mut command);
+            self.process = Process::start(&mut command);
             if listens(&self.process) {
                 return;
             }

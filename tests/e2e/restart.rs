@@ -185,6 +185,71 @@ fn sigterm_tells_sensors_nothing_and_the_next_start_goes_on() {
     assert_eq!(sensor.node.counters().connections, 1);
 }
 
+/// As on a board without a clock of its own, which takes each boot for 1970 until it has asked somebody.
+#[test]
+fn a_clock_that_jumps_by_decades_at_boot_and_under_way_changes_nothing() {
+    let Some(library) = std::fs::read_dir("/usr/lib").ok().and_then(|folders| {
+        let places =
+            folders.filter_map(Result::ok).map(|folder| folder.path().join("faketime/libfaketime.so.1"));
+        places.into_iter().find(|place| place.exists())
+    }) else {
+        eprintln!("SKIPPED a_clock_that_jumps_by_decades_at_boot_and_under_way_changes_nothing: no faketime");
+        return;
+    };
+    let clock = TempDir::new().unwrap();
+    let clock = clock.path().join("clock");
+    let set = |time: &str| std::fs::write(&clock, time).unwrap();
+    let fake = |command: &mut Command| {
+        command.env("LD_PRELOAD", &library).env("FAKETIME_TIMESTAMP_FILE", &clock);
+        command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    };
+    set("@2000-01-01 00:00:00");
+    let mosquitto = Mosquitto::start();
+    let port = mosquitto.port;
+    let url = format!("mqtt://127.0.0.1:{port}");
+    let mut gateway = Gateway::start_with(&url, port, "", Some(mosquitto), fake);
+    gateway.process.wait_for_line("connected to the broker");
+    let mut app = App::subscribed(port, "up/#");
+    let will = Will {
+        topic: TopicName::new("up/will").unwrap(),
+        message: "gone".into(),
+        qos: Qos::AtLeastOnce,
+        retain: false,
+    };
+    let asleep = Options { will: Some(will), clean_session: false, ..options("sleeper") };
+    let mut sleeper = Sensor::connected(gateway.port, asleep);
+    let mut active = persistent(&gateway, "active");
+    sleeper.subscribe("s/1", Qos::ExactlyOnce);
+    sleeper.node.sleep(Instant::now(), Duration::from_secs(600));
+    sleeper.wait_for(|event| matches!(event, Event::Asleep).then_some(()));
+    let times =
+        ["@2030-01-01 00:00:00", "@1970-01-02 00:00:00", "@2060-01-01 00:00:00", "@2000-01-01 00:00:00"];
+    for (round, time) in times.into_iter().enumerate() {
+        if round % 2 == 0 {
+            set(time);
+        } else {
+            gateway.process.kill();
+            set(time);
+            gateway.start_again_with(fake);
+        }
+        let content = round.to_string();
+        app.publish("s/1", &content, QoS::ExactlyOnce, false);
+        let acknowledged = active.publish(name("up/1"), &content, Qos::ExactlyOnce, false);
+        assert_eq!(acknowledged, Outcome::Acknowledged);
+        app.expect("up/1", &content, QoS::ExactlyOnce, false);
+        if round % 2 == 1 {
+            // The log has that time, so the program has it.
+            gateway.process.wait_for_line(&format!("{}T00:", &time[1..11]));
+        }
+    }
+    sleeper.node.wake(Instant::now());
+    for round in 0..times.len() {
+        assert_eq!(sleeper.message().payload, round.to_string());
+    }
+    app.quiet();
+    assert_eq!((sleeper.node.counters().connections, active.node.counters().connections), (1, 1));
+}
+
 /// Figures to look at. `RESTART_SESSIONS=100000 cargo test --release --test e2e ready -- --nocapture`
 #[test]
 fn a_gateway_with_many_sessions_is_ready_again() {
@@ -205,8 +270,9 @@ fn a_gateway_with_many_sessions_is_ready_again() {
     // Then it has restored them, and looked for a broker.
     gateway.wait_for_line("no connection to the broker");
     println!(
-        "{sessions} sessions: listening after {listening:.2?}, at work after {:.2?}, {} kB resident",
+        "{sessions} sessions: listening after {listening:.2?}, at work after {:.2?}, {:.2?} of it on a processor, {} kB resident",
         started.elapsed(),
+        gateway.processor_time(),
         gateway.resident_kb()
     );
     assert!(gateway.is_running());
