@@ -22,8 +22,7 @@ const PAGE: usize = 4096;
 fn a_file_that_was_cut_anywhere_is_damaged() {
     for (name, image, rows) in images() {
         let mut whole = 0;
-        let ends = (0..HEADER + 8).step_by(5).chain((0..image.len()).step_by(PAGE / 2 + 1));
-        for end in ends.chain([image.len() - 1]) {
+        for end in 0..image.len() {
             match restore(image[..end].to_vec()) {
                 Ok(found) => {
                     assert_eq!(found, rows, "{name}, {end}");
