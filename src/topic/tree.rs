@@ -14,7 +14,8 @@ pub struct FilterTree<V> {
 #[derive(Debug, Clone)]
 struct Node<V> {
     entry: Option<(TopicFilter, V)>,
-    children: BTreeMap<Box<str>, Node<V>>,
+    /// Each in a place of its own: a map has room for eleven, and most have one or two.
+    children: BTreeMap<Box<str>, Box<Node<V>>>,
 }
 
 impl<V> Default for Node<V> {
@@ -104,7 +105,7 @@ impl<V> FilterTree<V> {
     pub fn for_each_mut(&mut self, mut change: impl FnMut(&mut V)) {
         let mut stack = vec![&mut self.root];
         while let Some(node) = stack.pop() {
-            stack.extend(node.children.values_mut().rev());
+            stack.extend(node.children.values_mut().rev().map(Box::as_mut));
             if let Some((_, value)) = &mut node.entry {
                 change(value);
             }
@@ -117,7 +118,7 @@ impl<V> FilterTree<V> {
         std::iter::from_fn(move || {
             loop {
                 let node = stack.pop()?;
-                stack.extend(node.children.values().rev());
+                stack.extend(node.children.values().rev().map(Box::as_ref));
                 if let Some((filter, value)) = &node.entry {
                     return Some((filter, value));
                 }
@@ -150,7 +151,7 @@ fn visit_matches<'a, V>(
             visit(filter, value);
         }
     };
-    let hash = |node: &'a Node<V>| node.children.get("#");
+    let hash = |node: &'a Node<V>| node.children.get("#").map(Box::as_ref);
     if wild && let Some(all_below) = hash(node) {
         report(all_below);
     }
@@ -185,7 +186,7 @@ fn visit_overlapping<'a, V>(node: &'a Node<V>, rest: &str, visit: &mut impl FnMu
         Some(below) => visit_overlapping(child, below, visit),
         None => {
             // `a/#` matches `a` itself (MQTT 3.1.1 §4.7.1.2).
-            let ends = [Some(child), child.children.get("#")];
+            let ends = [Some(child), child.children.get("#").map(Box::as_ref)];
             for (filter, value) in ends.into_iter().flatten().filter_map(|node| node.entry.as_ref()) {
                 visit(filter, value);
             }
@@ -195,7 +196,7 @@ fn visit_overlapping<'a, V>(node: &'a Node<V>, rest: &str, visit: &mut impl FnMu
         "#" => {
             let mut stack = vec![node];
             while let Some(node) = stack.pop() {
-                stack.extend(node.children.values().rev());
+                stack.extend(node.children.values().rev().map(Box::as_ref));
                 if let Some((filter, value)) = &node.entry {
                     visit(filter, value);
                 }
@@ -208,7 +209,7 @@ fn visit_overlapping<'a, V>(node: &'a Node<V>, rest: &str, visit: &mut impl FnMu
         }
         level => {
             let children = [node.children.get(level), node.children.get("+")];
-            children.into_iter().flatten().for_each(child_below);
+            children.into_iter().flatten().for_each(|child| child_below(child));
         }
     }
     if let Some((filter, value)) = node.children.get("#").and_then(|all_below| all_below.entry.as_ref()) {
