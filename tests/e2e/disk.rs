@@ -118,10 +118,12 @@ fn degrade(store: &str, breaks: impl Fn(&Gateway), mends: impl Fn(&Gateway)) {
     // The one during which the disk fails is promised nothing, and perhaps told nothing.
     let mut fails = |number| publish(&mut unlucky, &format!("{number:0LARGE$}")) != Outcome::Acknowledged;
     assert!((0..MESSAGES_MAX).any(&mut fails), "the disk takes everything");
-    assert_eq!(publish(&mut sensor, "meanwhile"), Outcome::Refused(ReturnCode::Congestion));
     gateway.process.wait_for_line("the store cannot be written, trying again");
-    let (code, said) = health(&gateway);
-    assert!(code == Some(1) && said.contains("\nstore: cannot be written for "), "{code:?} {said}");
+    wait_until("bad health", || {
+        let (code, said) = health(&gateway);
+        code == Some(1) && said.contains("\nstore: cannot be written for ")
+    });
+    assert_eq!(publish(&mut sensor, "meanwhile"), Outcome::Refused(ReturnCode::Congestion));
     // Whose session cannot be kept is not given one.
     let mut other = Sensor::new(gateway.port, persistent("n2"));
     other.node.connect(Instant::now());
@@ -134,9 +136,8 @@ fn degrade(store: &str, breaks: impl Fn(&Gateway), mends: impl Fn(&Gateway)) {
 
     mends(&gateway);
     gateway.process.wait_for_line("the store can be written again");
+    wait_until("a store in good health", || health(&gateway).1.contains("\nstore: durable for "));
     assert_eq!(publish(&mut sensor, "after"), Outcome::Acknowledged);
-    let (_, said) = health(&gateway);
-    assert!(said.contains("\nstore: durable for "), "{said}");
     gateway.restart();
     cutter.come_back();
     judge(&mut app, &mut sensor, &acknowledged);
@@ -330,5 +331,5 @@ fn persistent(id: &str) -> Options {
 
 /// A sensor that soon gives up.
 fn hasty(id: &str) -> Options {
-    Options { retry_interval: Duration::from_millis(300), retry_limit: 3, ..persistent(id) }
+    Options { retry_interval: Duration::from_millis(500), retry_limit: 5, ..persistent(id) }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, sleep};
+use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -59,6 +59,7 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 pub struct Process {
     child: Child,
     printed: Arc<Mutex<String>>,
+    readers: [JoinHandle<()>; 2],
 }
 
 impl Process {
@@ -67,9 +68,9 @@ impl Process {
         let name = command.get_program().to_string_lossy().into_owned();
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
         let printed = Arc::new(Mutex::new(String::new()));
-        collect(child.stdout.take().unwrap(), &printed);
-        collect(child.stderr.take().unwrap(), &printed);
-        Self { child, printed }
+        let stdout = collect(child.stdout.take().unwrap(), &printed);
+        let stderr = collect(child.stderr.take().unwrap(), &printed);
+        Self { child, printed, readers: [stdout, stderr] }
     }
 
     pub fn printed(&self) -> String {
@@ -107,7 +108,11 @@ impl Process {
         let end = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                sleep(Duration::from_millis(50)); // what it printed last is on its way
+                // What it printed last is on its way, unless a child of its own goes on printing.
+                let late = Instant::now() + Duration::from_secs(5);
+                while !self.readers.iter().all(JoinHandle::is_finished) && Instant::now() < late {
+                    sleep(Duration::from_millis(1));
+                }
                 return status;
             }
             assert!(Instant::now() < end, "still running:\n{}", self.printed());
@@ -160,7 +165,7 @@ impl Drop for Process {
     }
 }
 
-fn collect(from: impl std::io::Read + Send + 'static, into: &Arc<Mutex<String>>) {
+fn collect(from: impl std::io::Read + Send + 'static, into: &Arc<Mutex<String>>) -> JoinHandle<()> {
     let into = into.clone();
     thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
@@ -168,7 +173,7 @@ fn collect(from: impl std::io::Read + Send + 'static, into: &Arc<Mutex<String>>)
             printed.push_str(&line);
             printed.push('\n');
         }
-    });
+    })
 }
 
 /// What Mosquitto logs by itself, and subscriptions.
