@@ -91,8 +91,6 @@ struct Lane {
     /// By which its client id is told from the others: 1 is the gateway's own.
     number: usize,
     purposes: HashMap<Token, Purpose>,
-    /// Filters that an UNSUBSCRIBE without an answer is about, the last one: what was asked before that is not granted for good.
-    ending: BTreeMap<TopicFilter, Token>,
     /// How often the broker was there in vain since it last accepted this link, or failed the gateway's own.
     failures: u32,
     /// What was asked up to this was repeated on this connection, in a session that may know it from an earlier one.
@@ -101,18 +99,7 @@ struct Lane {
 
 impl Lane {
     fn new(link: LinkKey, number: usize) -> Self {
-        Self { link, number, purposes: HashMap::new(), ending: BTreeMap::new(), failures: 0, repeated: None }
-    }
-
-    /// An UNSUBSCRIBE has left.
-    fn unsubscribes(&mut self, token: Token, filters: Vec<TopicFilter>) {
-        self.ending.extend(filters.iter().map(|filter| (filter.clone(), token)));
-        self.purposes.insert(token, Purpose::Unsubscribe(filters));
-    }
-
-    /// Whether what the broker grants to this SUBSCRIBE is about to end.
-    fn is_ending(&self, filter: &TopicFilter, subscribe: Token) -> bool {
-        self.ending.get(filter).is_some_and(|unsubscribe| *unsubscribe > subscribe)
+        Self { link, number, purposes: HashMap::new(), failures: 0, repeated: None }
     }
 
     /// Whether the broker has answered for everything.
@@ -136,7 +123,9 @@ struct Subscribers {
     id: Option<SubscriptionId>,
     /// The broker said that it has the filter, and has not said since that it has it no more.
     granted: bool,
-    /// The SUBSCRIBE to which it last said so.
+    /// The first SUBSCRIBE for it on its link, since it was last begun there: what is answered to an earlier one says nothing.
+    began: Option<(LinkKey, Token)>,
+    /// The SUBSCRIBE to which the broker last said so.
     granted_to: Option<Token>,
     /// SUBSCRIBEs for it that the broker has not answered. The connection repeats them by itself.
     asked: usize,
@@ -164,11 +153,20 @@ impl Subscribers {
         Some(self.told.map_or(highest, |told| higher(highest, told)))
     }
 
-    /// The broker answered for the filter on this lane: it granted it to this SUBSCRIBE, or did not.
-    fn answered(&mut self, lane: usize, granted: Option<Token>) {
-        if granted.is_some() && self.lane == lane {
+    /// A SUBSCRIBE for the filter has left on this link.
+    fn asks(&mut self, link: LinkKey, token: Token) {
+        self.asked += 1;
+        if self.began.is_none_or(|(on, _)| on != link) {
+            (self.began, self.granted_to) = (Some((link, token)), None);
+        }
+    }
+
+    /// The broker answered a SUBSCRIBE for the filter on this link.
+    fn answered(&mut self, link: LinkKey, token: Token, granted: bool) {
+        self.asked = self.asked.saturating_sub(1);
+        if granted && self.began.is_some_and(|(on, first)| on == link && token >= first) {
             self.granted = true;
-            self.granted_to = self.granted_to.max(granted);
+            self.granted_to = self.granted_to.max(Some(token));
         }
     }
 
@@ -279,6 +277,7 @@ impl Aggregate {
             self.hand_outs.open(client, filter, qos);
             // The broker has it at the highest QoS after this, whatever was still to be told.
             self.unsettled.remove(filter);
+            self.filters.get_or_default(filter).asks(self.lanes[lane].link, token);
             Subscribing::Asked(id)
         } else {
             // What an earlier SUBSCRIBE has brought is to come again.
@@ -296,7 +295,6 @@ impl Aggregate {
         if asked.is_some() {
             (subscribers.at_broker, subscribers.lane) = (true, lane);
             subscribers.told = Some(at_broker);
-            subscribers.asked += 1;
             self.note(lane, filter);
         }
         Ok(outcome)
@@ -324,7 +322,7 @@ impl Aggregate {
                 return Err(Full::Requests);
             }
             let token = connection.unsubscribe(&rising)?;
-            lane.unsubscribes(token, rising.clone());
+            lane.purposes.insert(token, Purpose::Unsubscribe(rising.clone()));
         }
         Ok((connection.subscribe_as(wanted, subscription)?, !rising.is_empty()))
     }
@@ -665,7 +663,7 @@ impl Aggregate {
         self.unsettled.remove(&filter);
         let subscribers = self.filters.get_or_default(&filter);
         (subscribers.at_broker, subscribers.lane, subscribers.told) = (true, lane, Some(qos));
-        subscribers.asked += 1;
+        subscribers.asks(self.lanes[lane].link, token);
         self.note(lane, &filter);
     }
 
@@ -777,7 +775,7 @@ impl Aggregate {
                 if let Ok(token) = connection.unsubscribe(&filters) {
                     let lane = &mut self.lanes[lane];
                     self.given_up.extend(filters.iter().map(|filter| (lane.number, filter.clone())));
-                    lane.unsubscribes(token, filters);
+                    lane.purposes.insert(token, Purpose::Unsubscribe(filters));
                 }
             }
         }
@@ -821,7 +819,7 @@ impl Aggregate {
         for (filter, qos) in wanted {
             let subscribers = self.filters.get_or_default(filter);
             (subscribers.id, subscribers.told) = (subscription, Some(*qos));
-            subscribers.asked += 1;
+            subscribers.asks(self.lanes[lane].link, token);
             for (client, claim) in subscribers.clients.iter().filter(|(_, claim)| claim.awaits_retained) {
                 self.hand_outs.keep_open(*client, filter, claim.qos);
             }
@@ -835,7 +833,7 @@ impl Aggregate {
         let Some(connection) = pool.connection_mut(self.lanes[lane].link) else { return };
         match (connection.unsubscribe(unwanted), unwanted) {
             (Ok(token), _) => {
-                self.lanes[lane].unsubscribes(token, unwanted.to_vec());
+                self.lanes[lane].purposes.insert(token, Purpose::Unsubscribe(unwanted.to_vec()));
             }
             // It was never taken either.
             (Err(full), [_]) if full.is_final() => {}
@@ -857,16 +855,15 @@ impl Aggregate {
         results: Vec<Result<QoS, Refused>>,
         cx: &mut LinkCx<'_>,
     ) -> Option<Update> {
+        let link = self.lanes[lane].link;
         let repeated = self.lanes[lane].repeated.is_some_and(|last| token <= last);
         match self.lanes[lane].purposes.remove(&token) {
             Some(Purpose::Subscribe(Asking { client, id, filter, qos, before, rises })) => {
                 let result = results.into_iter().next().unwrap_or(Err(Refused(0x80)));
                 let result = result.map(|granted| lower(granted, qos));
-                let stays = result.is_ok() && !self.lanes[lane].is_ending(&filter, token);
                 let mut current = true;
                 if let Some(subscribers) = self.filters.get_mut(&filter) {
-                    subscribers.asked = subscribers.asked.saturating_sub(1);
-                    subscribers.answered(lane, stays.then_some(token));
+                    subscribers.answered(link, token, result.is_ok() && subscribers.lane == lane);
                     if result.is_err() {
                         subscribers.told = None;
                         subscribers.left |= repeated && subscribers.lane == lane;
@@ -906,8 +903,10 @@ impl Aggregate {
             }
             Some(Purpose::Reissue(filters)) => {
                 for (filter, result) in filters.iter().zip(results) {
-                    let stays = result.is_ok() && !self.lanes[lane].is_ending(filter, token);
-                    self.handle_reissued(lane, cx.now, filter, stays.then_some(token));
+                    if let Some(subscribers) = self.filters.get_mut(filter) {
+                        subscribers.answered(link, token, result.is_ok() && subscribers.lane == lane);
+                    }
+                    self.handle_reissued(cx.now, filter);
                     self.note(lane, filter);
                     if result.is_ok() {
                         self.take_back_unwanted(lane, filter);
@@ -928,10 +927,6 @@ impl Aggregate {
     fn handle_unsubscribed(&mut self, lane: usize, token: Token) {
         if let Some(Purpose::Unsubscribe(filters)) = self.lanes[lane].purposes.remove(&token) {
             for filter in filters {
-                let ending = &mut self.lanes[lane].ending;
-                if ending.get(&filter) == Some(&token) {
-                    ending.remove(&filter);
-                }
                 let found = self.filters.get_mut(&filter).filter(|found| found.lane == lane);
                 if let Some(subscribers) = found {
                     subscribers.granted &= subscribers.granted_to > Some(token);
@@ -943,10 +938,8 @@ impl Aggregate {
     }
 
     /// Who subscribed while the broker was away gets what it has kept from now on.
-    fn handle_reissued(&mut self, lane: usize, now: Instant, filter: &TopicFilter, granted: Option<Token>) {
+    fn handle_reissued(&mut self, now: Instant, filter: &TopicFilter) {
         let Some(subscribers) = self.filters.get_mut(filter) else { return };
-        subscribers.asked = subscribers.asked.saturating_sub(1);
-        subscribers.answered(lane, granted);
         for (client, claim) in subscribers.clients.iter_mut().filter(|(_, claim)| claim.awaits_retained) {
             claim.awaits_retained = false;
             self.hand_outs.answered(now, *client, filter, claim.qos);
