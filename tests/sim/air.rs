@@ -330,7 +330,9 @@ impl Air {
                 }
             }
             let mut lost = self.is_unheard(who);
-            self.grace_over(who);
+            if !lost {
+                self.grace_over(who);
+            }
             let Some(session) = self.sessions.get_mut(&who).filter(|session| session.is_there()) else {
                 continue;
             };

@@ -72,7 +72,10 @@ impl Air {
     pub(crate) fn is_split(&self, who: Who, no: No, ledger: &Ledger) -> bool {
         let Some(copies) = self.copies.get(&no).filter(|_| self.has_lanes) else { return false };
         let session = self.sessions.get(&who);
-        session.is_none_or(|session| session.has_changed(&ledger.entry(no).topic, copies.since))
+        let topic = &ledger.entry(no).topic;
+        // As long as the broker has yet to answer for a filter, it may have it from before on another link.
+        let open = |session: &Session| session.matching(topic).any(|(.., on)| on.is_none());
+        session.is_none_or(|session| session.has_changed(topic, copies.since) || open(session))
     }
 
     /// When a live message first came.

@@ -324,7 +324,10 @@ impl Air {
             });
         }
         let copies = self.copies.get(&no);
+        // As long as the broker has yet to answer for one of its filters, it may have it from before on another link.
         let changed = copies.is_some_and(|copies| session.has_changed(&entry.topic, copies.since));
+        let changed =
+            changed || (self.has_lanes && session.matching(&entry.topic).any(|(.., on)| on.is_none()));
         let came = copies.map_or(0, |copies| copies.due(entry.at_broker, changed));
         let came = if session.dedicated { on_own } else { came };
         let count = session.copies.entry(no).or_default();

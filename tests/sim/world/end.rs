@@ -258,9 +258,13 @@ impl World<'_> {
         })
     }
 
-    /// A copy of an UNSUBSCRIBE came behind the SUBSCRIBE that its sensor sent later: nothing in it says so.
+    /// A copy of an UNSUBSCRIBE, or of a CONNECT with CleanSession, came behind the SUBSCRIBE that its sensor sent later:
+    /// nothing in it says so.
     fn ended_late(&self, sensor: &Sensor, filter: &TopicFilter) -> bool {
-        let ended = self.air.session(sensor.client).is_some_and(|session| session.has_ended(filter));
+        let ended = self.air.session(sensor.client).is_some_and(|session| {
+            let known = session.filters().any(|known| known == filter);
+            session.has_ended(filter) || (sensor.clean && !known)
+        });
         ended && !self.plan.radio.is_prompt()
     }
 
