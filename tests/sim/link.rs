@@ -52,8 +52,8 @@ pub(crate) struct Link {
     inward: BTreeMap<u16, In>,
     /// What the requests that are open are about.
     requests: BTreeMap<u16, Vec<String>>,
-    /// Filters that the broker said it has.
-    held: BTreeSet<TopicFilter>,
+    /// Filters that the broker said it has, and at which QoS.
+    held: BTreeMap<TopicFilter, Qos>,
     /// Those of UNSUBSCRIBEs among them.
     unsubscribes: BTreeSet<u16>,
     connections: u32,
@@ -409,7 +409,7 @@ impl Link {
                     self.out.remove(&ack.pkid);
                     let granted = self.granted(ack.pkid, &ack.return_codes);
                     self.held.extend(granted.iter().cloned());
-                    facts.extend(granted.into_iter().map(|filter| Fact::Filter(filter, true)));
+                    facts.extend(granted.into_iter().map(|(filter, _)| Fact::Filter(filter, true)));
                 }
                 Packet::UnsubAck(ack) => {
                     self.out.remove(&ack.pkid);
@@ -427,18 +427,26 @@ impl Link {
     }
 
     /// What is refused stays as it was.
-    fn granted(&mut self, id: u16, codes: &[SubscribeReasonCode]) -> Vec<TopicFilter> {
+    fn granted(&mut self, id: u16, codes: &[SubscribeReasonCode]) -> Vec<(TopicFilter, Qos)> {
         let answers = self.requests.remove(&id).unwrap_or_default().into_iter().zip(codes);
         // What is about to end was not granted for good.
         let ends = |filter: &String| self.unsubscribes.iter().any(|id| self.requests[id].contains(filter));
-        let granted = answers.filter(|(_, code)| **code != SubscribeReasonCode::Failure);
-        let granted = granted.filter(|(filter, _)| !ends(filter));
-        granted.filter_map(|(filter, _)| TopicFilter::new(filter).ok()).collect()
+        let granted = answers.filter(|(filter, _)| !ends(filter));
+        let granted = granted.filter_map(|(filter, code)| match code {
+            SubscribeReasonCode::Success(at) => Some((TopicFilter::new(filter).ok()?, qos(*at))),
+            SubscribeReasonCode::Failure => None,
+        });
+        granted.collect()
     }
 
-    /// Whether the broker is known to have a filter: the gateway has read that.
-    pub(crate) fn holds(&self, filter: &TopicFilter) -> bool {
-        self.held.contains(filter)
+    /// Whether the broker is known to have a filter at this QoS: the gateway has read that.
+    pub(crate) fn holds(&self, filter: &TopicFilter, qos: Qos) -> bool {
+        self.held.get(filter).is_some_and(|held| *held >= qos)
+    }
+
+    /// The broker loses the session, and the gateway may never hear of it.
+    pub(crate) fn lost(&mut self) {
+        self.held.clear();
     }
 
     fn acked(&mut self, id: u16, ledger: &mut Ledger) {

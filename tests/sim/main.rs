@@ -198,9 +198,12 @@ once_broken! {
     seed_30457_a_client_was_where_another_had_been: 30457;
     seed_30641_another_copy_was_the_best_after_a_crash: 30641;
     seed_30725_a_session_that_expired_left_packet_ids_behind: 30725;
+    seed_30827_a_broker_lost_its_memory_while_the_gateway_was_down: 30827;
     seed_31116_what_came_behind_a_goodbye_was_not_read: 31116;
+    seed_31177_a_filter_was_to_rise_from_qos_0: 31177;
     seed_31563_of_two_filters_as_good_the_younger_won_after_a_crash: 31563;
     seed_31592_the_gateway_remembered_a_filter_that_its_sensor_forgot: 31592;
+    seed_31689_answers_to_two_pingreqs_waited_for_the_store: 31689;
     seed_31971_a_message_was_repeated_under_another_topic_id: 31971;
     seed_32019_of_qos_1_a_crash_left_its_place_and_no_packet_id: 32019;
     seed_32078_a_message_left_before_its_filter_was_asked_for_again: 32078;
@@ -210,7 +213,9 @@ once_broken! {
     seed_33464_of_two_sensors_with_one_id_one_left_a_name_unanswered: 33464;
     seed_33508_a_register_that_was_held_back_outlived_its_session: 33508;
     seed_33513_a_message_of_qos_1_passed_one_of_qos_2: 33513;
+    seed_33655_a_connack_that_waited_was_no_sign_of_life: 33655;
     seed_33749_a_pingreq_from_elsewhere_was_no_sign_of_life: 33749;
+    seed_34001_a_broker_that_wanted_no_further_link_sent_two_copies: 34001;
     seed_34133_a_message_was_promised_before_the_suback: 34133;
     seed_34145_what_was_kept_for_one_client_changed_places: 34145;
     seed_34283_a_crash_found_a_filter_on_two_links: 34283;

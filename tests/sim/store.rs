@@ -1,13 +1,13 @@
 //! The store as one more peripheral: batches are handed to it, are written some time later, and reported durable later
 //! still. A crash keeps the batches that were reported, and of the others as many, in their order, as chance will have it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use mqtt_sn_gateway::gateway::io::Mode;
 use mqtt_sn_gateway::gateway::record::{ClientKey, Key, Lsn, Record, Row};
 
-use mqtt_sn_gateway::topic::TopicFilter;
+use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
 use mqtt_sn_gateway::wire::Qos;
 
 use crate::air::client_id;
@@ -137,6 +137,16 @@ impl Store {
     /// Whether a row is there, or will be.
     pub(crate) fn will_have(&self, key: &Key) -> bool {
         self.head.contains_key(key)
+    }
+
+    /// Whether several filters on one of the gateway's own links match.
+    pub(crate) fn has_crowded(&self, topic: &TopicName) -> bool {
+        let mut links = BTreeSet::new();
+        let matching = self.rows.values().filter_map(|row| match row {
+            Row::Filter(number, filter, _) if filter.matches(topic) => Some(*number),
+            _ => None,
+        });
+        matching.into_iter().any(|number| !links.insert(number))
     }
 
     /// What a client has subscribed to, as it will be.

@@ -38,6 +38,7 @@ struct Connecting {
     keep_alive: Duration,
     will: Option<No>,
     since: Instant,
+    last_heard: Instant,
     /// What it has said since: that it leaves, or sleeps.
     leaves: bool,
     naps: Option<(Duration, Duration)>,
@@ -56,6 +57,8 @@ struct Client {
     /// It was told that it may sleep; and has not asked for what it missed since.
     asleep: bool,
     awake: bool,
+    /// It asked once more while the answers wait for the store: they are in a row.
+    asks_again: bool,
     /// The shortest and the longest time that it said since it connected.
     naps: Option<(Duration, Duration)>,
     asked_to_sleep: bool,
@@ -152,7 +155,9 @@ impl Told {
         self.untold(ledger);
         self.connecting.clear();
         (self.cause, self.up) = (None, None);
-        self.clients.values_mut().for_each(|client| (client.awake, client.goodbyes) = (false, 0));
+        self.clients
+            .values_mut()
+            .for_each(|client| (client.awake, client.asks_again, client.goodbyes) = (false, false, 0));
     }
 
     /// Clients that have said all that a connection needs are not told that they have one.
@@ -210,6 +215,7 @@ impl Told {
                     keep_alive,
                     will,
                     since,
+                    last_heard: now,
                     leaves: false,
                     naps: None,
                     goodbyes: 0,
@@ -227,6 +233,7 @@ impl Told {
             }
             Packet::WillMsg(will) => {
                 if let Some(connecting) = self.connecting.get_mut(&from) {
+                    connecting.last_heard = now;
                     connecting.will = ledger.find(will.message);
                 }
             }
@@ -292,6 +299,7 @@ impl Told {
             }
             Packet::RegAck(ack) => _ = client.offered.remove(&ack.topic_id),
             Packet::PingReq(_) if sleeps => client.awake = true,
+            Packet::PingReq(_) => client.asks_again = client.awake,
             Packet::Disconnect(disconnect) => match disconnect.duration.filter(|seconds| *seconds > 0) {
                 Some(seconds) => {
                     client.goodbyes += 1;
@@ -320,7 +328,7 @@ impl Told {
         let mut to = to.clone();
         to.node = decoded.encapsulation.map(|e| WirelessNodeId(Bytes::copy_from_slice(e.node_id)));
         if let Packet::ConnAck(ack) = &decoded.packet {
-            return self.connack_out(now, &to, ack.code, store);
+            return self.connack_out(&to, ack.code, store);
         }
         let Some(who) = self.bound.get(&to).copied().filter(|who| !self.shared.contains(who)) else {
             return Ok(());
@@ -335,7 +343,9 @@ impl Told {
         let durable =
             |key: ClientKey, since: Instant| store.has_had(&Key::Client(client_id(who), key), since);
         match decoded.packet {
-            Packet::PingResp => self.change(who, |client| client.awake = false),
+            Packet::PingResp => {
+                self.change(who, |client| client.awake = std::mem::take(&mut client.asks_again));
+            }
             Packet::Disconnect(_) => return self.disconnect_out(now, who, &to),
             Packet::RegAck(ack) if ack.code == ReturnCode::Accepted => {
                 let Some((name, at)) = client.registers.get(&ack.msg_id).cloned() else { return Ok(()) };
@@ -420,11 +430,12 @@ impl Told {
         }
     }
 
-    fn connack_out(&mut self, now: Instant, to: &Peer, code: ReturnCode, store: &Store) -> Checked {
+    fn connack_out(&mut self, to: &Peer, code: ReturnCode, store: &Store) -> Checked {
         let Some(connecting) = self.connecting.get(to).filter(|_| code == ReturnCode::Accepted) else {
             return Ok(());
         };
-        let &Connecting { who, clean, keep_alive, will, since, leaves, naps, goodbyes, .. } = connecting;
+        let &Connecting { who, clean, keep_alive, will, since, last_heard, leaves, naps, goodbyes, .. } =
+            connecting;
         let key = Key::Client(client_id(who), ClientKey::Session);
         Law::Durable.check(store.has_had(&key, since), || format!("s{who} is connected and not stored"))?;
         self.connecting.remove(to);
@@ -449,10 +460,11 @@ impl Told {
                 will: same,
                 asleep: false,
                 awake: false,
+                asks_again: false,
                 naps,
                 asked_to_sleep: naps.is_some(),
                 goodbyes,
-                last_heard: now,
+                last_heard,
                 ids: goes_on.map(|before| before.ids).unwrap_or_default(),
                 registers: BTreeMap::new(),
                 subscribes: BTreeMap::new(),

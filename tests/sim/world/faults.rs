@@ -13,7 +13,7 @@ use rumqttc::{
 use super::{Event, LANES_MAX, World};
 use crate::air::{Air, client_id};
 use crate::law::Checked;
-use crate::link::{self, Lane};
+use crate::link::{self, Lane, Link};
 use crate::plan::GATEWAY;
 
 impl World<'_> {
@@ -108,6 +108,9 @@ impl World<'_> {
         }
         let client = self.some_link();
         self.trace.note(self.now, format!("the broker forgets {client}"));
+        if let Some(account) = self.accounts.get_mut(client.as_str()) {
+            account.lost();
+        }
         match link::lane(client.as_str()) {
             Lane::Client(who) => {
                 self.kept.remove(&who);
@@ -186,6 +189,7 @@ impl World<'_> {
         let memory = if lost { Memory::Lost } else { Memory::Kept };
         self.ledger.losses += u32::from(lost);
         if lost {
+            self.accounts.values_mut().for_each(Link::lost);
             self.kept.clear();
             self.ledger.broken(None);
         }

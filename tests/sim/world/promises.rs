@@ -89,6 +89,10 @@ impl World<'_> {
         if !self.plan.settings.lasting {
             return self.air.is_split(sensor.client, no, &self.ledger);
         }
+        // A broker that wanted no further link may send a copy for each of several filters on one.
+        if !self.plan.broker_knows_5 && self.store.has_crowded(&self.ledger.entry(no).topic) {
+            return true;
+        }
         let changed = |came: Instant| sensor.changed.is_none_or(|at| at + SETTLED >= came);
         self.air.has_lanes && self.air.came_at(no).is_none_or(changed)
     }
@@ -110,7 +114,7 @@ impl World<'_> {
             let has = |(filter, qos): (TopicFilter, Qos)| {
                 sessions.iter().any(|(account, session)| {
                     let mut known = session.subscriptions.iter();
-                    account.holds(&filter)
+                    account.holds(&filter, qos)
                         && known.any(|(other, at)| *other == filter && link::qos(*at) >= qos)
                 })
             };
