@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mqtt_sn_gateway::gateway::io::{Control, Input, LinkFailure, Protocol};
+use mqtt_sn_gateway::gateway::io::{Control, Input, LinkFailure, Protocol, Settings};
 use mqtt_sn_gateway::gateway::record::Key;
 use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, SubAck, TopicRef, decode};
 use rumqttc::mqttbytes::v4;
@@ -227,7 +227,29 @@ fn filters_asked_for_while_the_broker_is_away_are_spread_when_it_returns() {
 
 #[test]
 fn filters_of_a_broker_that_told_copies_apart_are_spread_when_it_no_longer_does() {
-    let mut w = offline_world(|settings| settings.broker.protocol = Protocol::Auto);
+    let mut w = one_link_for_two(|_| {});
+    // Another broker takes its place: it knows only 3.1.1, and has our session.
+    w.broker_down();
+    w.pass(Duration::from_secs(3));
+    w.broker_answers_tcp();
+    w.broker_takes_octets();
+    w.broker_octets(vec![0x20, 2, 0, 1].into());
+    are_spread(&mut w);
+}
+
+#[test]
+fn filters_of_a_broker_that_told_copies_apart_are_spread_when_it_no_longer_does_after_a_restart() {
+    let mut w = one_link_for_two(|settings| settings.lasting = true);
+    w.crash_with(|settings| settings.broker.protocol = Protocol::V311);
+    are_spread(&mut w);
+}
+
+/// A client has two filters that overlap, on one link in MQTT 5.
+fn one_link_for_two(change: impl FnOnce(&mut Settings)) -> World {
+    let mut w = offline_world(|settings| {
+        settings.broker.protocol = Protocol::Auto;
+        change(settings);
+    });
     w.broker_answers_tcp();
     w.broker_takes_octets();
     w.broker_octets(vec![0x20, 3, 0, 0, 0].into());
@@ -240,12 +262,12 @@ fn filters_of_a_broker_that_told_copies_apart_are_spread_when_it_no_longer_does(
         w.next(A);
     }
     assert_eq!(w.lanes(), 1, "MQTT 5 needs no further link");
-    // Another broker takes its place: it knows only 3.1.1, and has our session.
-    w.broker_down();
-    w.pass(Duration::from_secs(3));
-    w.broker_answers_tcp();
-    w.broker_takes_octets();
-    w.broker_octets(vec![0x20, 2, 0, 1].into());
+    w
+}
+
+/// The broker takes the session over in MQTT 3.1.1, and one of the two filters goes to another link.
+#[track_caller]
+fn are_spread(w: &mut World) {
     w.on_lane(0);
     w.broker_up(true);
     let mut here = Vec::new();

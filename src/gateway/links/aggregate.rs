@@ -420,6 +420,10 @@ impl Aggregate {
         (subscribers.at_broker, subscribers.lane) = (true, lane);
         (subscribers.told, subscribers.granted) = (Some(row.qos), row.granted);
         subscribers.id = row.subscription.and_then(SubscriptionId::new);
+        if !self.had_ids {
+            // Where filters share a link and overlap, the broker told copies apart; they are spread if it does not any more.
+            self.had_ids = self.lanes_of_overlapping(&filter).contains(&lane);
+        }
         // Whoever wants it comes after this.
         self.unsettled.insert(filter);
     }
