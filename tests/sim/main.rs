@@ -192,6 +192,9 @@ once_broken! {
     seed_2004488_a_retained_message_behind_connack_was_expected: 2004488;
     seed_2005541_a_message_before_connack_was_no_answer: 2005541;
     seed_2016644_a_late_willtopic_of_an_earlier_life_went_with_a_new_message: 2016644;
+    seed_1207819_a_filter_without_an_answer_brought_a_second_copy: 1207819;
+    seed_2202176_a_late_connect_began_a_clean_session_anew: 2202176;
+    seed_2206569_a_client_was_lost_when_it_was_to_be_told_of_its_link: 2206569;
     seed_10023_three_subscription_identifiers_broke_the_connection: 10023;
     seed_30207_a_will_of_qos_2_had_no_row: 30207;
     seed_30366_a_packet_id_of_a_session_that_was_over_came_again: 30366;
