@@ -258,7 +258,7 @@ REGACK of it: =topic
 WILLTOPICUPD: +will
 WILLTOPICUPD again: 
 WILLMSGUPD: =will
-UNSUBSCRIBE: -subscription
+UNSUBSCRIBE: -subscription =filter
 DISCONNECT: =session
 CONNECT to begin anew: =session -will -topic
 DISCONNECT of a clean session: -session

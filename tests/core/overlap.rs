@@ -400,14 +400,14 @@ fn a_filter_that_a_crash_found_on_two_links_is_taken_back_from_the_one_where_it_
     let v4::Packet::Unsubscribe(_) = w.broker_next() else { panic!("UNSUBSCRIBE") };
     w.on_lane(0);
     w.unsubscribed(A, "s/1");
-    w.broker_gets_unsubscribe("s/1");
+    w.broker_answers_unsubscribe("s/1");
     w.subscribed_on(0, A, "s/#", QoS::AtLeastOnce);
     w.crash();
     w.on_lane(0);
     w.broker_up(true);
     w.on_lane(1);
     w.broker_up(true);
-    w.broker_gets_unsubscribe("s/#");
+    w.broker_answers_unsubscribe("s/#");
     w.on_lane(0);
     w.broker_publishes(9, "s/1", "waited", QoS::AtLeastOnce);
     let packet = w.next(A);
