@@ -147,7 +147,7 @@ impl World<'_> {
             }
             kept.followed += 1;
             // Its filters changed while the message was under way, with a broker that knows no identifiers: documented.
-            let between = !self.plan.settings.lasting && self.is_split(who, no);
+            let between = self.is_split(who, no);
             if !self.ledger.has(sensor.client, no) && !between {
                 missing.push((who, no));
             }
