@@ -12,6 +12,9 @@
 //!   flag goes once per topic to every open hand-out that matches and to nobody else.
 //! - The broker gets its acknowledgement when the last recipient has settled the message (design promise G2).
 
+mod lanes;
+mod subscribers;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -20,13 +23,14 @@ use std::time::Instant;
 
 use tracing::{debug, warn};
 
-use super::dedicated::code_of_refusal;
-use super::link::{LinkCx, Lost};
+pub(in crate::gateway) use self::lanes::is_own_id;
+use self::lanes::{Lane, lane_id};
+use self::subscribers::{Claim, Subscribers};
+use super::link::LinkCx;
 use super::pool::{LinkKey, Pool};
 use super::retained::HandOuts;
 use super::{Delivery, FILTERS_PER_REQUEST, RequestId, Sender, Subscribing, Update, UplinkId};
 use crate::gateway::ClientKey;
-use crate::gateway::io::BrokerSettings;
 use crate::gateway::journal::{Journal, Whose};
 use crate::gateway::record::{FilterRow, Key, Row};
 use crate::mqtt::{
@@ -34,19 +38,6 @@ use crate::mqtt::{
 };
 use crate::topic::tree::FilterTree;
 use crate::topic::{ClientId, TopicFilter};
-use crate::wire::ReturnCode;
-
-/// The gateway's own link and further ones. So many filters that all overlap each other nobody has seen; what goes beyond is
-/// counted, and may come more than once from a broker that sends several copies.
-const LANES_MAX: usize = 8;
-
-/// Client ids for them: where a link is needed again while the last one of that id is being left, another id is free.
-const LANE_IDS_MAX: usize = 2 * LANES_MAX;
-
-/// So often in a row the broker was there and has not accepted a further link while the gateway's own stayed up: then it does not
-/// want it, whatever it says. With a broker that answers that takes half a minute at the most; who subscribes meanwhile
-/// is told to try again.
-const LANE_FAILURES_MAX: u32 = 5;
 
 /// The gateway's own link and everything that rides on it.
 #[derive(Debug)]
@@ -82,98 +73,6 @@ pub(super) struct Aggregate {
     given_up: BTreeSet<(usize, TopicFilter)>,
     /// Links that are left for good.
     closed: Vec<LinkKey>,
-}
-
-/// One link of those that all clients share.
-#[derive(Debug)]
-struct Lane {
-    link: LinkKey,
-    /// By which its client id is told from the others: 1 is the gateway's own.
-    number: usize,
-    purposes: HashMap<Token, Purpose>,
-    /// How often the broker was there in vain since it last accepted this link, or failed the gateway's own.
-    failures: u32,
-    /// What was asked up to this was repeated on this connection, in a session that may know it from an earlier one.
-    repeated: Option<Token>,
-}
-
-impl Lane {
-    fn new(link: LinkKey, number: usize) -> Self {
-        Self { link, number, purposes: HashMap::new(), failures: 0, repeated: None }
-    }
-
-    /// Whether the broker has answered for everything.
-    fn is_idle(&self) -> bool {
-        self.purposes.is_empty()
-    }
-}
-
-/// Who subscribed to a filter.
-#[derive(Debug, Default)]
-struct Subscribers {
-    clients: BTreeMap<ClientKey, Claim>,
-    /// The broker has the filter, or is about to.
-    at_broker: bool,
-    /// On which lane.
-    lane: usize,
-    /// The highest QoS at which the broker was asked for the filter since somebody holds it.
-    told: Option<QoS>,
-    /// Under which the broker sends what the filter matches, where it knows such a thing (MQTT 5 §3.8.2.1.2): how copies
-    /// for overlapping filters are told apart.
-    id: Option<SubscriptionId>,
-    /// The broker said that it has the filter, and has not said since that it has it no more.
-    granted: bool,
-    /// The first SUBSCRIBE for it on its link, since it was last begun there: what is answered to an earlier one says nothing.
-    began: Option<(LinkKey, Token)>,
-    /// The SUBSCRIBE to which the broker last said so.
-    granted_to: Option<Token>,
-    /// SUBSCRIBEs for it that the broker has not answered. The connection repeats them by itself.
-    asked: usize,
-    /// The broker refused one that was a repetition. It may have taken the first, and not have told us.
-    left: bool,
-}
-
-/// What one client has of a filter.
-#[derive(Debug, Clone, Copy)]
-struct Claim {
-    qos: QoS,
-    /// Grows from the first SUBSCRIBE of a claim to that of the next.
-    since: u64,
-    /// The last SUBSCRIBE for it that was passed on: the answer to an earlier one says nothing about it.
-    asked: Option<RequestId>,
-    /// Granted while the broker was away: its retained messages are still to come.
-    awaits_retained: bool,
-}
-
-impl Subscribers {
-    /// The QoS at which the broker is to have the filter, if anybody holds it: the highest that somebody has, and no less than
-    /// it was told before.
-    fn qos(&self) -> Option<QoS> {
-        let highest = self.clients.values().map(|claim| claim.qos).reduce(higher)?;
-        Some(self.told.map_or(highest, |told| higher(highest, told)))
-    }
-
-    /// A SUBSCRIBE for the filter has left on this link.
-    fn asks(&mut self, link: LinkKey, token: Token) {
-        self.asked += 1;
-        if self.began.is_none_or(|(on, _)| on != link) {
-            (self.began, self.granted_to) = (Some((link, token)), None);
-        }
-    }
-
-    /// The broker answered a SUBSCRIBE for the filter on this link.
-    fn answered(&mut self, link: LinkKey, token: Token, granted: bool) {
-        self.asked = self.asked.saturating_sub(1);
-        if granted && self.began.is_some_and(|(on, first)| on == link && token >= first) {
-            self.granted = true;
-            self.granted_to = self.granted_to.max(Some(token));
-        }
-    }
-
-    /// Whether the broker has the filter at QoS 0, and this is more.
-    fn rises_to(&self, qos: QoS) -> bool {
-        (self.granted || self.asked > 0) && self.told == Some(QoS::AtMostOnce) && qos > QoS::AtMostOnce
-    }
 }
 
 /// What was asked of the broker.
@@ -456,51 +355,6 @@ impl Aggregate {
         self.lanes[0].purposes.insert(token, Purpose::Publish(client, id));
     }
 
-    /// The lane of a filter: the one that it has, else the first without a filter that overlaps it.
-    fn place(&mut self, filter: &TopicFilter, pool: &mut Pool, now: Instant) -> usize {
-        if let Some(subscribers) = self.filters.get(filter).filter(|subscribers| subscribers.at_broker) {
-            return subscribers.lane;
-        }
-        if pool.connection(self.lanes[0].link).is_some_and(Connection::has_subscription_ids) {
-            return 0;
-        }
-        let taken = self.lanes_of_overlapping(filter);
-        let free = (0..LANES_MAX).find(|lane| !taken.contains(lane));
-        let Some(free) = free.filter(|lane| *lane < self.lanes.len() || self.add_lane(pool, now)) else {
-            self.crowded += 1;
-            return 0;
-        };
-        free
-    }
-
-    /// Begins another lane, unless the broker does not want it or is slower to let go of those before.
-    fn add_lane(&mut self, pool: &mut Pool, now: Instant) -> bool {
-        if self.alone {
-            return false;
-        }
-        self.leaving.retain(|(link, _)| pool.connection(*link).is_some());
-        let taken = |number: &usize| {
-            let leaving = self.leaving.iter().map(|(_, number)| number);
-            self.lanes.iter().map(|lane| &lane.number).chain(leaving).any(|taken| taken == number)
-        };
-        let Some(number) = (2..=LANE_IDS_MAX).find(|number| !taken(number)) else { return false };
-        let mut options = self.options.clone();
-        options.client_id = lane_id(&options.client_id, number);
-        let link = pool.add(options, None, now);
-        self.lanes.push(Lane::new(link, number));
-        true
-    }
-
-    fn lanes_of_overlapping(&self, filter: &TopicFilter) -> BTreeSet<usize> {
-        let mut lanes = BTreeSet::new();
-        self.filters.overlapping(filter, |other, subscribers| {
-            if subscribers.at_broker && other != filter {
-                lanes.insert(subscribers.lane);
-            }
-        });
-        lanes
-    }
-
     fn is_up(&self, pool: &Pool) -> bool {
         pool.is_up(self.lanes[0].link)
     }
@@ -598,79 +452,6 @@ impl Aggregate {
         }
     }
 
-    /// The connection of a lane is lost, or did not come about.
-    pub(super) fn handle_lost(&mut self, lane: usize, lost: Lost, pool: &mut Pool, cx: &mut LinkCx<'_>) {
-        if lane == 0 || !self.is_up(pool) {
-            // Whatever is wrong is not wrong with the further links alone.
-            self.lanes.iter_mut().for_each(|lane| lane.failures = 0);
-            return;
-        }
-        // Where nobody is there, the gateway's own link may only have yet to notice that.
-        self.lanes[lane].failures += u32::from(lost != Lost::Away);
-        let refused =
-            matches!(lost, Lost::Refused(refusal) if code_of_refusal(refusal) != ReturnCode::Congestion);
-        if refused || self.lanes[lane].failures >= LANE_FAILURES_MAX {
-            warn!(
-                "the broker does not want a further connection: where filters overlap, copies may come twice"
-            );
-            self.alone = true;
-            self.remove_lane(lane, pool, cx);
-        }
-    }
-
-    /// What is on a lane that is not to be had, and what the broker was asked for there, goes to the first one.
-    fn remove_lane(&mut self, lane: usize, pool: &mut Pool, cx: &mut LinkCx<'_>) {
-        let Lane { link, number, purposes, .. } = self.lanes.remove(lane);
-        pool.remove(link, false, cx);
-        self.closed.push(link);
-        self.leaving.push((link, number));
-        let rows = self.rows.keys().filter(|(stored, _)| *stored == number).cloned();
-        self.changed.extend(rows);
-        self.left_behind.retain(|(left, _)| *left != lane);
-        for (left, _) in &mut self.left_behind {
-            *left -= usize::from(*left > lane);
-        }
-        let moved = self.filters.iter().filter(|(_, subscribers)| subscribers.lane == lane);
-        let moved: Vec<_> = moved.map(|(filter, _)| filter.clone()).collect();
-        self.filters.for_each_mut(|subscribers| {
-            if subscribers.lane == lane {
-                let clients = std::mem::take(&mut subscribers.clients);
-                *subscribers = Subscribers { clients, id: subscribers.id, ..Subscribers::default() };
-            }
-            subscribers.lane -= usize::from(subscribers.lane > lane);
-        });
-        for filter in moved {
-            if self.filters.get(&filter).is_some_and(|subscribers| subscribers.clients.is_empty()) {
-                self.filters.remove(&filter);
-            }
-            self.unsettled.insert(filter);
-        }
-        let mut purposes: Vec<_> = purposes.into_iter().collect();
-        purposes.sort_unstable_by_key(|(token, _)| *token);
-        for (_, purpose) in purposes {
-            if let Purpose::Subscribe(asking) = purpose {
-                self.ask_again(asking, pool, cx.now);
-            }
-        }
-    }
-
-    /// Asks for what a client still waits for on the lane where there is room. If it cannot be asked, the client hears nothing
-    /// and tries again.
-    fn ask_again(&mut self, mut asking: Asking, pool: &mut Pool, now: Instant) {
-        let filter = asking.filter.clone();
-        let Some(qos) = self.filters.get(&filter).and_then(Subscribers::qos) else { return };
-        let subscription = self.subscription(&filter);
-        let lane = self.place(&filter, pool, now);
-        let Ok((token, rises)) = self.ask(lane, &[(filter.clone(), qos)], subscription, pool) else { return };
-        asking.rises |= rises;
-        self.lanes[lane].purposes.insert(token, Purpose::Subscribe(asking));
-        self.unsettled.remove(&filter);
-        let subscribers = self.filters.get_or_default(&filter);
-        (subscribers.at_broker, subscribers.lane, subscribers.told) = (true, lane, Some(qos));
-        subscribers.asks(self.lanes[lane].link, token);
-        self.note(lane, &filter);
-    }
-
     fn handle_connected(&mut self, lane: usize, session_present: bool, pool: &Pool) {
         self.alone &= lane > 0;
         let resumed = pool.connection(self.lanes[lane].link).is_some_and(Connection::has_resumed);
@@ -696,20 +477,6 @@ impl Aggregate {
         let has_ids = pool.connection(self.lanes[0].link).is_some_and(Connection::has_subscription_ids);
         if std::mem::replace(&mut self.had_ids, has_ids) && !has_ids {
             self.spread();
-        }
-    }
-
-    /// The broker does not tell copies apart any more: what is on the first lane is placed anew.
-    fn spread(&mut self) {
-        let here =
-            self.filters.iter().filter(|(_, subscribers)| subscribers.at_broker && subscribers.lane == 0);
-        let here: Vec<_> = here.map(|(filter, _)| filter.clone()).collect();
-        for filter in here {
-            if let Some(subscribers) = self.filters.get_mut(&filter) {
-                (subscribers.at_broker, subscribers.granted) = (false, false);
-                self.left_behind.push((0, filter.clone()));
-                self.unsettled.insert(filter);
-            }
         }
     }
 
@@ -766,38 +533,6 @@ impl Aggregate {
                 "more filters overlap than links can tell apart: copies may come twice"
             );
             cx.counters.filters_crowded += std::mem::take(&mut self.crowded);
-        }
-    }
-
-    /// Unsubscribes where filters were before, unless they are there again.
-    fn leave_behind(&mut self, pool: &mut Pool) {
-        for (lane, filter) in std::mem::take(&mut self.left_behind) {
-            let stays = self.filters.get(&filter).is_some_and(|it| it.at_broker && it.lane == lane);
-            if !stays && let Some(connection) = pool.connection_mut(self.lanes[lane].link) {
-                // The connection has just begun: there is room.
-                let filters = vec![filter];
-                if let Ok(token) = connection.unsubscribe(&filters) {
-                    let lane = &mut self.lanes[lane];
-                    self.given_up.extend(filters.iter().map(|filter| (lane.number, filter.clone())));
-                    lane.purposes.insert(token, Purpose::Unsubscribe(filters));
-                }
-            }
-        }
-    }
-
-    /// Leaves the last lanes, with their sessions, when nothing rides on them and the broker has answered for everything: if it
-    /// cannot be told that the session is of no use, there is nothing in it.
-    fn close_empty_lanes(&mut self, pool: &mut Pool, cx: &mut LinkCx<'_>) {
-        while self.lanes.len() > 1
-            && let Some(lane) = self.lanes.pop_if(|lane| lane.is_idle() && pool.is_up(lane.link))
-        {
-            let last = self.lanes.len();
-            if self.filters.iter().any(|(_, subscribers)| subscribers.lane >= last) {
-                return self.lanes.push(lane);
-            }
-            self.closed.push(lane.link);
-            pool.remove(lane.link, true, cx);
-            self.leaving.push((lane.link, lane.number));
         }
     }
 
@@ -1021,15 +756,6 @@ impl Aggregate {
             Some(id)
         })
     }
-}
-
-/// Whether the gateway connects under this client id, or may.
-pub(in crate::gateway) fn is_own_id(id: &str, settings: &BrokerSettings) -> bool {
-    id == settings.client_id || (2..=LANE_IDS_MAX).any(|number| id == lane_id(&settings.client_id, number))
-}
-
-fn lane_id(own: &str, number: usize) -> String {
-    format!("{own}-{number}")
 }
 
 /// Two clients may have the same, which costs them a little time.
