@@ -218,10 +218,7 @@ impl World<'_> {
     pub(super) fn publish(&mut self, who: Who, probe: Option<Qos>) -> Checked {
         let topic = match probe {
             Some(_) => Topic::Name(plan::name(&format!("probe/{who}"))),
-            None => {
-                let topic = plan::topic(&mut self.rng, &self.sensors[who].predefined);
-                topic
-            }
+            None => plan::topic(&mut self.rng, &self.sensors[who].predefined),
         };
         let qos = probe.unwrap_or_else(|| self.any_qos());
         let retain = probe.is_none() && self.rng.u8(0..8) == 0;
