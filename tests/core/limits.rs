@@ -7,7 +7,9 @@ use mqtt_sn_gateway::gateway::io::{Input, Peer, PortId, Protocol, QueueFull, Rou
 use mqtt_sn_gateway::wire::{Packet, Qos, Register, ReturnCode, SubAck, TopicRef};
 use proptest::prelude::*;
 use rumqttc::QoS;
+use tracing::Level;
 
+use crate::log::Log;
 use crate::world::*;
 
 const A: At = 1;
@@ -255,134 +257,93 @@ fn a_topic_whose_register_does_not_fit_blocks_nothing() {
 /// One line for each topic and client, which says what is too long for what.
 #[test]
 fn what_does_not_fit_is_warned_of_once_for_each_topic() {
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).without_time();
-    let subscriber = subscriber.with_max_level(tracing::Level::WARN).finish();
-    tracing::subscriber::with_default(subscriber, || {
-        let mut w = world_with(|settings| settings.ports[0].mtu = 60);
-        w.subscriber(A, connect("n1"), "s/#", QoS::AtLeastOnce);
-        for name in ["s/1", "s/2"] {
-            w.registered(A, name);
-        }
-        let long = "A".repeat(54);
-        for _ in 0..3 {
-            w.broker_publishes(0, "s/1", &long, QoS::AtMostOnce);
-            w.broker_publishes(1, "s/2", &long, QoS::AtLeastOnce);
-        }
-        assert_eq!(w.gw.counters().downlink_oversize, 6);
-        let lines = log.take();
-        assert_eq!(lines.len(), 2, "{lines:?}");
-        for (line, topic) in lines.iter().zip(["s/1", "s/2"]) {
-            for part in ["WARN", "client=n1", &format!("topic={topic}"), "octets=61", "mtu=60", "port=lan"] {
-                assert!(line.contains(part), "{line} without {part}");
-            }
-        }
-        // Many are remembered, not all.
-        for number in 0..17 {
-            w.registered(A, &format!("s/a{number}"));
-            w.broker_publishes(0, &format!("s/a{number}"), &long, QoS::AtMostOnce);
-        }
-        assert_eq!(log.take().len(), 17);
-        w.broker_publishes(0, "s/a1", &long, QoS::AtMostOnce);
-        assert_eq!(log.take().len(), 0);
+    let log = Log::of(Level::WARN);
+    let mut w = world_with(|settings| settings.ports[0].mtu = 60);
+    w.subscriber(A, connect("n1"), "s/#", QoS::AtLeastOnce);
+    for name in ["s/1", "s/2"] {
+        w.registered(A, name);
+    }
+    let long = "A".repeat(54);
+    for _ in 0..3 {
         w.broker_publishes(0, "s/1", &long, QoS::AtMostOnce);
-        assert_eq!(log.take().len(), 1);
-    });
+        w.broker_publishes(1, "s/2", &long, QoS::AtLeastOnce);
+    }
+    assert_eq!(w.gw.counters().downlink_oversize, 6);
+    let lines = log.take();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    for (line, topic) in lines.iter().zip(["s/1", "s/2"]) {
+        for part in ["WARN", "client=n1", &format!("topic={topic}"), "octets=61", "mtu=60", "port=lan"] {
+            assert!(line.contains(part), "{line} without {part}");
+        }
+    }
+    // Many are remembered, not all.
+    for number in 0..17 {
+        w.registered(A, &format!("s/a{number}"));
+        w.broker_publishes(0, &format!("s/a{number}"), &long, QoS::AtMostOnce);
+    }
+    assert_eq!(log.take().len(), 17);
+    w.broker_publishes(0, "s/a1", &long, QoS::AtMostOnce);
+    assert_eq!(log.take().len(), 0);
+    w.broker_publishes(0, "s/1", &long, QoS::AtMostOnce);
+    assert_eq!(log.take().len(), 1);
 }
 
 /// A client that goes on asking fills no log.
 #[test]
 fn a_filter_that_the_broker_refuses_is_told_of_in_words_and_once_for_each_reason() {
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).without_time();
-    let subscriber = subscriber.with_max_level(tracing::Level::INFO).finish();
-    tracing::subscriber::with_default(subscriber, || {
-        let mut w = world();
-        w.active(A, "n1");
-        log.take();
-        for (msg_id, lines) in [(1, 1), (2, 0)] {
-            w.send(A, subscribe(msg_id, "secret/#", Qos::AtLeastOnce));
-            let pkid = w.broker_gets_subscribe("secret/#", QoS::AtLeastOnce);
-            w.broker_denies(pkid);
-            let code = ReturnCode::NotSupported;
-            w.expect(A, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id, code }));
-            let told = log.take();
-            assert_eq!(told.len(), lines, "{told:?}");
-            for part in
-                ["INFO", "client=n1", "filter=secret/#", "subscription refused by the broker: unspecified"]
-            {
-                assert!(told.iter().all(|line| line.contains(part)), "{told:?} without {part}");
-            }
+    let log = Log::of(Level::INFO);
+    let mut w = world();
+    w.active(A, "n1");
+    log.take();
+    for (msg_id, lines) in [(1, 1), (2, 0)] {
+        w.send(A, subscribe(msg_id, "secret/#", Qos::AtLeastOnce));
+        let pkid = w.broker_gets_subscribe("secret/#", QoS::AtLeastOnce);
+        w.broker_denies(pkid);
+        let code = ReturnCode::NotSupported;
+        w.expect(A, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id, code }));
+        let told = log.take();
+        assert_eq!(told.len(), lines, "{told:?}");
+        for part in
+            ["INFO", "client=n1", "filter=secret/#", "subscription refused by the broker: unspecified"]
+        {
+            assert!(told.iter().all(|line| line.contains(part)), "{told:?} without {part}");
         }
-    });
+    }
 }
 
 /// The broker would refuse it: it is not even sent, and who looks into the log finds why.
 #[test]
 fn what_is_not_sent_because_the_broker_does_not_take_it_is_warned_of_once_for_each_reason() {
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).without_time();
-    let subscriber = subscriber.with_max_level(tracing::Level::WARN).finish();
-    tracing::subscriber::with_default(subscriber, || {
-        let mut w = offline_world(|settings| settings.broker.protocol = Protocol::V5);
-        w.broker_answers_tcp();
-        w.broker_takes_octets();
-        // Maximum QoS 1, maximum packet size 40.
-        w.broker_octets(Bytes::from_static(&[0x20, 10, 0, 0, 7, 0x24, 1, 0x27, 0, 0, 0, 40]));
-        w.active(A, "n1");
-        log.take();
-        let topic = TopicRef::Short(*b"tt");
-        for lines in [1, 0] {
-            w.send(A, publish(topic, Qos::ExactlyOnce, 1, "x"));
-            w.expect(A, puback(topic, 1, ReturnCode::NotSupported));
-            let told = log.take();
-            assert_eq!(told.len(), lines, "{told:?}");
-            for part in ["WARN", "client=n1", "topic=tt", "message refused: not sent", "QoS"] {
-                assert!(told.iter().all(|line| line.contains(part)), "{told:?} without {part}");
-            }
+    let log = Log::of(Level::WARN);
+    let mut w = offline_world(|settings| settings.broker.protocol = Protocol::V5);
+    w.broker_answers_tcp();
+    w.broker_takes_octets();
+    // Maximum QoS 1, maximum packet size 40.
+    w.broker_octets(Bytes::from_static(&[0x20, 10, 0, 0, 7, 0x24, 1, 0x27, 0, 0, 0, 40]));
+    w.active(A, "n1");
+    log.take();
+    let topic = TopicRef::Short(*b"tt");
+    for lines in [1, 0] {
+        w.send(A, publish(topic, Qos::ExactlyOnce, 1, "x"));
+        w.expect(A, puback(topic, 1, ReturnCode::NotSupported));
+        let told = log.take();
+        assert_eq!(told.len(), lines, "{told:?}");
+        for part in ["WARN", "client=n1", "topic=tt", "message refused: not sent", "QoS"] {
+            assert!(told.iter().all(|line| line.contains(part)), "{told:?} without {part}");
         }
-        let filter = "f/".repeat(20);
-        for lines in [1, 0] {
-            w.send(A, subscribe(2, &filter, Qos::AtLeastOnce));
-            let code = ReturnCode::NotSupported;
-            w.expect(A, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id: 2, code }));
-            let told = log.take();
-            assert_eq!(told.len(), lines, "{told:?}");
-            for part in ["WARN", "client=n1", "filter=f/f/", "subscription refused: not sent"] {
-                assert!(told.iter().all(|line| line.contains(part)), "{told:?} without {part}");
-            }
+    }
+    let filter = "f/".repeat(20);
+    for lines in [1, 0] {
+        w.send(A, subscribe(2, &filter, Qos::AtLeastOnce));
+        let code = ReturnCode::NotSupported;
+        w.expect(A, Packet::SubAck(SubAck { qos: Qos::AtMostOnce, topic_id: 0, msg_id: 2, code }));
+        let told = log.take();
+        assert_eq!(told.len(), lines, "{told:?}");
+        for part in ["WARN", "client=n1", "filter=f/f/", "subscription refused: not sent"] {
+            assert!(told.iter().all(|line| line.contains(part)), "{told:?} without {part}");
         }
-        assert_eq!((w.gw.counters().uplink_refused, w.gw.counters().subscriptions_refused), (2, 2));
-    });
-}
-
-/// What was logged.
-#[derive(Debug, Clone, Default)]
-pub struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl Log {
-    pub fn take(&self) -> Vec<String> {
-        let octets = std::mem::take(&mut *self.0.lock().unwrap());
-        String::from_utf8(octets).unwrap().lines().map(str::to_owned).collect()
     }
-}
-
-impl std::io::Write for Log {
-    fn write(&mut self, octets: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(octets)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl tracing_subscriber::fmt::MakeWriter<'_> for Log {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
-    }
+    assert_eq!((w.gw.counters().uplink_refused, w.gw.counters().subscriptions_refused), (2, 2));
 }
 
 /// Sessions are many, and each has a Will.

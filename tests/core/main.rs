@@ -11,6 +11,7 @@ mod forget;
 mod interrupted;
 mod limits;
 mod link;
+mod log;
 mod mqtt5;
 mod outage;
 mod overlap;

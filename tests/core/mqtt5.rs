@@ -5,8 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use mqtt_sn_gateway::gateway::io::{Endpoint, Input, LinkCommand, LinkEvent, LinkFailure, Protocol};
 use mqtt_sn_gateway::wire::{MsgIdOnly, Packet, Qos, ReturnCode, SubAck, TopicAck, TopicRef, decode};
+use tracing::Level;
 
-use crate::limits::Log;
+use crate::log::Log;
 use crate::world::*;
 
 const A: At = 1;
@@ -213,28 +214,24 @@ fn a_refused_message_is_congestion_where_a_quota_is_exceeded_and_else_not_suppor
 
 #[test]
 fn a_refused_message_is_told_of_in_words_and_once_until_the_reason_is_another() {
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).without_time();
-    let subscriber = subscriber.with_max_level(tracing::Level::INFO).finish();
-    tracing::subscriber::with_default(subscriber, || {
-        let mut w = world_5(&[]);
-        w.active(A, "n1");
-        log.take();
-        let mut told = Vec::new();
-        for (msg_id, reason) in [(7, 0x87), (8, 0x87), (9, 0x97)] {
-            w.send(A, publish(TopicRef::Predefined(1), Qos::AtLeastOnce, msg_id, "on"));
-            let octets = w.broker_takes_octets();
-            w.broker_octets(vec![0x40, 3, octets[2 + 2 + 7], octets[2 + 2 + 7 + 1], reason].into());
-            w.next(A);
-            told.extend(log.take());
+    let log = Log::of(Level::INFO);
+    let mut w = world_5(&[]);
+    w.active(A, "n1");
+    log.take();
+    let mut told = Vec::new();
+    for (msg_id, reason) in [(7, 0x87), (8, 0x87), (9, 0x97)] {
+        w.send(A, publish(TopicRef::Predefined(1), Qos::AtLeastOnce, msg_id, "on"));
+        let octets = w.broker_takes_octets();
+        w.broker_octets(vec![0x40, 3, octets[2 + 2 + 7], octets[2 + 2 + 7 + 1], reason].into());
+        w.next(A);
+        told.extend(log.take());
+    }
+    assert_eq!(told.len(), 2, "{told:?}");
+    for (line, words) in told.iter().zip(["not authorized (0x87)", "quota exceeded (0x97)"]) {
+        for part in ["INFO", "client=n1", "topic=pre/one", "message refused by the broker", words] {
+            assert!(line.contains(part), "{line} without {part}");
         }
-        assert_eq!(told.len(), 2, "{told:?}");
-        for (line, words) in told.iter().zip(["not authorized (0x87)", "quota exceeded (0x97)"]) {
-            for part in ["INFO", "client=n1", "topic=pre/one", "message refused by the broker", words] {
-                assert!(line.contains(part), "{line} without {part}");
-            }
-        }
-    });
+    }
 }
 
 #[test]

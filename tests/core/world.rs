@@ -204,6 +204,7 @@ pub fn world_with(change: impl FnOnce(&mut Settings)) -> World {
 
 /// A gateway that has not reached its broker yet.
 pub fn offline_world(change: impl FnOnce(&mut Settings)) -> World {
+    crate::log::listen();
     let mut settings = settings();
     change(&mut settings);
     let now = Instant::now();
