@@ -89,6 +89,8 @@ counters! {
     uplink_kept,
     /// Messages given up: the broker was away for longer than they may be kept.
     uplink_expired,
+    /// QoS 0 given up: there was no more room for QoS 1 and 2 beside it while the broker was away.
+    uplink_shed,
     /// Messages refused by the broker.
     uplink_refused,
     /// Messages given up because the broker closes the connection for them each time.

@@ -526,6 +526,7 @@ impl Links {
             cx.counters.wills_shed += self.publish_wills();
         }
         self.pass_backlog(cx);
+        cx.counters.uplink_shed += self.backlog.take_shed();
         if self.lasting {
             for (link, trace) in self.pool.prepare() {
                 self.handle_trace(link, trace, cx.journal);

@@ -12,7 +12,6 @@
 //! not a new message.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -22,7 +21,7 @@ use super::links::{Publishing, Sender, UplinkId, code_of, code_of_full};
 use super::record::{ClientKey, ExchangeRow, ExchangeState, Row};
 use super::session::{Cx, Session};
 use super::timer::ClientTimer;
-use crate::mqtt::{Full, Message, QoS, Refused};
+use crate::mqtt::{Full, Message, QoS, Refused, digest};
 use crate::topic::TopicName;
 use crate::wire::{MsgIdOnly, Packet, Publish, Qos, ReturnCode, TopicAck, TopicRef};
 
@@ -142,7 +141,7 @@ impl Session {
             Qos::AtLeastOnce => QoS::AtLeastOnce,
             Qos::ExactlyOnce => QoS::ExactlyOnce,
         };
-        let digest = digest(publish);
+        let digest = digest_of(publish);
         if qos != QoS::AtMostOnce && self.is_repetition(publish, digest, cx) {
             cx.counters.uplink_duplicates += 1;
             return;
@@ -549,8 +548,14 @@ impl Session {
 }
 
 /// What tells a repetition from another message under the same MsgId: everything but DUP.
-fn digest(publish: &Publish<'_>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (publish.qos, publish.retain, publish.topic, publish.data).hash(&mut hasher);
-    hasher.finish()
+fn digest_of(publish: &Publish<'_>) -> u64 {
+    let kind = match publish.topic {
+        TopicRef::Normal(_) => 0,
+        TopicRef::Predefined(_) => 1,
+        TopicRef::Short(_) => 2,
+        TopicRef::Reserved(_) => 3,
+    };
+    let topic = publish.topic.raw().to_be_bytes();
+    let head = [publish.qos as u8, u8::from(publish.retain), kind, topic[0], topic[1]];
+    digest(head.into_iter().chain(publish.data.iter().copied()))
 }

@@ -45,7 +45,7 @@ struct Delivery {
     /// The broker may have lost the session in which it was sent.
     doubtful: bool,
     /// Tells it from another message under its packet id.
-    digest: u32,
+    digest: u64,
 }
 
 /// What to do with a PUBLISH.
@@ -96,7 +96,7 @@ impl Inbound {
         id: u16,
         qos: QoS,
         dup: bool,
-        digest: u32,
+        digest: u64,
         traces: &mut Traces,
     ) -> Arrival {
         let exactly_once = qos == QoS::ExactlyOnce;

@@ -82,6 +82,7 @@ use self::packet::{Extras, Packet, Terms};
 use self::trace::Traces;
 
 mod codec;
+mod digest;
 mod failure;
 mod inbound;
 mod options;
@@ -94,6 +95,7 @@ mod v4;
 mod v5;
 mod waiting;
 
+pub(crate) use self::digest::digest;
 pub use self::failure::{ConnectRefusal, Failure, Full, Malformed, PacketType, Refused};
 pub use self::options::{
     BUFFER, Credentials, Options, PACKET_LEN_MAX, PING_TIMEOUT_MIN, Protocol, QUEUE, QUEUE_OCTETS,
@@ -746,7 +748,7 @@ impl Connection {
         let Extras { expiry, subscriptions } = extras;
         let delivery = match message.qos {
             QoS::AtMostOnce => None,
-            qos => match self.arrive(id, qos, dup, digest(&message)) {
+            qos => match self.arrive(id, qos, dup, digest_of(&message)) {
                 None => return,
                 delivery => delivery,
             },
@@ -768,7 +770,7 @@ impl Connection {
     }
 
     /// The delivery that a PUBLISH of QoS 1 or 2 begins, unless it repeats one.
-    fn arrive(&mut self, id: u16, qos: QoS, dup: bool, digest: u32) -> Option<DeliveryId> {
+    fn arrive(&mut self, id: u16, qos: QoS, dup: bool, digest: u64) -> Option<DeliveryId> {
         let arrival = self.inbound.arrive(id, qos, dup, digest, &mut self.traces);
         if let Arrival::New(delivery) = arrival {
             return Some(delivery);
@@ -878,11 +880,10 @@ impl Connection {
     }
 }
 
-/// What tells one message from another under the same packet id: FNV-1a of topic and payload. It is stored and stays as it is.
-fn digest(message: &Message) -> u32 {
+/// What tells a message of the broker from another under the same packet id.
+fn digest_of(message: &Message) -> u64 {
     // No topic has the octet between them (MQTT 3.1.1 §1.5.3).
-    let octets = message.topic.as_str().bytes().chain([0]).chain(message.payload.iter().copied());
-    octets.fold(0x811C_9DC5, |digest, octet| (digest ^ u32::from(octet)).wrapping_mul(0x0100_0193))
+    digest(message.topic.as_str().bytes().chain([0]).chain(message.payload.iter().copied()))
 }
 
 /// Whether the broker takes a packet; else its id, and why not.

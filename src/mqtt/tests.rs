@@ -167,8 +167,10 @@ fn what_is_repeated_is_in_the_order_in_which_it_was_sent_and_not_in_that_in_whic
     let mut options = Options::new("c");
     (options.window, options.window_exactly_once) = (4, 1);
     let mut talk = Talk::up(options);
-    for (qos, payload) in [(QoS::ExactlyOnce, "a"), (QoS::ExactlyOnce, "b"), (QoS::AtLeastOnce, "c")] {
-        talk.publish(qos, payload);
+    for (origin, qos, payload) in
+        [(1, QoS::ExactlyOnce, "a"), (1, QoS::ExactlyOnce, "b"), (2, QoS::AtLeastOnce, "c")]
+    {
+        talk.connection.publish_from(Origin(origin), message(qos, payload)).unwrap();
     }
     talk.sends(["publish 1 q2 a", "publish 2 q1 c"]);
     talk.broker(Packet::PubRec(PubRec::new(1)));

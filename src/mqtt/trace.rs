@@ -44,7 +44,7 @@ pub struct Received {
     /// Its packet id.
     pub packet: u16,
     /// Tells it from another message under the same packet id.
-    pub digest: u32,
+    pub digest: u64,
 }
 
 /// A publish that is not finished.

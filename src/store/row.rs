@@ -346,7 +346,7 @@ fn nothing(octets: &[u8]) -> Result<(), Nonsense> {
 
 #[derive(Serialize, Deserialize)]
 struct StoredReceived {
-    digest: u32,
+    digest: u64,
 }
 
 #[derive(Serialize, Deserialize)]

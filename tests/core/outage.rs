@@ -387,6 +387,30 @@ fn a_full_queue_says_congestion() {
     }
 }
 
+/// What was acknowledged and what was not are not worth the same.
+#[test]
+fn messages_of_qos_0_make_room_for_those_that_are_acknowledged() {
+    for (messages, bytes) in [(3, 1000), (10, 9)] {
+        let age = Duration::from_secs(3600);
+        let queue = OutageQueue { messages, bytes, age };
+        let mut w = lasting_with(|settings| settings.broker.outage_queue = Some(queue));
+        active(&mut w, A, "n1");
+        w.broker_down();
+        for payload in ["a", "b", "c"] {
+            publishes(&mut w, A, 0, Qos::AtMostOnce, payload);
+        }
+        publishes(&mut w, A, 1, Qos::AtLeastOnce, "d");
+        publishes(&mut w, A, 2, Qos::ExactlyOnce, "e");
+        w.send(A, publish(T, Qos::AtMostOnce, 0, "f"));
+        w.expect(A, puback(T, 0, ReturnCode::Congestion));
+        assert_eq!((w.gw.counters().uplink_shed, w.gw.kept_messages()), (2, 3));
+        back(&mut w, true);
+        arrives(&mut w, "c", QoS::AtMostOnce);
+        arrives(&mut w, "d", QoS::AtLeastOnce);
+        arrives(&mut w, "e", QoS::ExactlyOnce);
+    }
+}
+
 #[test]
 fn while_the_store_is_unavailable_nothing_is_promised() {
     let mut w = lasting();

@@ -102,6 +102,10 @@ pub(super) struct Backlog {
     waiting: BTreeSet<(Via, UplinkId)>,
     /// The same by age.
     ages: BTreeSet<UplinkId>,
+    /// Those of QoS 0.
+    fleeting: BTreeSet<UplinkId>,
+    /// What was given up of that.
+    shed: u64,
     /// What goes by a client's own link, waiting or not.
     dedicated: BTreeSet<(SessionKey, UplinkId)>,
     /// How many messages of QoS 1 and 2 of a client wait. By id, for what a session has left behind goes before what the next
@@ -131,6 +135,25 @@ impl Backlog {
         self.waiting_of.contains_key(client)
     }
 
+    /// Whether there is room for one more message of so many octets. QoS 1 and 2 have that of QoS 0, the oldest first.
+    fn has_room(&mut self, qos: QoS, len: usize, limits: &OutageQueue, journal: &mut Journal) -> bool {
+        loop {
+            if self.kept < limits.messages && self.octets + len <= limits.bytes {
+                return true;
+            }
+            let Some(id) = self.fleeting.first().copied().filter(|_| qos != QoS::AtMostOnce) else {
+                return false;
+            };
+            self.finish(id, journal);
+            self.shed += 1;
+        }
+    }
+
+    /// How many messages were given up for others since the last time.
+    pub(super) fn take_shed(&mut self) -> u64 {
+        std::mem::take(&mut self.shed)
+    }
+
     /// Takes a message that cannot leave now; if something of `whose` waits for it, it is written, else kept in memory only.
     ///
     /// # Errors
@@ -155,7 +178,7 @@ impl Backlog {
             waits: false,
             since: now,
         };
-        if self.kept >= limits.messages || self.octets + entry.len() > limits.bytes {
+        if !self.has_room(entry.message.qos, entry.len(), limits, journal) {
             return Err(Full::Queue);
         }
         self.count_in(&entry);
@@ -185,13 +208,16 @@ impl Backlog {
 
     /// Keeps a message that is under way, because the client is to be told now that it is taken care of. Whether there is room.
     pub(super) fn promise(&mut self, id: UplinkId, limits: &OutageQueue, journal: &mut Journal) -> bool {
-        if self.kept >= limits.messages || self.octets >= limits.bytes {
+        let Some(entry) = self.entries.get(&id) else { return false };
+        if entry.promised {
+            return true;
+        }
+        let (qos, len) = (entry.message.qos, entry.len());
+        if !self.has_room(qos, len, limits, journal) {
             return false;
         }
         let Some(entry) = self.entries.get_mut(&id) else { return false };
-        if std::mem::replace(&mut entry.promised, true) {
-            return true;
-        }
+        entry.promised = true;
         entry.put_down(id, Whose::Client(entry.sender.key), journal);
         (self.kept, self.octets) = (self.kept + 1, self.octets + entry.len());
         true
@@ -353,6 +379,8 @@ impl Backlog {
         self.ages.insert(id);
         if entry.has_an_order() {
             *self.waiting_of.entry(entry.sender.id.clone()).or_insert(0) += 1;
+        } else {
+            self.fleeting.insert(id);
         }
     }
 
@@ -361,6 +389,7 @@ impl Backlog {
         entry.waits = false;
         self.waiting.remove(&(entry.via, id));
         self.ages.remove(&id);
+        self.fleeting.remove(&id);
         if !entry.has_an_order() {
             return;
         }

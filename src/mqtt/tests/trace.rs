@@ -500,7 +500,7 @@ impl Talk {
         let mut options = traced();
         change(&mut options);
         let mut talk = Self::new(options.clone());
-        let digest = digest(&message(QoS::ExactlyOnce, "m"));
+        let digest = digest_of(&message(QoS::ExactlyOnce, "m"));
         let received = received.iter().map(|&packet| Received { packet, digest }).collect();
         let restored = Restored { publishes, received };
         let (connection, tokens) = Connection::restore(options, restored);

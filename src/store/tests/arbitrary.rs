@@ -53,7 +53,7 @@ fn id() -> BoxedStrategy<ClientId> {
 }
 
 fn received() -> BoxedStrategy<Received> {
-    any::<(u16, u32)>().prop_map(|(packet, digest)| Received { packet, digest }).boxed()
+    any::<(u16, u64)>().prop_map(|(packet, digest)| Received { packet, digest }).boxed()
 }
 
 fn name() -> BoxedStrategy<TopicName> {
