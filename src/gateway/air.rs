@@ -65,6 +65,13 @@ impl Air {
         }
     }
 
+    /// What was sent last holds whatever becomes of what is not durable yet.
+    pub(super) fn promise_nothing(&mut self) {
+        if let Some(leaving) = self.outputs.back_mut() {
+            leaving.promises = false;
+        }
+    }
+
     /// What was sent last is the answer to a client that falls asleep.
     pub(super) fn put_to_sleep(&mut self) {
         if let Some(leaving) = self.outputs.back_mut() {

@@ -146,6 +146,15 @@ impl Journal {
         !self.available
     }
 
+    /// Whether this batch is not durable, and the store has said that it cannot write: who would be told of it is not.
+    pub(super) fn has_failed_at(&self, lsn: Lsn) -> bool {
+        !self.available && !self.is_durable(lsn)
+    }
+
+    pub(super) fn is_durable(&self, lsn: Lsn) -> bool {
+        lsn <= self.durable
+    }
+
     /// Whether what was made for it before this batch was handed out may not have left, because of the store.
     pub(super) fn is_waiting(&self, whose: Whose, lsn: Lsn) -> bool {
         lsn > self.durable && self.marks.contains_key(&whose)

@@ -20,8 +20,8 @@ use tracing::warn;
 
 use self::aggregate::Aggregate;
 pub(super) use self::aggregate::is_own_id;
-pub(super) use self::backlog::Sender;
 use self::backlog::{Backlog, Keeping, Via};
+pub(super) use self::backlog::{Sender, TakenBack};
 use self::dedicated::Dedicated;
 pub(super) use self::dedicated::{Opened, Opening, id_at_broker};
 pub(super) use self::link::LinkCx;
@@ -119,8 +119,8 @@ pub(super) enum Publishing {
     Forgotten,
     /// [`Update::Completed`] will tell.
     Awaited(UplinkId),
-    /// It is kept for the broker, and the client may be told so.
-    Kept,
+    /// It is kept for the broker, and the client may be told so when that is durable.
+    Kept(UplinkId),
 }
 
 /// How a client leaves its own link.
@@ -290,13 +290,18 @@ impl Links {
         if let Some(link) = self.link_of(via) {
             self.pool.touch(link);
         }
-        Ok(Publishing::Kept)
+        Ok(Publishing::Kept(id))
     }
 
     /// Keeps a message that the broker has not acknowledged in time, for the client to be told that it is taken care of.
     pub(super) fn promise(&mut self, id: UplinkId, journal: &mut Journal) -> bool {
         let limits = self.outage_queue.filter(|_| journal.is_available());
         limits.is_some_and(|limits| self.backlog.promise(id, &limits, journal))
+    }
+
+    /// The client was not told that its message is kept for the broker, and will not be.
+    pub(super) fn take_back(&mut self, id: UplinkId, journal: &mut Journal) -> TakenBack {
+        self.backlog.take_back(id, journal)
     }
 
     /// The broker is done with a message. Whether the client was told before that all is well.

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tracing::{debug, info, warn};
 
-use super::links::{Publishing, Sender, UplinkId, code_of, code_of_full};
-use super::record::{ClientKey, ExchangeRow, ExchangeState, Row};
+use super::links::{Publishing, Sender, TakenBack, UplinkId, code_of, code_of_full};
+use super::record::{ClientKey, ExchangeRow, ExchangeState, Lsn, Row};
 use super::session::{Cx, Session};
 use super::timer::ClientTimer;
 use crate::mqtt::{Full, Message, QoS, Refused, digest};
@@ -61,6 +61,8 @@ struct Open {
     topic: TopicRef,
     /// What the broker has said.
     broker: Broker,
+    /// It has not, but the message is kept for it.
+    kept: Option<Kept>,
     /// The client's PUBREL came before the broker's PUBCOMP.
     released: bool,
     /// The client was told `congestion`; what the broker says is for a repetition (Interpretation: A-34).
@@ -89,6 +91,14 @@ enum Broker {
     Done(ReturnCode),
 }
 
+/// How a message is kept for the broker.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    id: UplinkId,
+    /// The batch with which it is durable, and the client may be told so.
+    lsn: Lsn,
+}
+
 /// An exchange that is over.
 #[derive(Debug)]
 struct Finished {
@@ -96,7 +106,7 @@ struct Finished {
     digest: u64,
     code: ReturnCode,
     /// The client was told so because the message is stored.
-    kept: bool,
+    kept: Option<Kept>,
     at: Instant,
 }
 
@@ -110,7 +120,7 @@ impl Uplink {
         msg_id: u16,
         digest: u64,
         code: ReturnCode,
-        kept: bool,
+        kept: Option<Kept>,
         now: Instant,
     ) -> Option<u16> {
         let full = self.finished.len() >= FINISHED_MAX;
@@ -166,12 +176,12 @@ impl Session {
                 self.begin(publish, digest, qos, id, Broker::Silent, cx);
                 self.await_broker(cx);
             }
-            Ok(Publishing::Kept) => {
+            Ok(Publishing::Kept(id)) => {
                 (cx.counters.uplink_messages, cx.counters.uplink_kept) =
                     (cx.counters.uplink_messages + 1, cx.counters.uplink_kept + 1);
                 if qos != QoS::AtMostOnce {
                     self.begin(publish, digest, qos, NOWHERE, Broker::Silent, cx);
-                    self.accept_kept(publish.msg_id, cx);
+                    self.accept_kept(publish.msg_id, id, cx);
                 }
             }
             Err(full) if full.is_final() => {
@@ -195,7 +205,8 @@ impl Session {
     ) {
         let answer_by = cx.now + cx.settings.broker.ack_timeout;
         let topic = publish.topic;
-        let open = Open { id, digest, qos, topic, broker, released: false, late: false, answer_by };
+        let open =
+            Open { id, digest, qos, topic, broker, kept: None, released: false, late: false, answer_by };
         self.uplink.open.insert(publish.msg_id, open);
         if qos == QoS::ExactlyOnce {
             self.put_down_exchange(publish.msg_id, cx);
@@ -203,12 +214,13 @@ impl Session {
     }
 
     /// The message is kept for the broker: the client has what it waits for (design promise G1).
-    fn accept_kept(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
+    fn accept_kept(&mut self, msg_id: u16, id: UplinkId, cx: &mut Cx<'_>) {
         let Some(open) = self.uplink.open.get_mut(&msg_id) else { return };
+        let kept = Some(Kept { id, lsn: cx.journal.next() });
         if open.qos != QoS::ExactlyOnce {
-            return self.close_uplink(msg_id, ReturnCode::Accepted, true, cx);
+            return self.close_uplink(msg_id, ReturnCode::Accepted, kept, cx);
         }
-        (open.id, open.broker) = (NOWHERE, Broker::Done(ReturnCode::Accepted));
+        (open.id, open.broker, open.kept) = (NOWHERE, Broker::Done(ReturnCode::Accepted), kept);
         let released = open.released;
         self.put_down_exchange(msg_id, cx);
         if released {
@@ -277,7 +289,7 @@ impl Session {
                     msg_id,
                     digest,
                     code,
-                    kept: true,
+                    kept: None,
                     at: now,
                 });
             }
@@ -287,7 +299,8 @@ impl Session {
             (ExchangeState::Received, _) => (NOWHERE, Broker::Done(ReturnCode::Accepted)),
         };
         let qos = QoS::ExactlyOnce;
-        let open = Open { id, digest, qos, topic, broker, released: false, late: false, answer_by };
+        let open =
+            Open { id, digest, qos, topic, broker, kept: None, released: false, late: false, answer_by };
         self.uplink.open.insert(msg_id, open);
     }
 
@@ -340,6 +353,9 @@ impl Session {
     /// Whether the message is or was on its way; the client then gets the answer it is due, if there is one.
     fn is_repetition(&mut self, publish: &Publish<'_>, digest: u64, cx: &mut Cx<'_>) -> bool {
         let msg_id = publish.msg_id;
+        if self.take_back_open(publish, digest, cx) {
+            return true;
+        }
         if let Some(open) = self.uplink.open.get_mut(&msg_id)
             && open.digest == digest
         {
@@ -353,10 +369,18 @@ impl Session {
                 Broker::Done(_) if open.qos == QoS::ExactlyOnce => open.late = false,
                 Broker::Done(_) => {}
             }
+            let kept = open.kept;
             match (open.broker, open.qos) {
                 (Broker::Silent, _) => self.await_broker(cx),
-                (Broker::Done(code), QoS::AtLeastOnce) => self.close_uplink(msg_id, code, false, cx),
-                _ => self.send(Packet::PubRec(MsgIdOnly { msg_id }), cx),
+                (Broker::Received, _) => self.send(Packet::PubRec(MsgIdOnly { msg_id }), cx),
+                (Broker::Done(code), QoS::AtLeastOnce) => self.close_uplink(msg_id, code, None, cx),
+                (Broker::Done(_), _) => {
+                    self.send(Packet::PubRec(MsgIdOnly { msg_id }), cx);
+                    if self.peer.is_some() && kept.is_none_or(|kept| cx.journal.is_durable(kept.lsn)) {
+                        // It is in good hands already.
+                        cx.air.promise_nothing();
+                    }
+                }
             }
             return true;
         }
@@ -371,11 +395,62 @@ impl Session {
                 && (publish.dup || publish.qos == Qos::ExactlyOnce)
         });
         let Some(Finished { code, kept, .. }) = finished else { return false };
-        match (publish.qos, *code) {
-            (Qos::ExactlyOnce, ReturnCode::Accepted) => self.send(Packet::PubRec(MsgIdOnly { msg_id }), cx),
-            (_, code) => self.send_puback(publish.topic, msg_id, code, *kept, cx),
+        match (publish.qos, *code, *kept) {
+            (Qos::ExactlyOnce, ReturnCode::Accepted, _) => {
+                self.send(Packet::PubRec(MsgIdOnly { msg_id }), cx);
+            }
+            (_, code, Some(kept)) if cx.journal.has_failed_at(kept.lsn) => {
+                self.answer_unstored(publish, code, kept, cx);
+            }
+            (_, code, kept) => {
+                let promises = kept.is_some_and(|kept| !cx.journal.is_durable(kept.lsn));
+                self.send_puback(publish.topic, msg_id, code, promises, cx);
+            }
         }
         true
+    }
+
+    /// A QoS 1 message that could not be stored is asked about. The client is told to send it again later, unless the broker is
+    /// done with it.
+    fn answer_unstored(&mut self, publish: &Publish<'_>, code: ReturnCode, kept: Kept, cx: &mut Cx<'_>) {
+        match cx.links.take_back(kept.id, cx.journal) {
+            TakenBack::Gone => return self.send_puback(publish.topic, publish.msg_id, code, false, cx),
+            TakenBack::Withdrawn => {
+                let is_it = |finished: &Finished| finished.kept.is_some_and(|other| other.id == kept.id);
+                self.uplink.finished.retain(|finished| !is_it(finished));
+            }
+            // It is accepted when the broker has acknowledged it, or the store has it after all.
+            TakenBack::UnderWay { .. } => {}
+        }
+        self.refuse_for_now(publish, cx);
+    }
+
+    /// A QoS 2 message is asked about that could not be stored: what was to be said of it will not be. If it has not left it is
+    /// nothing any more, and the client is told to send it again later, which this returns; else it goes on as one that the
+    /// broker has to answer.
+    fn take_back_open(&mut self, publish: &Publish<'_>, digest: u64, cx: &mut Cx<'_>) -> bool {
+        let msg_id = publish.msg_id;
+        let Some(open) = self.uplink.open.get_mut(&msg_id).filter(|open| open.digest == digest) else {
+            return false;
+        };
+        let Some(kept) = open.kept.filter(|kept| cx.journal.has_failed_at(kept.lsn)) else { return false };
+        open.kept = None;
+        match cx.links.take_back(kept.id, cx.journal) {
+            TakenBack::Gone => {}
+            TakenBack::Withdrawn => {
+                self.uplink.open.remove(&msg_id);
+                self.forget_exchange(msg_id, cx);
+                self.refuse_for_now(publish, cx);
+                return true;
+            }
+            TakenBack::UnderWay { released } => {
+                (open.id, open.late) = (kept.id, false);
+                open.broker = if released { Broker::Received } else { Broker::Silent };
+                open.answer_by = cx.now + cx.settings.broker.ack_timeout;
+                self.put_down_exchange(msg_id, cx);
+            }
+        }
+        false
     }
 
     /// The broker said PUBREC.
@@ -440,7 +515,7 @@ impl Session {
                 }
             }
             _ if late => {}
-            (_, code) => self.close_uplink(msg_id, code, false, cx),
+            (_, code) => self.close_uplink(msg_id, code, None, cx),
         }
     }
 
@@ -463,12 +538,19 @@ impl Session {
 
     fn complete(&mut self, msg_id: u16, cx: &mut Cx<'_>) {
         if let Some(open) = self.uplink.open.remove(&msg_id) {
-            self.finish_exchange(msg_id, &open, ReturnCode::Accepted, true, cx);
+            self.finish_exchange(msg_id, &open, ReturnCode::Accepted, None, cx);
         }
         self.send(Packet::PubComp(MsgIdOnly { msg_id }), cx);
     }
 
-    fn finish_exchange(&mut self, msg_id: u16, open: &Open, code: ReturnCode, kept: bool, cx: &mut Cx<'_>) {
+    fn finish_exchange(
+        &mut self,
+        msg_id: u16,
+        open: &Open,
+        code: ReturnCode,
+        kept: Option<Kept>,
+        cx: &mut Cx<'_>,
+    ) {
         let forgotten = self.uplink.finish(msg_id, open.digest, code, kept, cx.now);
         if let Some(forgotten) = forgotten {
             self.forget_exchange(forgotten, cx);
@@ -481,16 +563,16 @@ impl Session {
     }
 
     /// PUBACK ends the exchange of a QoS 1 message, and of any that is refused.
-    fn close_uplink(&mut self, msg_id: u16, code: ReturnCode, kept: bool, cx: &mut Cx<'_>) {
+    fn close_uplink(&mut self, msg_id: u16, code: ReturnCode, kept: Option<Kept>, cx: &mut Cx<'_>) {
         let Some(open) = self.uplink.open.remove(&msg_id) else { return };
         self.finish_exchange(msg_id, &open, code, kept, cx);
-        self.send_puback(open.topic, msg_id, code, kept, cx);
+        self.send_puback(open.topic, msg_id, code, kept.is_some(), cx);
     }
 
-    /// PUBACK; `kept` if it relies on the store.
-    fn send_puback(&self, topic: TopicRef, msg_id: u16, code: ReturnCode, kept: bool, cx: &mut Cx<'_>) {
+    /// PUBACK; `promises` if it relies on what is not durable yet.
+    fn send_puback(&self, topic: TopicRef, msg_id: u16, code: ReturnCode, promises: bool, cx: &mut Cx<'_>) {
         self.send(Packet::PubAck(TopicAck { topic_id: topic.raw(), msg_id, code }), cx);
-        if kept && self.peer.is_some() {
+        if promises && self.peer.is_some() {
             cx.air.promise();
         }
     }
@@ -510,7 +592,7 @@ impl Session {
         for (msg_id, id, topic_id) in due {
             if cx.links.promise(id, cx.journal) {
                 cx.counters.uplink_kept += 1;
-                self.accept_kept(msg_id, cx);
+                self.accept_kept(msg_id, id, cx);
                 continue;
             }
             let Some(open) = self.uplink.open.get_mut(&msg_id) else { continue };

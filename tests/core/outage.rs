@@ -434,6 +434,156 @@ fn while_the_store_is_unavailable_nothing_is_promised() {
     publishes(&mut w, A, 5, Qos::AtLeastOnce, "d");
 }
 
+/// The client at A has published while the broker is away, and the store has failed before it had that: nothing was said.
+#[track_caller]
+fn unstored(w: &mut World, qos: Qos) {
+    w.store_answers(Answers::Never);
+    w.send(A, publish(T, qos, 1, "a"));
+    w.store_answers(Answers::Unavailable);
+    w.quiet();
+}
+
+#[test]
+fn a_message_that_the_store_failed_to_take_is_refused_when_it_is_repeated_and_withdrawn() {
+    for (qos, at_broker) in [(Qos::AtLeastOnce, QoS::AtLeastOnce), (Qos::ExactlyOnce, QoS::ExactlyOnce)] {
+        let mut w = lasting();
+        active(&mut w, A, "n1");
+        w.broker_down();
+        unstored(&mut w, qos);
+        for _ in 0..2 {
+            w.send(A, publish_again(T, qos, 1, "a"));
+            w.expect(A, puback(T, 1, ReturnCode::Congestion));
+        }
+        assert_eq!((w.gw.kept_messages(), w.gw.counters().uplink_congestion), (0, 2));
+        // The next try is the only one that comes to the broker.
+        w.store_answers(Answers::AtOnce);
+        let is_left =
+            |key: &Key| matches!(key, Key::Client(_, ClientKey::Uplink(_) | ClientKey::Exchange(_)));
+        assert!(!w.store.rows.keys().any(is_left), "{:#?}", w.store.rows);
+        publishes(&mut w, A, 1, qos, "a");
+        w.crash();
+        back(&mut w, true);
+        arrives(&mut w, "a", at_broker);
+        w.broker_quiet();
+        over(&mut w);
+    }
+}
+
+#[test]
+fn a_message_that_was_stored_before_the_store_failed_is_accepted_when_it_is_repeated() {
+    for (qos, answer) in
+        [(Qos::AtLeastOnce, puback(T, 1, ReturnCode::Accepted)), (Qos::ExactlyOnce, pubrec(1))]
+    {
+        let mut w = lasting();
+        active(&mut w, A, "n1");
+        w.broker_down();
+        w.send(A, publish(T, qos, 1, "a"));
+        w.expect(A, answer.clone());
+        // What comes after it is not stored.
+        w.store_answers(Answers::Never);
+        w.send(A, publish(T, Qos::AtLeastOnce, 2, "b"));
+        w.store_answers(Answers::Unavailable);
+        w.send(A, publish_again(T, qos, 1, "a"));
+        w.expect(A, answer);
+        w.quiet();
+        assert_eq!(w.gw.kept_messages(), 2);
+    }
+}
+
+#[test]
+fn a_message_that_the_store_failed_to_take_is_accepted_when_the_store_has_it_after_all() {
+    for (qos, answer) in
+        [(Qos::AtLeastOnce, puback(T, 1, ReturnCode::Accepted)), (Qos::ExactlyOnce, pubrec(1))]
+    {
+        let mut w = lasting();
+        active(&mut w, A, "n1");
+        w.broker_down();
+        unstored(&mut w, qos);
+        w.store_answers(Answers::AtOnce);
+        w.send(A, publish_again(T, qos, 1, "a"));
+        w.expect(A, answer);
+        assert_eq!(w.gw.kept_messages(), 1);
+    }
+}
+
+#[test]
+fn a_message_that_was_not_stored_is_accepted_when_the_broker_has_it() {
+    for (qos, at_broker) in [(Qos::AtLeastOnce, QoS::AtLeastOnce), (Qos::ExactlyOnce, QoS::ExactlyOnce)] {
+        let mut w = lasting();
+        active(&mut w, A, "n1");
+        w.broker_down();
+        unstored(&mut w, qos);
+        back(&mut w, true);
+        arrives(&mut w, "a", at_broker);
+        w.send(A, publish_again(T, qos, 1, "a"));
+        match qos {
+            Qos::ExactlyOnce => w.expect(A, pubrec(1)),
+            _ => acknowledged(&mut w, A, 1),
+        }
+        w.broker_quiet();
+    }
+}
+
+#[test]
+fn a_message_that_was_not_stored_and_is_under_way_is_not_sent_twice_at_qos_2() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    w.broker_down();
+    unstored(&mut w, Qos::ExactlyOnce);
+    back(&mut w, true);
+    let pkid = gets(&mut w, "a", QoS::ExactlyOnce);
+    w.send(A, publish_again(T, Qos::ExactlyOnce, 1, "a"));
+    w.quiet();
+    // The broker is slow, and nothing can be promised in its place.
+    w.pass(Duration::from_secs(8));
+    w.expect(A, puback(T, 1, ReturnCode::Congestion));
+    w.store_answers(Answers::AtOnce);
+    w.broker_pubrecs(pkid);
+    releases(&mut w, pkid);
+    w.send(A, publish_again(T, Qos::ExactlyOnce, 1, "a"));
+    w.expect(A, pubrec(1));
+    w.finishes(A, 1);
+    w.broker_quiet();
+    over(&mut w);
+}
+
+#[test]
+fn a_message_that_was_not_stored_and_is_under_way_is_told_to_come_again_at_qos_1() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    w.broker_down();
+    unstored(&mut w, Qos::AtLeastOnce);
+    back(&mut w, true);
+    let pkid = gets(&mut w, "a", QoS::AtLeastOnce);
+    w.send(A, publish_again(T, Qos::AtLeastOnce, 1, "a"));
+    w.expect(A, puback(T, 1, ReturnCode::Congestion));
+    w.broker_pubacks(pkid);
+    w.send(A, publish_again(T, Qos::AtLeastOnce, 1, "a"));
+    acknowledged(&mut w, A, 1);
+    w.store_answers(Answers::AtOnce);
+    w.broker_quiet();
+    over(&mut w);
+}
+
+#[test]
+fn a_message_that_was_told_to_come_again_is_stored_when_it_is_accepted() {
+    let mut w = lasting();
+    active(&mut w, A, "n1");
+    w.broker_down();
+    unstored(&mut w, Qos::AtLeastOnce);
+    back(&mut w, true);
+    gets(&mut w, "a", QoS::AtLeastOnce);
+    w.send(A, publish_again(T, Qos::AtLeastOnce, 1, "a"));
+    w.expect(A, puback(T, 1, ReturnCode::Congestion));
+    w.store_answers(Answers::AtOnce);
+    w.send(A, publish_again(T, Qos::AtLeastOnce, 1, "a"));
+    acknowledged(&mut w, A, 1);
+    w.crash();
+    w.broker_up(true);
+    arrives(&mut w, "a", QoS::AtLeastOnce);
+    over(&mut w);
+}
+
 #[test]
 fn reject_says_congestion_at_once() {
     for mode in [Mode::Aggregating, Mode::Transparent] {

@@ -93,6 +93,17 @@ impl Entry {
     }
 }
 
+/// What has become of a message that its client is not told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::gateway) enum TakenBack {
+    /// The broker is done with it.
+    Gone,
+    /// It had not left, and never will.
+    Withdrawn,
+    /// The broker has it to answer, and has taken it over if `released` (PUBREC).
+    UnderWay { released: bool },
+}
+
 /// All of them.
 ///
 /// Numbers grow with time: of those that wait, the one with the lowest has waited longest.
@@ -221,6 +232,22 @@ impl Backlog {
         entry.put_down(id, Whose::Client(entry.sender.key), journal);
         (self.kept, self.octets) = (self.kept + 1, self.octets + entry.len());
         true
+    }
+
+    /// What [`Backlog::take`] or [`Backlog::promise`] began is undone, for it was not stored and the client was told nothing. Of what
+    /// has left, only QoS 2 is left to the client again: at QoS 1 what is kept does no harm.
+    pub(super) fn take_back(&mut self, id: UplinkId, journal: &mut Journal) -> TakenBack {
+        let Some(entry) = self.entries.get_mut(&id) else { return TakenBack::Gone };
+        if entry.waits {
+            self.finish(id, journal);
+            return TakenBack::Withdrawn;
+        }
+        let released = entry.released;
+        if entry.message.qos == QoS::ExactlyOnce && std::mem::replace(&mut entry.promised, false) {
+            entry.put_down(id, Whose::Client(entry.sender.key), journal);
+            (self.kept, self.octets) = (self.kept - 1, self.octets - entry.len());
+        }
+        TakenBack::UnderWay { released }
     }
 
     /// A message of QoS 2 leaves under this packet id on this connection.
