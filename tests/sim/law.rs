@@ -18,7 +18,7 @@ pub(crate) enum Law {
     /// §6.6: QoS 1 and 2 messages of one sensor are first published in the order in which it was given them.
     UplinkOrder,
     /// G2: the broker gets its acknowledgement once every recipient has settled the message, was away when it came or has
-    /// gone, or the message was shed by a limit with a counter.
+    /// gone, or the message was shed by a limit with a counter; with a store also once it is durable for those who have not.
     SettledBeforeAck,
     /// MQTT 3.1.1 §2.3.1, §4.3: packet ids are not 0 and not shared by two open exchanges; DUP and nothing but DUP is set on
     /// what is repeated; nothing is published again after its PUBREC; only what came is acknowledged.

@@ -12,8 +12,8 @@ use mqtt_sn_gateway::wire::Qos;
 
 use crate::air::client_id;
 use crate::law::{Checked, Law};
-use crate::ledger::Who;
-use crate::link;
+use crate::ledger::{Ledger, No, Who};
+use crate::link::{self, Lane};
 
 /// What it holds.
 #[derive(Default)]
@@ -159,6 +159,27 @@ impl Store {
             Row::Subscription(_, filter, row) => Some((filter.clone(), link::qos(row.qos))),
             _ => None,
         })
+    }
+
+    /// G2: what the broker is told on this link is taken care of is on disk for those who have not settled it.
+    pub(crate) fn check_acked(&self, no: No, lane: Lane, ledger: &Ledger) -> Checked {
+        let is_served = |who: Who| match lane {
+            Lane::Client(client) => who == client,
+            Lane::Gateway(_) => !self.is_dedicated(who),
+        };
+        for row in self.head.values() {
+            let Row::Waiting(_, _, waiting) = row else { continue };
+            let key = Key::Message(waiting.message);
+            let Some(Row::Message(_, message)) = self.head.get(&key) else { continue };
+            if !client(&row.key()).is_some_and(is_served) || ledger.find(&message.payload) != Some(no) {
+                continue;
+            }
+            let stored = [row.key(), key].iter().all(|key| self.rows.contains_key(key));
+            Law::SettledBeforeAck.check(stored, || {
+                format!("m{no} is acknowledged to the broker, and {:?} is not stored", row.key())
+            })?;
+        }
+        Ok(())
     }
 
     /// The row of a message on the way to the broker, as it will be.
