@@ -147,7 +147,7 @@ pub struct Store {
 pub enum StoreState {
     /// It keeps what it is given.
     Durable,
-    /// It cannot be written at the moment, or is much too slow.
+    /// It cannot be written at the moment, is much too slow, or hangs.
     Unavailable,
     /// There is none.
     None,

@@ -37,7 +37,8 @@ counters! {
     sleeps_unstored,
     /// What clients asked for and was refused because the store could not keep it at the moment.
     refused_unstored,
-    /// How often too much waited for the store, and clients were refused what would need it until it had caught up.
+    /// How often too much waited for the store, or something for too long, and clients were refused what would need it until it
+    /// had caught up.
     store_behind,
     /// Stored rows that belong to nothing, left out at the start.
     rows_orphaned,

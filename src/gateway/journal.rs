@@ -4,14 +4,15 @@
 //! which something changed stays here until the batch is durable, so that nobody is promised what a crash could take back
 //! (design promises G1 to G3, G5); nobody else waits. Of what leaves for one client or on one link the order is kept.
 //!
-//! A store that hangs is treated as one that cannot be written as soon as too many records wait for it ([`UNWRITTEN_MAX`]), but for
-//! what waits already: that leaves when it is durable.
+//! A store that hangs is treated as one that cannot be written as soon as too many records wait for it ([`UNWRITTEN_MAX`]), or one
+//! for too long ([`UNWRITTEN_AGE_MAX`]), but for what waits already: that leaves when it is durable.
 //!
 //! While the store is unavailable its batches wait for it, and so do acknowledgements to the broker. Frames that promise
 //! something are dropped and counted, for the client will ask again and is told `congestion`; what promises nothing goes on,
 //! and so do the links: that QoS 2 comes once is then true only as long as this process lives.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
@@ -30,7 +31,11 @@ const HELD_MAX: usize = 65_536;
 /// own, and the store writes one change for each row.
 const UNWRITTEN_MAX: usize = 65_536;
 
-/// Batches whose sizes are told apart: a second of a store that hangs.
+/// How old the oldest batch may become that is not durable, before clients are refused what would make more. Flash that tidies
+/// up takes a second or two; a client asks again after 10 s or more (§7.2), and should then be told.
+const UNWRITTEN_AGE_MAX: Duration = Duration::from_secs(5);
+
+/// Batches whose sizes and ages are told apart: a second of a store that hangs.
 const BATCHES_MAX: usize = 1024;
 
 /// Marks that are forgotten together: few enough to cost nothing, enough for that to be rare.
@@ -78,11 +83,11 @@ pub(super) struct Journal {
     sealed: Lsn,
     durable: Lsn,
     available: bool,
-    /// Batches that are not durable, by the last, with how many records they have.
-    batches: VecDeque<(Lsn, usize)>,
+    /// Batches that are not durable, in their order.
+    batches: VecDeque<Batches>,
     /// Records in them.
     unwritten: usize,
-    /// There were too many, and there still are more than half of that.
+    /// There were too many, and there still are more than half of that; or the oldest is too old.
     behind: bool,
     /// For whom something changed that is not durable, and in which batch last.
     marks: HashMap<Whose, Lsn>,
@@ -98,6 +103,15 @@ pub(super) struct Journal {
     /// For how many clients messages are kept.
     messages: HashMap<MessageId, usize>,
     last_number: u64,
+}
+
+/// Batches in a row that are counted as one.
+#[derive(Debug, Clone, Copy)]
+struct Batches {
+    last: Lsn,
+    records: usize,
+    /// When the first of them was handed out.
+    since: Instant,
 }
 
 impl Default for Journal {
@@ -253,7 +267,7 @@ impl Journal {
     }
 
     /// What changed since the last time, to be stored.
-    pub(super) fn seal(&mut self, counters: &mut Counters) -> Option<Output> {
+    pub(super) fn seal(&mut self, now: Instant, counters: &mut Counters) -> Option<Output> {
         if self.records.is_empty() {
             return None;
         }
@@ -265,34 +279,58 @@ impl Journal {
             }
         }
         self.tidy_marks();
-        self.count_in(self.records.len(), counters);
+        self.count_in(self.records.len(), now, counters);
         Some(Output::Store { lsn, records: std::mem::take(&mut self.records) })
     }
 
-    fn count_in(&mut self, records: usize, counters: &mut Counters) {
+    fn count_in(&mut self, records: usize, now: Instant, counters: &mut Counters) {
         self.unwritten += records;
         let is_full = self.batches.len() >= BATCHES_MAX;
         match self.batches.back_mut().filter(|_| is_full) {
-            Some((lsn, before)) => (*lsn, *before) = (self.sealed, *before + records),
-            None => self.batches.push_back((self.sealed, records)),
+            Some(before) => (before.last, before.records) = (self.sealed, before.records + records),
+            None => self.batches.push_back(Batches { last: self.sealed, records, since: now }),
         }
-        if self.unwritten > UNWRITTEN_MAX && !self.behind {
-            self.behind = true;
-            counters.store_behind += 1;
-            warn!(records = self.unwritten, "the store is too slow: what would need it is refused");
+        if self.unwritten > UNWRITTEN_MAX {
+            self.fall_behind("the store is too slow: what would need it is refused", counters);
         }
     }
 
-    fn count_out(&mut self) {
-        while let Some((lsn, records)) = self.batches.front().copied()
-            && lsn <= self.durable
+    fn count_out(&mut self, now: Instant) {
+        while let Some(batches) = self.batches.front().copied()
+            && batches.last <= self.durable
         {
             self.batches.pop_front();
-            self.unwritten -= records;
+            self.unwritten -= batches.records;
         }
-        if self.behind && self.unwritten <= UNWRITTEN_MAX / 2 {
+        let is_late = self.late_at().is_some_and(|at| at <= now);
+        if self.behind && self.unwritten <= UNWRITTEN_MAX / 2 && !is_late {
             self.behind = false;
             info!("the store has caught up");
+        }
+    }
+
+    fn fall_behind(&mut self, what: &str, counters: &mut Counters) {
+        if !self.behind {
+            self.behind = true;
+            counters.store_behind += 1;
+            warn!(records = self.unwritten, "{what}");
+        }
+    }
+
+    /// When the oldest batch has waited for too long.
+    fn late_at(&self) -> Option<Instant> {
+        self.batches.front().map(|oldest| oldest.since + UNWRITTEN_AGE_MAX)
+    }
+
+    /// When [`Journal::handle_timeout`] is due: not if it is known that what is put here is not durable soon.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.late_at().filter(|_| self.is_available())
+    }
+
+    /// Sees whether the store hangs.
+    pub(super) fn handle_timeout(&mut self, now: Instant, counters: &mut Counters) {
+        if self.poll_timeout().is_some_and(|at| at <= now) {
+            self.fall_behind("the store does not answer: what would need it is refused", counters);
         }
     }
 
@@ -331,9 +369,9 @@ impl Journal {
     }
 
     /// What has become of a batch and all before it.
-    pub(super) fn handle(&mut self, lsn: Lsn, outcome: Outcome, counters: &mut Counters) {
+    pub(super) fn handle(&mut self, now: Instant, lsn: Lsn, outcome: Outcome, counters: &mut Counters) {
         match outcome {
-            Outcome::Durable => self.handle_durable(lsn),
+            Outcome::Durable => self.handle_durable(now, lsn),
             // Nothing leaves any more.
             Outcome::Fenced => {}
             Outcome::Unavailable => {
@@ -354,10 +392,10 @@ impl Journal {
         }
     }
 
-    fn handle_durable(&mut self, lsn: Lsn) {
+    fn handle_durable(&mut self, now: Instant, lsn: Lsn) {
         self.available = true;
         self.durable = self.durable.max(lsn);
-        self.count_out();
+        self.count_out(now);
         while let Some((lsn, whose)) = self.marked.front().copied()
             && lsn <= self.durable
         {

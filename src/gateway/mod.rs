@@ -173,6 +173,7 @@ impl Gateway {
             return;
         }
         self.now = now;
+        self.journal.handle_timeout(now, &mut self.counters);
         let (links, mut cx) = self.links_cx();
         links.handle_timeout(&mut cx);
         self.take_updates();
@@ -190,7 +191,10 @@ impl Gateway {
         if self.stopping == Some(Stopping::Fenced) {
             return None;
         }
-        self.links.poll_timeout().into_iter().chain(self.timers.next()).min()
+        [self.journal.poll_timeout(), self.links.poll_timeout(), self.timers.next()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The next thing to be done. What is ready for the broker comes last, in one piece; what is to be stored comes before
@@ -210,7 +214,7 @@ impl Gateway {
                 self.flush();
             }
             self.clients.for_touched(|session| session.put_down(&self.settings, &mut self.journal));
-            if let Some(output) = self.journal.seal(&mut self.counters) {
+            if let Some(output) = self.journal.seal(self.now, &mut self.counters) {
                 return Some(output);
             }
             let leaving = self.air.outputs.pop_front()?;
@@ -242,7 +246,7 @@ impl Gateway {
             }
             self.stopping = Some(Stopping::Fenced);
         } else {
-            self.journal.handle(lsn, outcome, &mut self.counters);
+            self.journal.handle(self.now, lsn, outcome, &mut self.counters);
         }
     }
 
@@ -271,7 +275,7 @@ impl Gateway {
         self.links.backlog()
     }
 
-    /// Whether what clients ask for can be stored. Not if the store cannot be written, or is much too slow.
+    /// Whether what clients ask for can be stored. Not if the store cannot be written, is much too slow, or hangs.
     pub fn is_storing(&self) -> bool {
         self.journal.is_available()
     }

@@ -10,7 +10,9 @@ use mqtt_sn_gateway::wire::{
     WillTopic, decode,
 };
 use rumqttc::QoS;
+use tracing::Level;
 
+use crate::log::Log;
 use crate::world::*;
 
 const A: At = 1;
@@ -613,6 +615,71 @@ fn a_store_with_too_much_to_write_takes_nothing_new_until_it_has_caught_up() {
     w.active(C, "n3");
     // The last answer had no room among what waits.
     assert_eq!((w.gw.counters().sleeps_unstored, w.gw.counters().store_behind), (1, 1));
+    w.leaves_nothing();
+}
+
+/// As long as a store neither writes nor says that it cannot: few records are enough.
+#[test]
+fn a_store_that_does_not_answer_for_long_takes_nothing_new_until_it_does() {
+    const TICK: Duration = Duration::from_millis(1);
+    let mut w = lasting();
+    let topic = w.subscriber(A, connect_with("n1", false, true, 6000), "s/1", QoS::AtLeastOnce);
+    w.store_answers(Answers::Never);
+    let log = Log::of(Level::WARN);
+    for hangs in 1..=2 {
+        w.send(A, register(4, &format!("t/{hangs}")));
+        w.pass(Duration::from_secs(3));
+        // It is the oldest that counts.
+        w.send(B, connect("n2"));
+        w.pass(Duration::from_secs(2) - TICK);
+        assert!(w.gw.is_storing());
+        assert_eq!(w.gw.counters().store_behind, hangs - 1);
+        w.pass(TICK);
+        assert!(!w.gw.is_storing());
+        w.quiet();
+        for _ in 0..2 {
+            w.send(C, connect("n3"));
+            w.expect(C, connack(ReturnCode::Congestion));
+        }
+        w.pass(Duration::from_secs(10));
+        assert_eq!((w.gw.counters().store_behind, w.gw.counters().refused_unstored), (hangs, 2 * hangs));
+        let told = log.take();
+        assert!(matches!(&told[..], [line] if line.contains("the store does not answer")), "{told:?}");
+        // What waits already leaves when it is durable, and the next batch has waited for too long, too.
+        let last = w.last_batch();
+        w.store_commits(Lsn(last.0 - 1));
+        assert_eq!(names(&mut w), "REGACK");
+        assert!(!w.gw.is_storing());
+        w.store_commits(last);
+        assert_eq!(names(&mut w), "CONNACK");
+        assert!(w.gw.is_storing());
+        w.pass(Duration::from_secs(10));
+        assert!(w.gw.is_storing());
+        w.send(B, disconnect());
+        w.store_commits(w.last_batch());
+        assert_eq!(names(&mut w), "DISCONNECT");
+        needs_no_store(&mut w, topic);
+    }
+    w.store_answers(Answers::AtOnce);
+    w.active(C, "n3");
+    assert_eq!((w.gw.counters().store_behind, w.gw.counters().frames_unstored), (2, 0));
+    w.leaves_nothing();
+}
+
+/// It has said what is wrong: that is counted elsewhere.
+#[test]
+fn a_store_that_says_that_it_cannot_write_is_not_one_that_does_not_answer() {
+    let mut w = lasting();
+    w.active(A, "n1");
+    w.store_answers(Answers::Never);
+    w.send(A, sleep(600));
+    w.pass(Duration::from_secs(4));
+    w.store_answers(Answers::Unavailable);
+    w.pass(Duration::from_secs(60));
+    assert!(!w.gw.is_storing());
+    w.store_answers(Answers::AtOnce);
+    assert!(w.gw.is_storing());
+    assert_eq!(w.gw.counters().store_behind, 0);
     w.leaves_nothing();
 }
 
