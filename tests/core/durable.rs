@@ -3,13 +3,15 @@
 
 use std::time::Duration;
 
-use mqtt_sn_gateway::gateway::io::{Control, Input, LinkCommand, Settings};
+use bytes::BytesMut;
+use mqtt_sn_gateway::gateway::io::{Control, Input, LinkCommand, LinkEvent, LinkFailure, Mode, Settings};
 use mqtt_sn_gateway::gateway::record::{Lsn, Outcome};
 use mqtt_sn_gateway::wire::{
     FilterRef, Packet, Qos, Register, Response, ReturnCode, SubAck, TopicRef, Unsubscribe, WillMsg,
     WillTopic, decode,
 };
 use rumqttc::QoS;
+use rumqttc::mqttbytes::v4;
 use tracing::Level;
 
 use crate::log::Log;
@@ -578,6 +580,31 @@ fn what_waits_for_a_store_that_hangs_is_bounded() {
     w.leaves_nothing();
 }
 
+/// What an outage let go has its room again in the next.
+#[test]
+fn one_outage_after_another_leaves_room_for_what_waits() {
+    // More than half of what may wait.
+    const PINGS: usize = 40_000;
+    let mut w = lasting();
+    w.active(A, "n1");
+    for (outage, name) in ["t/1", "t/2", "t/3"].into_iter().enumerate() {
+        w.store_answers(Answers::Never);
+        w.send(A, register(4, name));
+        for _ in 0..PINGS {
+            w.send(A, pingreq());
+        }
+        w.quiet();
+        assert_eq!(w.gw.counters().frames_unstored, outage as u64);
+        // It is dropped; what promises nothing leaves without it.
+        w.store_answers(Answers::Unavailable);
+        assert_eq!(w.taken().len(), PINGS);
+        w.store_answers(Answers::AtOnce);
+        w.quiet();
+    }
+    assert_eq!(w.gw.counters().frames_unstored, 3);
+    w.leaves_nothing();
+}
+
 /// As long as a store neither writes nor says that it cannot.
 #[test]
 fn a_store_with_too_much_to_write_takes_nothing_new_until_it_has_caught_up() {
@@ -753,6 +780,51 @@ fn a_link_is_left_after_what_waits_for_the_store_has_left() {
         let (_, last) = w.commands.pop_back().unwrap();
         assert_eq!(last, LinkCommand::Close);
         assert!(w.stopped);
+    }
+}
+
+/// The broker says PUBREC and closes, and its client has the link made anew before that is written: PUBREL there would have the
+/// broker forget what it is sent again after a crash.
+#[test]
+fn what_waits_on_a_connection_waits_on_the_next_that_is_made_in_the_same_turn() {
+    for crashes in [false, true] {
+        let mut w = world_with(|settings| {
+            settings.lasting = true;
+            settings.ports[0].mode = Mode::Transparent;
+        });
+        w.answers_pings = true;
+        let client = connect_with("n1", false, false, 60);
+        w.send(A, client);
+        w.admitted(A, "n1", false);
+        let topic = TopicRef::Normal(w.registered(A, "t/1"));
+        w.send(A, publish(topic, Qos::ExactlyOnce, 7, "x"));
+        let pkid = w.broker_gets("t/1", "x", QoS::ExactlyOnce);
+        w.store_answers(Answers::Never);
+        let (id, _) = w.commands.pop_back().unwrap();
+        let mut octets = BytesMut::new();
+        v4::PubRec { pkid }.write(&mut octets).unwrap();
+        for event in [LinkEvent::Bytes(octets.freeze()), LinkEvent::Closed(LinkFailure::Closed)] {
+            w.gw.handle(w.now, Input::Link(id, event));
+        }
+        w.send(A, client);
+        w.on_link_of(Some("n1"));
+        w.broker_answers_tcp();
+        w.broker_quiet();
+        if crashes {
+            w.restart();
+            w.pass(Duration::from_secs(5));
+            w.on_link_of(Some("n1"));
+            w.broker_up(true);
+            let v4::Packet::Publish(again) = w.broker_next() else { panic!() };
+            assert_eq!((again.pkid, again.dup), (pkid, true));
+        } else {
+            w.store_answers(Answers::AtOnce);
+            assert!(matches!(w.broker_next(), v4::Packet::Connect(_)));
+            w.broker_accepts(true);
+            assert_eq!(w.broker_next(), v4::Packet::PubRel(v4::PubRel { pkid }));
+            w.broker_quiet();
+        }
+        w.leaves_nothing();
     }
 }
 
