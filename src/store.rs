@@ -152,7 +152,7 @@ impl Store {
             state.counters.records_settled += settled;
         }
         // A commit under way is of earlier batches, which come first.
-        if state.pending.is_empty() && !state.writing {
+        if state.pending.is_empty() && state.writing == 0 {
             state.durable = lsn;
             drop(state);
             self.shared.news.notify_one();
@@ -177,7 +177,7 @@ impl Store {
     pub fn counters(&self) -> Counters {
         let state = self.shared.state();
         Counters {
-            records_pending: state.pending.len() as u64,
+            records_pending: (state.pending.len() + state.writing) as u64,
             unavailable: state.failing,
             ..state.counters.clone()
         }
@@ -308,7 +308,7 @@ pub struct Counters {
     pub octets_written: u64,
     /// Records that were never written because others settled them before.
     pub records_settled: u64,
-    /// Records that wait for a commit, at the moment.
+    /// Records that are not durable, at the moment: those of the commit under way, and those that wait for one.
     pub records_pending: u64,
     /// Rows that were inserted and had been there: a fault of the core's.
     pub misplaced: u64,
@@ -356,9 +356,9 @@ struct State {
     durable: Lsn,
     /// The newest batch that was reported as durable.
     reported: Lsn,
-    /// A commit is under way.
-    writing: bool,
-    /// The last commit has failed; then there is something pending.
+    /// Records in the commit that is under way. 0: there is none.
+    writing: usize,
+    /// The last commit has failed; then something is pending, or in the commit under way, until one succeeds.
     failing: bool,
     /// That is still to be reported.
     failure_is_news: bool,
@@ -462,7 +462,7 @@ impl<C: Fn() -> Result<(), Failure>, F: Fn() -> Result<Base, Failure>> Committer
                 let waited = self.shared.work.wait_timeout(state, wait);
                 (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             } else {
-                state.writing = true;
+                state.writing = state.pending.len();
                 return Some((std::mem::take(&mut state.pending), state.submitted));
             }
         }
@@ -492,7 +492,7 @@ impl<C: Fn() -> Result<(), Failure>, F: Fn() -> Result<Base, Failure>> Committer
 
     fn succeed(&self, upto: Lsn) {
         let mut state = self.shared.state();
-        state.writing = false;
+        state.writing = 0;
         // What came since and came to nothing needs no commit.
         state.durable = if state.pending.is_empty() { state.submitted } else { upto };
         if std::mem::take(&mut state.failing) {
@@ -505,7 +505,7 @@ impl<C: Fn() -> Result<(), Failure>, F: Fn() -> Result<Base, Failure>> Committer
 
     fn fail(&self, changes: Pending, failure: &Failure) {
         let mut state = self.shared.state();
-        state.writing = false;
+        state.writing = 0;
         state.pending.put_back(changes);
         state.counters.failures += 1;
         let first = !std::mem::replace(&mut state.failing, true);

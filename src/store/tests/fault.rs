@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::medium::{Fault, Medium};
 use super::world::{World, empty, restore};
-use crate::gateway::record::{Lsn, Outcome};
+use crate::gateway::record::{Lsn, Outcome, Record, Row};
 use crate::store::base::Base;
 use crate::store::{Pace, Store};
+use crate::topic::ClientId;
 
 const BATCHES: u64 = 6;
 
@@ -44,12 +45,17 @@ async fn an_outage_is_reported_once_and_nothing_is_lost_in_it() {
             }
         };
         assert_eq!(unavailable, (durable + 1, Outcome::Unavailable), "{at}");
-        while store.counters().failures < 4 {
-            last += 1;
-            store.submit(Lsn(last), world.batch());
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        for failures in 2..=4 {
+            for _ in 0..3 {
+                last += 1;
+                store.submit(Lsn(last), world.batch());
+            }
+            while store.counters().failures < failures {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let counters = store.counters();
+            assert!(counters.unavailable && counters.records_pending > 0, "{at}: {counters:?}");
         }
-        assert!(store.counters().unavailable && store.counters().records_pending > 0);
         medium.fail(None);
         loop {
             let (lsn, outcome) = store.stored().await;
@@ -60,6 +66,32 @@ async fn an_outage_is_reported_once_and_nothing_is_lost_in_it() {
         }
         assert_eq!(restore(medium.stable()).unwrap(), world.sorted(), "{at}");
         assert!(!store.counters().unavailable);
+    }
+}
+
+/// What failed is perhaps in the file: not even its opposite comes to nothing.
+#[tokio::test]
+async fn what_is_taken_back_while_the_disk_fails_still_waits_for_it() {
+    let row = |n| Row::Releasing(ClientId::new("n1").unwrap(), n);
+    for attempts in [1, 3] {
+        let medium = Medium::of(empty());
+        let store = open(&medium, PACE);
+        medium.fail(Some(Fault::From(medium.ops())));
+        store.submit(Lsn(1), vec![Record::Insert(row(1))]);
+        assert_eq!(store.stored().await, (Lsn(1), Outcome::Unavailable));
+        store.submit(Lsn(2), vec![Record::Delete(row(1).key())]);
+        store.submit(Lsn(3), vec![Record::Insert(row(2)), Record::Delete(row(2).key())]);
+        while store.counters().failures < attempts {
+            tokio::task::yield_now().await;
+        }
+        let counters = store.counters();
+        assert!(counters.unavailable && counters.records_pending > 0, "{counters:?}");
+        assert!(store.shared.state().report().is_none());
+        medium.fail(None);
+        while store.stored().await != (Lsn(3), Outcome::Durable) {}
+        let counters = store.counters();
+        assert_eq!((counters.unavailable, counters.records_pending), (false, 0));
+        assert!(restore(medium.stable()).unwrap().is_empty());
     }
 }
 

@@ -45,9 +45,10 @@ async fn what_comes_during_a_commit_goes_into_one_that_follows() {
     let store = open(&medium, Pace { interval: Duration::ZERO, ..SLOW });
     medium.hold(true);
     store.submit(Lsn(1), vec![Record::Insert(row(1, "a"))]);
-    while !store.shared.state().writing {
+    while store.shared.state().writing == 0 {
         tokio::task::yield_now().await;
     }
+    assert_eq!(store.counters().records_pending, 1);
     // Of this nothing is left to write, but what was before it is not durable.
     store.submit(Lsn(2), vec![Record::Insert(row(2, "a")), Record::Delete(row(2, "a").key())]);
     assert!(store.shared.state().report().is_none());
