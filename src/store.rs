@@ -130,7 +130,7 @@ impl Store {
         let (path, took) = (place.file(), begun.elapsed());
         info!(path = %path.display(), rows = rows.len(), ?took, "store opened");
         let failed = |source| StoreError::Io { what: "start a thread for", path, source };
-        let pace = Pace { interval: options.commit, retry: RETRY, retry_max: RETRY_MAX };
+        let pace = Pace::new(options.commit);
         let place = Arc::new(place);
         let there = place.clone();
         let store = Self::start(base, pace, move || there.check(), move || place.reopen()).map_err(failed)?;
@@ -412,6 +412,18 @@ struct Pace {
     retry_max: Duration,
 }
 
+impl Pace {
+    fn new(interval: Duration) -> Self {
+        Self { interval, retry: RETRY, retry_max: RETRY_MAX }
+    }
+
+    /// The time until the next attempt after so many failures, one at least, that followed each other.
+    fn pause(&self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1);
+        self.retry.saturating_mul(2u32.saturating_pow(doublings)).min(self.retry_max)
+    }
+}
+
 /// The thread that writes.
 struct Committer<C, F> {
     shared: Arc<Shared>,
@@ -425,11 +437,11 @@ struct Committer<C, F> {
 impl<C: Fn() -> Result<(), Failure>, F: Fn() -> Result<Base, Failure>> Committer<C, F> {
     fn run(mut self, base: Base) {
         let mut base = Some(base);
-        let (mut retry, mut last) = (self.pace.retry, false);
+        let (mut failures, mut last) = (0u32, false);
         while let Some((changes, upto)) = self.take_changes() {
             match self.attempt(&mut base, &changes) {
                 Ok(()) => {
-                    retry = self.pace.retry;
+                    failures = 0;
                     self.succeed(upto);
                 }
                 Err(failure) => {
@@ -439,8 +451,8 @@ impl<C: Fn() -> Result<(), Failure>, F: Fn() -> Result<Base, Failure>> Committer
                     if last {
                         return;
                     }
-                    last = self.wait_to_retry(retry);
-                    retry = (retry * 2).min(self.pace.retry_max);
+                    failures = failures.saturating_add(1);
+                    last = self.wait_to_retry(self.pace.pause(failures));
                 }
             }
         }

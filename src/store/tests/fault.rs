@@ -1,12 +1,12 @@
 //! A disk that fails: nothing is lost that was handed over, and nothing is said to be durable that is not.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::medium::{Fault, Medium};
 use super::world::{World, empty, restore};
 use crate::gateway::record::{Lsn, Outcome, Record, Row};
 use crate::store::base::Base;
-use crate::store::{Pace, Store};
+use crate::store::{COMMIT, Pace, Store};
 use crate::topic::ClientId;
 
 const BATCHES: u64 = 6;
@@ -93,6 +93,29 @@ async fn what_is_taken_back_while_the_disk_fails_still_waits_for_it() {
         assert_eq!((counters.unavailable, counters.records_pending), (false, 0));
         assert!(restore(medium.stable()).unwrap().is_empty());
     }
+}
+
+#[test]
+fn the_pause_between_attempts_doubles_up_to_half_a_minute() {
+    let pace = Pace::new(COMMIT);
+    let pauses: Vec<_> = (1..=8).map(|failures| pace.pause(failures).as_secs()).collect();
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
+    assert_eq!(pace.pause(u32::MAX), Duration::from_secs(30));
+}
+
+/// Of the pauses only the shortest is certain.
+#[tokio::test]
+async fn the_pause_is_waited_for() {
+    let pace = Pace { retry: Duration::from_millis(20), retry_max: Duration::from_millis(40), ..PACE };
+    let medium = Medium::of(empty());
+    let store = open(&medium, pace);
+    medium.fail(Some(Fault::From(medium.ops())));
+    let begun = Instant::now();
+    store.submit(Lsn(1), vec![Record::Insert(Row::Releasing(ClientId::new("n1").unwrap(), 1))]);
+    while store.counters().failures < 4 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(20 + 40 + 40));
 }
 
 struct Run {
