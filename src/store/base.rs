@@ -1,7 +1,9 @@
 //! The file as redb keeps it: tables, transactions, and what their errors mean. Nothing else knows redb.
 //!
 //! Every commit is of two phases: first everything is on the disk, then one octet makes it count. So the newest commit is
-//! whole or the file is damaged, which is then said; nothing older is ever taken in its place.
+//! whole or the file is damaged, which is then said. Nothing older is taken in its place but in one case: which of two
+//! commits counts is one bit, and after a crash nothing tells one that flipped from one that was not set yet. It can take
+//! back one commit of a file that was not closed.
 
 use std::fmt;
 use std::io;
