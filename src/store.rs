@@ -2,10 +2,11 @@
 //!
 //! [`Store::submit`] takes the core's batches and never blocks; a thread of its own commits what has come, one commit at a
 //! time and at most one per interval; [`Store::stored`] says what is durable. What is settled before its commit is never
-//! written. When the disk fails, everything is kept and tried again. A file that somebody deletes meanwhile is put back.
+//! written. When the disk fails, everything is kept and tried again. A file that somebody deletes meanwhile is put back with
+//! the next commit, or when the store is closed.
 //!
-//! The directory holds `store.redb`, and `store.lock` with the id of the process that has it. Both are for this user
-//! alone.
+//! The directory holds `store.redb`, and `store.lock` with the id of the process that has it; while the file is put back also
+//! `store.redb.copy`. They are for this user alone.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -118,7 +119,8 @@ pub struct Store {
 
 impl Store {
     /// Opens the store, or makes an empty one where there is none; and gives the rows in it, in the order of their keys, of which
-    /// every octet was looked at. Blocks: half a second for 100,000 sessions.
+    /// every octet was looked at. Blocks as long as that takes, which grows with the file: of a second's order for 100,000
+    /// sessions on a server, several after a crash or on a small computer.
     ///
     /// # Errors
     /// Whatever speaks against going on with this file; it then stands as it was, for all that counts.
@@ -183,11 +185,12 @@ impl Store {
         }
     }
 
-    /// Writes what is still to be written, tries once more if that fails, and closes the file; within [`CLOSE_MAX`].
+    /// Writes what is still to be written, tries once more if that fails, and closes the file, which is put back if somebody has
+    /// deleted it; within [`CLOSE_MAX`].
     ///
     /// # Errors
-    /// Not everything could be written.
-    pub async fn close(mut self) -> Result<(), Unwritten> {
+    /// Not everything could be written, or the next start will not find it.
+    pub async fn close(mut self) -> Result<(), CloseError> {
         let Some(writer) = self.writer.take() else { return Ok(()) };
         self.shared.end(End::Written);
         // Gone without a word, it has ended too.
@@ -195,10 +198,11 @@ impl Store {
         if ended {
             let _ = writer.thread.join();
         }
-        let state = self.shared.state();
-        match state.submitted.0 - state.durable.0 {
-            0 => Ok(()),
-            batches => Err(Unwritten { batches }),
+        let mut state = self.shared.state();
+        match (state.submitted.0 - state.durable.0, state.gone.take()) {
+            (0, None) => Ok(()),
+            (0, Some(why)) => Err(CloseError::Gone { why }),
+            (batches, _) => Err(CloseError::Unwritten { batches }),
         }
     }
 
@@ -234,7 +238,7 @@ impl Drop for Store {
 /// # Errors
 /// As [`Store::open`], but a directory without a store is left as it is: there is nothing of the client.
 pub fn forget(dir: &Path, id: &ClientId) -> Result<Forgotten, StoreError> {
-    if !dir.join(place::FILE).try_exists().unwrap_or(true) {
+    if !place::has_store(dir) {
         return Ok(Forgotten::default());
     }
     let place = Place::take(dir)?;
@@ -322,12 +326,21 @@ pub struct Counters {
     pub commit_time_max: Duration,
 }
 
-/// The disk did not take everything before the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the last {batches} changes of state could not be written to the store")]
-pub struct Unwritten {
-    /// Batches that are not durable, and were never said to be.
-    pub batches: u64,
+/// What the next start will not find.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CloseError {
+    /// The disk did not take everything before the end.
+    #[error("the last {batches} changes of state could not be written to the store")]
+    Unwritten {
+        /// Batches that are not durable, and were never said to be.
+        batches: u64,
+    },
+    /// The file itself is not where it was, and could not be put back.
+    #[error("the next start will not find the store: {why}")]
+    Gone {
+        /// What became of it.
+        why: String,
+    },
 }
 
 #[derive(Debug)]
@@ -363,6 +376,8 @@ struct State {
     /// That is still to be reported.
     failure_is_news: bool,
     end: Option<End>,
+    /// Why the next start will not find the file; set at the end.
+    gone: Option<String>,
     counters: Counters,
 }
 
@@ -456,6 +471,21 @@ impl<C: Fn() -> Result<(), Failure>, F: Fn() -> Result<Base, Failure>> Committer
                 }
             }
         }
+        self.finish(base);
+    }
+
+    /// Closes the file, which the next start is to find.
+    fn finish(self, base: Option<Base>) {
+        // Closed first: closing writes, and a copy is to be of a file in order.
+        drop(base);
+        if self.shared.state().end != Some(End::Written) {
+            return;
+        }
+        let Err(failure) = (self.check)() else { return };
+        // Until it is put back, which may take longer than anybody waits.
+        self.shared.state().gone = Some(failure.to_string());
+        let gone = (self.reopen)().err().map(|failure| failure.to_string());
+        self.shared.state().gone = gone;
     }
 
     /// Waits until there is something to write and the interval is over. `None`: nothing any more, the end has come.

@@ -18,8 +18,11 @@ use super::base::{Base, Failure};
 /// What is stored.
 pub(super) const FILE: &str = "store.redb";
 
-/// The same until it is complete.
+/// An empty one until it is complete.
 const UNFINISHED: &str = "store.redb.new";
+
+/// One that is put back, until it is complete. If the process ends before, it is all there is.
+const COPY: &str = "store.redb.copy";
 
 /// Who has the directory. Its content is a process id, for people to read.
 const LOCK: &str = "store.lock";
@@ -49,12 +52,34 @@ impl Place {
 
     /// The file, which is made if there is none. Its making can be cut off at any point: only a complete one has the name.
     pub(super) fn open_or_create(&self) -> Result<Base, StoreError> {
-        let file = self.file();
-        if !file.try_exists().map_err(|e| io_error("look for", &file, e))? {
-            self.create()?;
+        let (file, copy) = (self.file(), self.dir.join(COPY));
+        let there = |path: &Path| path.try_exists().map_err(|e| io_error("look for", path, e));
+        if !there(&file)? {
+            if there(&copy)? { self.take_copy(&copy)? } else { self.create()? }
         }
         keep_private(&file, 0o600)?;
-        self.open().map_err(|failure| self.explain(failure))
+        let base = self.open().map_err(|failure| self.explain(failure))?;
+        // Once there is a file it is older, and is not to come back when somebody moves the file away.
+        match fs::remove_file(&copy) {
+            Ok(()) => warn!(path = %copy.display(), "removed what was left of putting the store back once"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error("remove", &copy, error)),
+        }
+        Ok(base)
+    }
+
+    /// Makes the copy the file, if it is complete. It may be cut off anywhere, and what it is of is gone.
+    fn take_copy(&self, copy: &Path) -> Result<(), StoreError> {
+        keep_private(copy, 0o600)?;
+        let failed = |error| io_error("use", copy, error);
+        let file = OpenOptions::new().read(true).write(true).open(copy).map_err(failed)?;
+        let whole = medium(file).and_then(Base::open).map_err(|failure| explain(failure, copy))?;
+        drop(whole);
+        File::open(copy).and_then(|copy| copy.sync_all()).map_err(failed)?;
+        fs::rename(copy, self.file()).map_err(failed)?;
+        sync_dir(&self.dir)?;
+        warn!(path = %self.file().display(), "somebody had deleted the store, and its copy takes its place");
+        Ok(())
     }
 
     /// The file, which has to be there.
@@ -99,7 +124,7 @@ impl Place {
             held.lock = lock(&self.dir).map_err(simple)?;
         }
         let Some(mut file) = held.file.as_ref() else { return Ok(()) };
-        let path = self.dir.join(UNFINISHED);
+        let path = self.dir.join(COPY);
         let mut copy = open_private(&path)?;
         copy.set_len(0)?;
         file.rewind()?;
@@ -122,13 +147,7 @@ impl Place {
 
     /// What a failure of the file means to somebody who wants to start.
     pub(super) fn explain(&self, failure: Failure) -> StoreError {
-        let path = self.file();
-        match failure {
-            Failure::Damaged(what) => StoreError::Damaged { path, what },
-            Failure::Newer(what) => StoreError::Newer { path, what },
-            Failure::InUse => StoreError::InUse { path, pid: None },
-            Failure::Io(source) => StoreError::Io { what: "use", path, source },
-        }
+        explain(failure, &self.file())
     }
 
     fn create(&self) -> Result<(), StoreError> {
@@ -147,6 +166,21 @@ impl Place {
         whole.sync_all().map_err(failed)?;
         fs::rename(&path, self.file()).map_err(failed)?;
         sync_dir(&self.dir)
+    }
+}
+
+/// Whether the directory has a store, whole or not.
+pub(super) fn has_store(dir: &Path) -> bool {
+    [FILE, COPY].iter().any(|name| dir.join(name).try_exists().unwrap_or(true))
+}
+
+fn explain(failure: Failure, path: &Path) -> StoreError {
+    let path = path.to_owned();
+    match failure {
+        Failure::Damaged(what) => StoreError::Damaged { path, what },
+        Failure::Newer(what) => StoreError::Newer { path, what },
+        Failure::InUse => StoreError::InUse { path, pid: None },
+        Failure::Io(source) => StoreError::Io { what: "use", path, source },
     }
 }
 
@@ -169,7 +203,7 @@ fn make_private(dir: &Path) -> Result<(), StoreError> {
         Err(error) => return Err(io_error("look into", dir, error)),
         Ok(_) => {}
     }
-    let ours = [FILE, UNFINISHED, LOCK];
+    let ours = [FILE, UNFINISHED, COPY, LOCK];
     let mode = fs::metadata(dir).map_err(|e| io_error("look into", dir, e))?.mode() & 0o7777;
     let mut entries = fs::read_dir(dir).map_err(|e| io_error("look into", dir, e))?;
     let shared = |entry: io::Result<fs::DirEntry>| {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use mqtt_sn_gateway::gateway::io::Forgotten;
 use mqtt_sn_gateway::gateway::record::Record;
-use mqtt_sn_gateway::store::{Options, Store, StoreError, forget};
+use mqtt_sn_gateway::store::{CloseError, Options, Store, StoreError, forget};
 use redb::{Database, TableDefinition};
 use tempfile::TempDir;
 
@@ -134,6 +134,83 @@ fn what_a_cut_off_creation_left_is_no_store() {
     let (_store, rows) = Store::open(&Options::new(dir.path())).unwrap();
     assert!(rows.is_empty());
     assert!(!dir.path().join("store.redb.new").exists());
+}
+
+#[tokio::test]
+async fn a_store_that_somebody_deletes_is_put_back_at_the_end_without_another_change() {
+    for whole in [false, true] {
+        let dir = TempDir::new().unwrap();
+        let options = Options::new(dir.path().join("store"));
+        let (store, _) = Store::open(&options).unwrap();
+        let rows = [message(1, 50_000), waiting("n1", 1, 1)];
+        write(&store, 1, rows.clone().map(Record::Insert).into()).await;
+        if whole {
+            fs::remove_dir_all(&options.dir).unwrap();
+        } else {
+            fs::remove_file(options.dir.join("store.redb")).unwrap();
+        }
+        store.close().await.unwrap();
+        assert_eq!(modes(&options.dir), [0o700, 0o600, 0o600]);
+        assert!(!options.dir.join("store.redb.copy").exists());
+        let (_store, found) = Store::open(&options).unwrap();
+        assert_eq!(found, rows);
+    }
+}
+
+#[tokio::test]
+async fn another_file_in_its_place_is_left_alone_and_told_at_the_end() {
+    let dir = TempDir::new().unwrap();
+    let options = Options::new(dir.path());
+    let (store, _) = Store::open(&options).unwrap();
+    write(&store, 1, vec![Record::Insert(message(1, 5))]).await;
+    let file = dir.path().join("store.redb");
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, "of somebody else").unwrap();
+    let why = "somebody has put another file in its place".to_owned();
+    assert_eq!(store.close().await, Err(CloseError::Gone { why }));
+    assert_eq!(fs::read(&file).unwrap(), b"of somebody else");
+}
+
+#[tokio::test]
+async fn a_copy_that_was_not_put_back_yet_is_taken_if_it_is_whole_and_never_deleted() {
+    let dir = TempDir::new().unwrap();
+    let options = Options::new(dir.path());
+    let (file, copy) = (dir.path().join("store.redb"), dir.path().join("store.redb.copy"));
+    let (store, _) = Store::open(&options).unwrap();
+    let rows = [message(1, 50_000), topic("n1", 1, "t")];
+    write(&store, 1, rows.clone().map(Record::Insert).into()).await;
+    // As a crash leaves it, closed by nobody.
+    let octets = fs::read(&file).unwrap();
+    drop(store);
+    fs::remove_file(&file).unwrap();
+    for end in [0, 1, 4096, octets.len() / 2, octets.len() - 4096] {
+        fs::write(&copy, &octets[..end]).unwrap();
+        let refusals = [Store::open(&options).map(drop), forget(dir.path(), &id("n1")).map(drop)];
+        for refused in refusals.map(Result::unwrap_err) {
+            assert!(
+                matches!(&refused, StoreError::Damaged { path, .. } if *path == copy),
+                "{end}: {refused}"
+            );
+        }
+        // redb may have noted in the first page how long the file is.
+        let left = fs::read(&copy).unwrap();
+        assert_eq!((left.len(), left.get(4096..)), (end, octets[..end].get(4096..)));
+        assert!(!file.exists());
+    }
+    fs::write(&copy, &octets).unwrap();
+    let (store, found) = Store::open(&options).unwrap();
+    assert_eq!(found, rows);
+    assert!(!copy.exists());
+    drop(store);
+    // Beside a file it is older.
+    fs::write(&copy, "half of it").unwrap();
+    let (store, found) = Store::open(&options).unwrap();
+    assert_eq!((found.as_slice(), copy.exists()), (rows.as_slice(), false));
+    drop(store);
+    fs::rename(&file, &copy).unwrap();
+    assert_eq!(forget(dir.path(), &id("n1")).unwrap(), Forgotten { topics: 1, ..Forgotten::default() });
+    let (_store, found) = Store::open(&options).unwrap();
+    assert_eq!(found, rows[..1]);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use super::world::{World, empty, message, restore, topic, waiting};
 use crate::gateway::record::{Key, Lsn, MessageId, Outcome, Record, Row};
 use crate::mqtt::Received;
 use crate::store::pending::{Change, Pending};
-use crate::store::{Pace, Store, of_client};
+use crate::store::{CloseError, Pace, Store, of_client};
 use crate::topic::ClientId;
 
 /// No second commit within a test.
@@ -92,7 +92,7 @@ async fn closing_tries_once_more_and_says_what_is_left() {
         assert_eq!(store.stored().await, (Lsn(1), Outcome::Unavailable));
         store.submit(Lsn(2), vec![Record::Insert(row(2, "a"))]);
         let closed = store.close().await;
-        assert_eq!(closed.map_err(|unwritten| unwritten.batches), if left == 0 { Ok(()) } else { Err(left) });
+        assert_eq!(closed, if left == 0 { Ok(()) } else { Err(CloseError::Unwritten { batches: left }) });
     }
 }
 
