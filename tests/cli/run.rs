@@ -50,12 +50,12 @@ impl Running {
         }
     }
 
-    fn signal(&self, signal: &str) {
+    pub(super) fn signal(&self, signal: &str) {
         let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
         assert!(status.unwrap().success());
     }
 
-    fn end(mut self) -> Ended {
+    pub(super) fn end(mut self) -> Ended {
         let (mut stdout, mut stderr) = (String::new(), std::mem::take(&mut self.seen));
         self.log.read_to_string(&mut stderr).unwrap();
         self.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();

@@ -160,6 +160,24 @@ fn a_damaged_store_is_78_stays_as_it_is_and_the_way_on_is_told() {
 }
 
 #[test]
+fn a_store_that_was_deleted_is_there_again_after_the_end() {
+    let folder = Folder::with(LOCAL);
+    let file = folder.path().join("state/store.redb");
+    let mut gateway = Running::start(folder, &[]);
+    gateway.logs("listening on udp ");
+    let before = fs::metadata(&file).unwrap().ino();
+    // Its number is not given to another.
+    let held = fs::File::open(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    gateway.signal("-TERM");
+    gateway.logs("somebody had deleted the store, it is put back");
+    gateway.logs("stopped");
+    assert_ne!(fs::metadata(&file).unwrap().ino(), before);
+    assert_eq!(gateway.end().code, 0);
+    drop(held);
+}
+
+#[test]
 fn forget_removes_everything_of_one_client() {
     let rows = [topic("n1", 1), topic("n1", 2), message(1), waiting("n1", 1), topic("n10", 1)];
     let folder = stored(&rows);
