@@ -185,24 +185,25 @@ impl Runtime {
     ///
     /// # Errors
     /// What waiting does not mend: an address in use, a lack of permission.
-    pub fn open(mut setup: Setup) -> Result<Self, RuntimeError> {
-        let (store, rows) = open_store(setup.store.as_ref(), &mut setup.settings)?;
+    pub fn open(setup: Setup) -> Result<Self, RuntimeError> {
+        let names: Vec<_> = setup.settings.ports.iter().map(|port| port.name.clone()).collect();
+        let connect_timeout = setup.settings.broker.connect_timeout;
+        let (store, gateway) = restore(setup.store.as_ref(), setup.settings)?;
         let broker = setup.embedded_broker.map(start_broker).transpose()?;
         // Who sees a port listen may ask at once.
         let operator = Operator::new(setup.control.as_ref(), setup.store.is_some(), Instant::now());
         let (inbox, intake) = transport::inbox();
-        let names = setup.settings.ports.iter().map(|port| port.name.clone());
         let mut ports = Vec::new();
-        for ((id, options), name) in (0..).map(PortId).zip(&setup.ports).zip(names) {
+        for ((id, options), name) in (0..).map(PortId).zip(&setup.ports).zip(&names) {
             let port = Transport::open(id, options, &inbox);
-            ports.push(port.map_err(|source| RuntimeError::Port { name, source })?);
+            ports.push(port.map_err(|source| RuntimeError::Port { name: name.clone(), source })?);
         }
-        let (links, events) = Links::new(setup.settings.broker.connect_timeout, setup.certificates);
+        let (links, events) = Links::new(connect_timeout, setup.certificates);
         let links = links.with_passwords(setup.passwords);
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         Ok(Self {
-            tally: Tally::new(setup.settings.ports.iter().map(|port| port.name.clone()).collect()),
-            gateway: Gateway::restore(setup.settings, rows, Instant::now()),
+            tally: Tally::new(names),
+            gateway,
             store,
             ports,
             links,
@@ -364,21 +365,24 @@ impl Runtime {
 }
 
 /// The store and what is in it. The gateway goes by the client id that it made up at its first start.
-fn open_store(
+fn restore(
     options: Option<&store::Options>,
-    settings: &mut Settings,
-) -> Result<(Store, Vec<Row>), RuntimeError> {
-    let Some(options) = options else { return Ok((Store::memory(), Vec::new())) };
-    let (store, rows) = Store::open(options).map_err(RuntimeError::Store)?;
-    let known = rows.iter().find_map(|row| match row {
-        Row::Gateway(row) => Some(row.client_id.clone()),
-        _ => None,
+    mut settings: Settings,
+) -> Result<(Store, Gateway), RuntimeError> {
+    let Some(options) = options else {
+        return Ok((Store::memory(), Gateway::restore(settings, [], Instant::now())));
+    };
+    let restored = Store::open_with(options, |rows| {
+        let mut rows = rows.peekable();
+        if std::mem::take(&mut settings.broker.client_id_is_random)
+            // No key is before this.
+            && let Some(Row::Gateway(row)) = rows.peek()
+        {
+            settings.broker.client_id.clone_from(&row.client_id);
+        }
+        Gateway::restore(settings, rows, Instant::now())
     });
-    if settings.broker.client_id_is_random {
-        settings.broker.client_id = known.unwrap_or_else(|| settings.broker.client_id.clone());
-        settings.broker.client_id_is_random = false;
-    }
-    Ok((store, rows))
+    restored.map_err(RuntimeError::Store)
 }
 
 /// Stops a running gateway.

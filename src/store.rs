@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,12 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// The longest time between two attempts: a disk that was cleared is used again within half a minute.
 const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Rows that go from one thread to the other at a time: many enough that this costs nothing.
+const CHUNK_LEN: usize = 512;
+
+/// Chunks that may wait: a few, so that memory is used again and again.
+const CHUNKS_MAX: usize = 4;
 
 /// Where a store is and how it writes.
 #[derive(Debug, Clone)]
@@ -125,18 +131,32 @@ impl Store {
     /// # Errors
     /// Whatever speaks against going on with this file; it then stands as it was, for all that counts.
     pub fn open(options: &Options) -> Result<(Self, Vec<Row>), StoreError> {
+        Self::open_with(options, |rows| rows.collect())
+    }
+
+    /// As [`Store::open`], but the rows go to `restore` while the next ones are read by another thread. What that makes of them is
+    /// dropped if one that comes later is wrong.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with<T>(
+        options: &Options,
+        restore: impl FnOnce(&mut dyn Iterator<Item = Row>) -> T,
+    ) -> Result<(Self, T), StoreError> {
         let begun = Instant::now();
         let place = Place::take(&options.dir)?;
         let base = place.open_or_create()?;
-        let rows = base.rows().map_err(|failure| place.explain(failure))?;
+        let mut count = 0;
+        let (read, restored) = read_with(&base, |rows| restore(&mut rows.inspect(|_| count += 1)));
+        read.map_err(|failure| place.explain(failure))?;
         let (path, took) = (place.file(), begun.elapsed());
-        info!(path = %path.display(), rows = rows.len(), ?took, "store opened");
+        info!(path = %path.display(), rows = count, ?took, "store opened");
         let failed = |source| StoreError::Io { what: "start a thread for", path, source };
         let pace = Pace::new(options.commit);
         let place = Arc::new(place);
         let there = place.clone();
         let store = Self::start(base, pace, move || there.check(), move || place.reopen()).map_err(failed)?;
-        Ok((store, rows))
+        Ok((store, restored))
     }
 
     /// A store that forgets everything with the process, and says of everything at once that it is durable.
@@ -230,6 +250,31 @@ impl Drop for Store {
         self.shared.end(End::Now);
         let _ = writer.thread.join();
     }
+}
+
+/// Reads in one thread and lets `restore` have the rows in this one.
+fn read_with<T>(
+    base: &Base,
+    restore: impl FnOnce(&mut dyn Iterator<Item = Row>) -> T,
+) -> (Result<(), Failure>, T) {
+    let (sender, chunks) = mpsc::sync_channel(CHUNKS_MAX);
+    thread::scope(|scope| {
+        let reading = scope.spawn(move || {
+            let mut chunk = Vec::with_capacity(CHUNK_LEN);
+            // Whoever wants no more rows wants to know whether they are sound.
+            let read = base.read(|row| {
+                chunk.push(row);
+                if chunk.len() == CHUNK_LEN {
+                    let _ = sender.send(std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK_LEN)));
+                }
+            });
+            let _ = sender.send(chunk);
+            read
+        });
+        let restored = restore(&mut chunks.into_iter().flatten());
+        let gone = |_| Err(Failure::Damaged("it cannot be read to its end".to_owned()));
+        (reading.join().unwrap_or_else(gone), restored)
+    })
 }
 
 /// Removes everything of a client from a store that nobody has open, and the messages that waited for no other. Returns what

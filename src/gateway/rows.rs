@@ -234,8 +234,8 @@ impl Gateway {
         let mut rest = Rest::default();
         for row in rows {
             match row {
-                Row::Session(id, row) => gateway.restore_session(&id, row),
-                row => rest.take(row),
+                Row::Session(id, row) => gateway.restore_session(id, row, &mut rest),
+                row => gateway.restore_row(row, &mut rest),
             }
         }
         gateway.restore_rest(rest);
@@ -253,8 +253,16 @@ impl Gateway {
                 self.journal.delete_in_time(Key::Filter(number, filter));
             }
         }
-        rest.parts.into_iter().for_each(|part| self.restore_part(part));
-        self.restore_own_links();
+        for (id, part) in std::mem::take(&mut rest.parts) {
+            match self.clients.key(&id) {
+                Some(key) => self.restore_part(key, part, &mut rest.claims),
+                None => self.leave_out(part.key()),
+            }
+        }
+        for (client, filter, row) in rest.claims {
+            self.links.restore_claim(client, &filter, &row);
+        }
+        self.restore_own_links(rest.dedicated);
         let mut received: Vec<_> =
             rest.received.into_iter().map(|(link, received)| (Ok(link), received)).collect();
         for (id, one) in rest.client_received {
@@ -297,12 +305,9 @@ impl Gateway {
     }
 
     /// Clients with links of their own go on with them; not all at once.
-    fn restore_own_links(&mut self) {
-        for key in self.clients.keys() {
-            let Some(session) = self.clients.get_mut(key).filter(|session| session.mode == Mode::Transparent)
-            else {
-                continue;
-            };
+    fn restore_own_links(&mut self, clients: Vec<super::ClientKey>) {
+        for key in clients {
+            let Some(session) = self.clients.get_mut(key) else { continue };
             let is_there = matches!(session.state, State::Active | State::Asleep);
             let filters = session.subscriptions.iter();
             let filters = filters.map(|(filter, subscription)| (filter.clone(), subscription.qos)).collect();
@@ -350,10 +355,14 @@ impl Gateway {
         self.journal.delete_in_time(key);
     }
 
-    fn restore_session(&mut self, id: &ClientId, mut row: SessionRow) {
+    fn restore_session(&mut self, id: ClientId, mut row: SessionRow, rest: &mut Rest) {
         let peer = row.peer.take().and_then(|row| peer(row, &self.settings));
         let peer = peer.filter(|peer| self.clients.by_peer(peer).is_none());
-        let key = self.clients.key_or_insert(id, self.now, &mut self.rng);
+        let key = self.clients.key_or_insert(&id, self.now, &mut self.rng);
+        if row.mode == Mode::Transparent {
+            rest.dedicated.push(key);
+        }
+        rest.client = Some((id, key));
         if let Some(session) = self.clients.get_mut(key) {
             session.restore(row, peer.clone(), self.now);
         }
@@ -362,22 +371,27 @@ impl Gateway {
         }
     }
 
-    fn restore_part(&mut self, row: Row) {
-        let Key::Client(id, what) = row.key() else { return };
-        let Some(key) = self.clients.key(&id) else {
-            // What was promised outlives the session.
-            if !matches!(what, ClientKey::Uplink(_)) {
-                self.leave_out(Key::Client(id, what));
-            }
-            return;
+    /// What belongs to a session that is there already is seen to, the rest in its time. Rows of one client stand together in a
+    /// store, and its session before the others.
+    fn restore_row(&mut self, row: Row, rest: &mut Rest) {
+        let id = match &row {
+            Row::Will(id, _) | Row::Topic(id, ..) | Row::Subscription(id, ..) | Row::Releasing(id, _) => id,
+            _ => return rest.take(row),
         };
+        match &rest.client {
+            Some((client, key)) if client == id => self.restore_part(*key, row, &mut rest.claims),
+            _ => rest.parts.push((id.clone(), row)),
+        }
+    }
+
+    fn restore_part(&mut self, key: super::ClientKey, row: Row, claims: &mut Vec<Claim>) {
         let Some(session) = self.clients.get_mut(key) else { return };
         match row {
             Row::Will(_, row) => session.restore_will(row),
             Row::Topic(_, topic, row) => session.registry.restore(topic, row),
-            Row::Subscription(_, filter, row) => {
+            Row::Subscription(id, filter, row) => {
                 if session.mode == Mode::Aggregating {
-                    self.links.restore_claim(key, &filter, &row);
+                    claims.push((key, filter.clone(), row.clone()));
                 }
                 let means = |topic: &TopicName| topic.as_str() == filter.as_str();
                 let topic = match row.topic {
@@ -392,7 +406,7 @@ impl Gateway {
                 session.restore_subscription(filter, topic, row);
             }
             Row::Releasing(_, msg_id) => session.restore_releasing(msg_id, self.now),
-            // They have been sorted out before.
+            // They are sorted out before.
             Row::Gateway(_)
             | Row::Message(..)
             | Row::Received(..)
@@ -444,9 +458,16 @@ impl Gateway {
     }
 }
 
+/// A subscription on the gateway's own links.
+type Claim = (super::ClientKey, TopicFilter, SubscriptionRow);
+
 /// Rows that are looked at when all sessions are there.
 #[derive(Debug, Default)]
 struct Rest {
+    /// Whose session came last.
+    client: Option<(ClientId, super::ClientKey)>,
+    /// Sessions with links of their own.
+    dedicated: Vec<super::ClientKey>,
     client_id: Option<String>,
     messages: BTreeMap<MessageId, (Arc<Message>, usize)>,
     filters: Vec<(u16, TopicFilter, FilterRow)>,
@@ -455,7 +476,10 @@ struct Rest {
     uplinks: Vec<(u64, ClientId, UplinkRow)>,
     exchanges: Vec<(ClientId, u16, ExchangeRow)>,
     waiting: Vec<(u64, ClientId, WaitingRow)>,
-    parts: Vec<Row>,
+    /// Those that came before their sessions.
+    parts: Vec<(ClientId, Row)>,
+    /// The filters that the broker has come first.
+    claims: Vec<Claim>,
 }
 
 impl Rest {
@@ -471,7 +495,12 @@ impl Rest {
             Row::Uplink(id, number, row) => self.uplinks.push((number, id, row)),
             Row::Exchange(id, msg_id, row) => self.exchanges.push((id, msg_id, row)),
             Row::Waiting(id, number, row) => self.waiting.push((number, id, row)),
-            row => self.parts.push(row),
+            // They have a place of their own.
+            Row::Session(..)
+            | Row::Will(..)
+            | Row::Topic(..)
+            | Row::Subscription(..)
+            | Row::Releasing(..) => {}
         }
     }
 }

@@ -92,19 +92,25 @@ impl Base {
 
     /// Every row, in the order of the keys.
     pub(super) fn rows(&self) -> Result<Vec<Row>, Failure> {
-        let (rows, wrong) = self.run(|database| {
-            let mut rows = Vec::new();
+        let mut rows = Vec::new();
+        self.read(|row| rows.push(row))?;
+        Ok(rows)
+    }
+
+    /// Hands out every row, in the order of the keys. After an error what was handed out is worth nothing.
+    pub(super) fn read(&self, mut take: impl FnMut(Row)) -> Result<(), Failure> {
+        let wrong = self.run(|database| {
             for entry in database.begin_read()?.open_table(ROWS)?.iter()? {
                 let (key, value) = entry?;
                 match decode_row(key.value(), value.value()) {
-                    Ok(row) => rows.push(row),
-                    Err(error) => return Ok((rows, Some(error))),
+                    Ok(row) => take(row),
+                    Err(error) => return Ok(Some(error)),
                 }
             }
-            Ok((rows, None))
+            Ok(None)
         })?;
         match wrong {
-            None => Ok(rows),
+            None => Ok(()),
             Some(RowError::UnknownKind(code)) => Err(self.unknown_kind(code)?),
             Some(error @ RowError::UnknownVersion { .. }) => Err(Failure::Newer(error.to_string())),
             Some(error) => Err(Failure::Damaged(error.to_string())),

@@ -478,7 +478,7 @@ fn a_message_that_was_stored_before_the_store_failed_is_accepted_when_it_is_repe
         active(&mut w, A, "n1");
         w.broker_down();
         w.send(A, publish(T, qos, 1, "a"));
-        w.expect(A, answer.clone());
+        w.expect(A, answer);
         // What comes after it is not stored.
         w.store_answers(Answers::Never);
         w.send(A, publish(T, Qos::AtLeastOnce, 2, "b"));

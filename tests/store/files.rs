@@ -29,6 +29,31 @@ async fn what_is_durable_is_there_again() {
     assert_eq!(found, [message(1, 20), waiting("n1", 1, 1)]);
 }
 
+#[tokio::test]
+async fn many_rows_come_in_the_order_of_their_keys_however_many_are_asked_for() {
+    let dir = TempDir::new().unwrap();
+    let options = Options::new(dir.path());
+    let rows: Vec<_> = (0..10_000).map(|number| message(number, 10)).collect();
+    let (store, _) = Store::open(&options).unwrap();
+    write(&store, 1, rows.iter().rev().cloned().map(Record::Insert).collect()).await;
+    store.close().await.unwrap();
+    let (store, first) = Store::open_with(&options, |rows| rows.next()).unwrap();
+    assert_eq!(first.as_ref(), rows.first());
+    drop(store);
+    let (store, found) = Store::open(&options).unwrap();
+    assert!(found == rows, "{} rows", found.len());
+    drop(store);
+    // What is wrong at the end is found, whoever looks.
+    let database = Database::open(dir.path().join("store.redb")).unwrap();
+    let write = database.begin_write().unwrap();
+    let table = TableDefinition::<&[u8], &[u8]>::new("rows");
+    write.open_table(table).unwrap().insert(b"\x04".as_slice(), b"\x01half a row".as_slice()).unwrap();
+    write.commit().unwrap();
+    drop(database);
+    assert!(matches!(Store::open_with(&options, |rows| rows.next()), Err(StoreError::Damaged { .. })));
+    assert!(matches!(Store::open_with(&options, |rows| rows.count()), Err(StoreError::Damaged { .. })));
+}
+
 #[test]
 fn nobody_else_may_look_into_it() {
     let dir = TempDir::new().unwrap();
