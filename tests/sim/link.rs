@@ -369,6 +369,11 @@ impl Link {
         Ok(first.then_some(Fact::Acked { no, retain, last }))
     }
 
+    /// Whether the broker waits for the acknowledgement of any copy of this message.
+    pub(crate) fn awaits_ack(&self, no: No) -> bool {
+        self.inward.values().any(|message| message.no == no && !message.acked)
+    }
+
     /// The gateway is about to read these octets.
     pub(crate) fn read(&mut self, octets: &[u8], ledger: &mut Ledger) -> Checked<Vec<Fact>> {
         self.read.extend_from_slice(octets);

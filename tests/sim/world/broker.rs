@@ -117,8 +117,8 @@ impl World<'_> {
             for fact in account.wrote(&octets, &self.ledger)? {
                 match fact {
                     Fact::Acked { no, retain, last } => {
-                        // Of several links of the gateway's each has its own copy, and says nothing of the others.
-                        if last && !self.air.has_lanes {
+                        // Of several copies, on links of the gateway's or handed out by SUBSCRIBE, each says nothing of the others.
+                        if last && !retain && !account.awaits_ack(no) && !self.air.has_lanes {
                             self.store.check_acked(no, lane, &self.ledger)?;
                         }
                         self.air.ack_out(lane, no, retain, last, self.gateway.counters(), &self.ledger)?;
