@@ -99,11 +99,7 @@ fn degrade(store: &str, breaks: impl Fn(&Gateway), mends: impl Fn(&Gateway)) {
     };
     let mut gateway =
         Gateway::start_with(&url, cutter.port, &format!("\n{store}"), Some(mosquitto), shielded);
-    gateway.process.wait_for_line("connected to the broker");
-    let mut sensor = Sensor::connected(gateway.port, persistent("n1"));
-    let mut unlucky = Sensor::connected(gateway.port, hasty("n0"));
-    cutter.leave();
-    gateway.process.wait_for_line("no connection to the broker");
+    let (mut sensor, mut unlucky) = left_alone(&gateway, &cutter);
     let mut acknowledged = Vec::new();
     let mut publish = |sensor: &mut Sensor, content: &str| {
         let outcome = sensor.publish(name("up/1"), content, Qos::ExactlyOnce, false);
@@ -159,6 +155,16 @@ fn judge(app: &mut App, sensor: &mut Sensor, acknowledged: &[String]) {
     app.quiet();
 }
 
+/// Two sensors, of which the second soon gives up, of a gateway whose broker has gone then.
+fn left_alone(gateway: &Gateway, cutter: &Cutter) -> (Sensor, Sensor) {
+    gateway.process.wait_for_line("connected to the broker");
+    let sensor = Sensor::connected(gateway.port, persistent("n1"));
+    let unlucky = Sensor::connected(gateway.port, hasty("n0"));
+    cutter.leave();
+    gateway.process.wait_for_line("no connection to the broker");
+    (sensor, unlucky)
+}
+
 /// What `health` ends with and says.
 fn health(gateway: &Gateway) -> (Option<i32>, String) {
     let config = gateway.folder().join("gateway.yaml");
@@ -187,11 +193,7 @@ fn a_store_that_somebody_deletes_or_replaces_costs_nothing_that_was_acknowledged
         let cutter = Cutter::to(mosquitto.port);
         let url = format!("mqtt://127.0.0.1:{}", cutter.port);
         let mut gateway = Gateway::start(&url, cutter.port, "", Some(mosquitto));
-        gateway.process.wait_for_line("connected to the broker");
-        let mut sensor = Sensor::connected(gateway.port, persistent("n1"));
-        let mut unlucky = Sensor::connected(gateway.port, hasty("n0"));
-        cutter.leave();
-        gateway.process.wait_for_line("no connection to the broker");
+        let (mut sensor, mut unlucky) = left_alone(&gateway, &cutter);
         let mut acknowledged = Vec::new();
         let mut publish = |sensor: &mut Sensor, content: &str| {
             let outcome = sensor.publish(name("up/1"), content, Qos::ExactlyOnce, false);

@@ -58,6 +58,12 @@ struct Entry {
 }
 
 impl Entry {
+    /// One that nobody was told of, and nothing is written of.
+    fn new(sender: Sender, via: Via, message: Message, since: Instant) -> Self {
+        let (packet, released, promised, stored, waits) = (None, false, false, false, false);
+        Self { sender, via, message, packet, released, promised, stored, waits, since }
+    }
+
     fn len(&self) -> usize {
         self.message.topic.as_str().len() + self.message.payload.len()
     }
@@ -178,17 +184,7 @@ impl Backlog {
         journal: &mut Journal,
     ) -> Result<(), Full> {
         let Keeping { id, sender, via, message } = keeping;
-        let mut entry = Entry {
-            sender,
-            via,
-            message,
-            packet: None,
-            released: false,
-            promised: true,
-            stored: false,
-            waits: false,
-            since: now,
-        };
+        let mut entry = Entry { promised: true, ..Entry::new(sender, via, message, now) };
         if !self.has_room(entry.message.qos, entry.len(), limits, journal) {
             return Err(Full::Queue);
         }
@@ -203,18 +199,7 @@ impl Backlog {
 
     /// A message of QoS 1 or 2 that is under way. Nothing is written before it has QoS 2 and a packet id, or is promised.
     pub(super) fn follow(&mut self, id: UplinkId, sender: Sender, via: Via, message: Message, now: Instant) {
-        let entry = Entry {
-            sender,
-            via,
-            message,
-            packet: None,
-            released: false,
-            promised: false,
-            stored: false,
-            waits: false,
-            since: now,
-        };
-        self.insert(id, entry);
+        self.insert(id, Entry::new(sender, via, message, now));
     }
 
     /// Keeps a message that is under way, because the client is to be told now that it is taken care of. Whether there is room.
@@ -363,17 +348,9 @@ impl Backlog {
         now: Instant,
         journal: &mut Journal,
     ) {
-        let entry = Entry {
-            sender,
-            via,
-            packet: row.packet,
-            released: row.released,
-            message: row.message,
-            promised: row.promised,
-            stored: true,
-            waits: false,
-            since: now,
-        };
+        let UplinkRow { message, packet, released, promised, .. } = row;
+        let new = Entry::new(sender, via, message, now);
+        let entry = Entry { packet, released, promised, stored: true, ..new };
         if changed {
             journal.update_in_time(entry.row(id));
         }
