@@ -386,7 +386,8 @@ pub(crate) struct FleetArgs {
     /// The sensors connect one by one over this time [default: 5s, or a quarter of the duration if that is less].
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
     spread: Option<Duration>,
-    /// How long unfinished messages are waited for at the end [default: 6 times --retry and 10s].
+    /// How long unfinished messages are waited for at the end [default: 6 times --retry and 10s, or
+    /// 60s with --down: a gateway repeats in its own time].
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
     settle: Option<Duration>,
     /// Sensors that sleep between two messages, and wake as often as --keepalive says.
@@ -442,6 +443,7 @@ impl FleetArgs {
                 .open(path)
                 .map_err(|source| Failure::Write { path: path.clone(), source })?;
         }
+        let last = Duration::from_secs(if self.down.is_some() { 60 } else { 10 });
         Ok(fleet::Plan {
             gateway: self.gateway.meant(),
             nodes: self.nodes,
@@ -453,7 +455,7 @@ impl FleetArgs {
             weather: fleet::Weather { loss: self.loss, dup: self.dup, reorder: self.reorder },
             duration: self.duration,
             spread,
-            settle: self.settle.unwrap_or(self.retry.saturating_mul(6) + Duration::from_secs(10)),
+            settle: self.settle.unwrap_or(self.retry.saturating_mul(6) + last),
             sleepers: self.sleepers,
             seed: self.seed,
             payload_size: self.payload_size,
