@@ -50,7 +50,8 @@ const TOLD_OVERSIZE_MAX: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Downlink {
     outbox: Outbox,
-    exchange: Option<Exchange>,
+    /// Seldom there.
+    exchange: Option<Box<Exchange>>,
     /// The client said `congestion`: nothing more until then.
     paused: Option<Pause>,
     last_msg_id: u16,
@@ -108,7 +109,7 @@ impl Downlink {
 
     /// Takes the exchange if `matches`.
     fn take_exchange(&mut self, matches: impl Fn(&Exchange) -> bool) -> Option<Exchange> {
-        self.exchange.take_if(|exchange| matches(exchange))
+        self.exchange.take_if(|exchange| matches(exchange)).map(|exchange| *exchange)
     }
 }
 
@@ -155,7 +156,7 @@ impl Session {
         self.state == State::Active
             && self.downlink.paused.is_none()
             && !self.registry.is_resting(&item.message.topic)
-            && self.downlink.exchange.as_ref().is_none_or(prompt)
+            && self.downlink.exchange.as_deref().is_none_or(prompt)
     }
 
     /// Tells the broker that what waits behind the open exchange is taken care of.
@@ -227,7 +228,7 @@ impl Session {
         let request = Request::Release;
         let after = Lsn::default();
         self.downlink.exchange =
-            Some(Exchange { msg_id, request, again: true, repeated: 0, since: now, after });
+            Some(Box::new(Exchange { msg_id, request, again: true, repeated: 0, since: now, after }));
     }
 
     /// Goes on with what a restart has interrupted; MsgIds go on somewhere else.
@@ -369,7 +370,8 @@ impl Session {
         let again = sent_as.is_some();
         self.put_down_sending(msg_id, &mut request, cx);
         let (since, after) = (cx.now, cx.journal.next());
-        self.downlink.exchange = Some(Exchange { msg_id, request, again, repeated: 0, since, after });
+        let exchange = Exchange { msg_id, request, again, repeated: 0, since, after };
+        self.downlink.exchange = Some(Box::new(exchange));
         // To a sleeper nothing is repeated: it was an answer (Interpretation: R-142).
         if self.is_receiving() {
             self.set_timer(ClientTimer::Retry, cx.now + self.retry_interval(cx.settings), cx);
@@ -745,23 +747,22 @@ impl Session {
         for item in self.downlink.outbox.iter_mut() {
             (item.offered, item.rounds) = (None, 0);
         }
-        if let Some(Exchange { msg_id, request, .. }) = self.downlink.exchange.take() {
-            self.open(request, Some(msg_id), cx);
+        if let Some(exchange) = self.downlink.exchange.take() {
+            self.open(exchange.request, Some(exchange.msg_id), cx);
         }
         self.advance(cx);
     }
 
     /// Makes an open exchange the first message that waits, under its MsgId. PUBREL has no message any more and stays.
     fn put_back(&mut self, cx: &mut Cx<'_>) {
-        let item = match self.downlink.exchange.take() {
-            Some(Exchange { msg_id, request: Request::Publish { topic, item, .. }, .. }) => {
+        let has_message = |exchange: &Exchange| !matches!(exchange.request, Request::Release);
+        let Some(Exchange { msg_id, request, .. }) = self.downlink.take_exchange(has_message) else { return };
+        let item = match request {
+            Request::Publish { topic, item, .. } => {
                 Item { sent_as: Some(msg_id), sent_on: Some(topic), rounds: 0, ..item }
             }
-            Some(Exchange { request: Request::Register { item, .. }, .. }) => Item { offered: None, ..item },
-            released => {
-                self.downlink.exchange = released;
-                return;
-            }
+            Request::Register { item, .. } => Item { offered: None, ..item },
+            Request::Release => return,
         };
         self.downlink.outbox.push_front(item, cx.queued_octets);
     }

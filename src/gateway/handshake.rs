@@ -104,7 +104,7 @@ impl Gateway {
         self.abandon_asking(&peer);
         let port = &self.settings.ports[usize::from(peer.port.0)];
         let patience = port.retry_interval.saturating_mul(port.retry_limit.saturating_add(1));
-        self.timers.set(Timer::Handshake(peer.clone()), self.now + patience);
+        self.timers.set(Timer::Handshake(Box::new(peer.clone())), self.now + patience);
         self.air.send(Addressee::stranger(&peer, route), Packet::WillTopicReq, &mut self.counters);
         self.handshakes.insert(peer, Handshake { route, params, topic: None });
     }
@@ -207,7 +207,7 @@ impl Gateway {
     }
 
     fn complete(&mut self, peer: Peer, route: Route, will: WillChange) {
-        self.timers.cancel(&Timer::Handshake(peer.clone()));
+        self.timers.cancel(&Timer::Handshake(Box::new(peer.clone())));
         if let Some(handshake) = self.handshakes.remove(&peer) {
             self.admit(peer, route, handshake.params, will, true);
         }
@@ -221,7 +221,7 @@ impl Gateway {
 
     fn end_prompts(&mut self, peer: &Peer) {
         if self.handshakes.remove(peer).is_some() {
-            self.timers.cancel(&Timer::Handshake(peer.clone()));
+            self.timers.cancel(&Timer::Handshake(Box::new(peer.clone())));
         }
     }
 
@@ -283,14 +283,14 @@ impl Gateway {
             self.abandon_asking(&peer);
         }
         let Some(session) = self.clients.get_mut(key) else { return };
-        let before = session.asking.replace(peer.clone());
+        let before = session.asking.replace(Box::new(peer.clone()));
         let kept = match &will {
             WillChange::Keep => session.will.message(),
             WillChange::Delete => None,
             WillChange::Set(will) => will.message(),
         };
         // A client id connects from one peer at a time: the later CONNECT is the one that counts (Interpretation: R-100).
-        if let Some(before) = before.filter(|before| *before != peer) {
+        if let Some(before) = before.filter(|before| **before != peer) {
             self.asking.remove(&before);
             self.timers.cancel(&Timer::Handshake(before));
         }
@@ -307,7 +307,8 @@ impl Gateway {
             Opened::Ready => return self.establish(peer, route, params, will, prompted),
             Opened::Asked => {}
         }
-        self.timers.set(Timer::Handshake(peer.clone()), self.now + self.settings.broker.ack_timeout);
+        self.timers
+            .set(Timer::Handshake(Box::new(peer.clone())), self.now + self.settings.broker.ack_timeout);
         self.asking.insert(peer, Asked { key, route, params, will, prompted });
     }
 
@@ -333,7 +334,7 @@ impl Gateway {
         let Some(peer) = session.asking.take() else { return };
         let Some(asked) = self.asking.remove(&peer) else { return };
         self.timers.cancel(&Timer::Handshake(peer.clone()));
-        self.establish(peer, asked.route, asked.params, asked.will, asked.prompted);
+        self.establish(*peer, asked.route, asked.params, asked.will, asked.prompted);
     }
 
     /// The broker has not accepted the client, for this reason (Interpretation: R-025).
@@ -349,7 +350,7 @@ impl Gateway {
     /// go for it.
     fn abandon_asking(&mut self, peer: &Peer) {
         let Some(Asked { key, .. }) = self.asking.remove(peer) else { return };
-        self.timers.cancel(&Timer::Handshake(peer.clone()));
+        self.timers.cancel(&Timer::Handshake(Box::new(peer.clone())));
         let (links, mut cx) = self.links_cx();
         let has_link = links.abandon(key, &mut cx);
         let Some(session) = self.clients.get_mut(key) else { return };

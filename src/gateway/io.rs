@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,7 +27,7 @@ pub enum Address {
 
 /// What a forwarder calls one of its nodes (§5.5); at most [`crate::wire::NODE_ID_LEN_MAX`] octets.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WirelessNodeId(pub Bytes);
+pub struct WirelessNodeId(pub Arc<[u8]>);
 
 /// Who sent a frame: the identity by which messages are attributed to a client (§6.12).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

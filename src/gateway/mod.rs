@@ -10,6 +10,7 @@ mod counters;
 mod discovery;
 mod downlink;
 mod exchange;
+mod few;
 mod forget;
 mod handshake;
 pub mod io;
@@ -315,7 +316,7 @@ impl Gateway {
                 self.counters.forwarders_refused += 1;
                 return;
             }
-            from.node = Some(WirelessNodeId(Bytes::copy_from_slice(encapsulation.node_id)));
+            from.node = Some(WirelessNodeId(encapsulation.node_id.into()));
         }
         match decoded.packet {
             // From other gateways, and clients that answer for them: nothing to do (§6.1).

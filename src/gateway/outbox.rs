@@ -59,6 +59,9 @@ impl Item {
     }
 }
 
+/// Messages for which an empty queue keeps places: an active client has one at a time, or two.
+const PLACES_KEPT: usize = 2;
+
 /// The queue of one client. Octets are those of topics and payloads.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
@@ -109,9 +112,7 @@ impl Outbox {
             shed.push(item);
             return Joined { shed };
         }
-        self.octets += item.len();
-        *total += item.len();
-        self.items.push_back(item);
+        self.push_back(item, total);
         Joined { shed }
     }
 
@@ -145,6 +146,7 @@ impl Outbox {
 
     /// Appends what waited before a restart; it was counted in once, so no bound applies.
     pub(super) fn push_back(&mut self, item: Item, total: &mut usize) {
+        self.make_place();
         self.octets += item.len();
         *total += item.len();
         self.items.push_back(item);
@@ -152,6 +154,7 @@ impl Outbox {
 
     /// Puts back what was taken out and not delivered; it was counted in once, so no bound applies.
     pub(super) fn push_front(&mut self, item: Item, total: &mut usize) {
+        self.make_place();
         self.octets += item.len();
         *total += item.len();
         self.items.push_front(item);
@@ -161,6 +164,7 @@ impl Outbox {
         let item = self.items.pop_front()?;
         self.octets -= item.len();
         *total -= item.len();
+        self.give_back_place();
         Some(item)
     }
 
@@ -174,7 +178,22 @@ impl Outbox {
         let item = self.items.remove(at)?;
         self.octets -= item.len();
         *total -= item.len();
+        self.give_back_place();
         Some(item)
+    }
+
+    /// Most clients have no message waiting, or one.
+    fn make_place(&mut self) {
+        if self.items.len() == self.items.capacity() {
+            self.items.reserve_exact(self.items.len().max(1));
+        }
+    }
+
+    /// One long sleep is not paid for ever.
+    fn give_back_place(&mut self) {
+        if self.items.is_empty() && self.items.capacity() > PLACES_KEPT {
+            self.items = VecDeque::new();
+        }
     }
 
     /// What waits, in order.
@@ -193,9 +212,7 @@ impl Outbox {
         for _ in 0..self.items.len() {
             let Some(item) = self.pop(total) else { break };
             if keep(&item) {
-                self.octets += item.len();
-                *total += item.len();
-                self.items.push_back(item);
+                self.push_back(item, total);
             } else {
                 removed.push(item);
             }

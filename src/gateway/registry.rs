@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
+use super::few::FewMap;
 use super::io::Settings;
 use super::record::{TopicRow, TopicStanding};
 use crate::topic::{ClientId, TopicName};
@@ -38,8 +39,8 @@ pub(super) struct Scope<'a> {
 /// The normal topic ids of one client.
 #[derive(Debug)]
 pub(super) struct Registry {
-    topics: BTreeMap<u16, Topic>,
-    ids: HashMap<TopicName, u16>,
+    topics: FewMap<u16, Topic>,
+    ids: FewMap<TopicName, u16>,
     /// Names that the client did not answer our REGISTER for, and until when they are not offered (Interpretation: R-113).
     resting: BTreeMap<u16, Instant>,
     /// Of all names.
@@ -100,8 +101,8 @@ pub(super) struct Exhausted;
 impl Registry {
     pub(super) fn new(rng: &mut fastrand::Rng) -> Self {
         Self {
-            topics: BTreeMap::new(),
-            ids: HashMap::new(),
+            topics: FewMap::default(),
+            ids: FewMap::default(),
             resting: BTreeMap::new(),
             octets: 0,
             next: rng.u16(START),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Gateway;
+use super::few::FewMap;
 use super::io::{Mode, Peer, PortId, Settings, Wills};
 use super::journal::{Journal, Whose};
 use super::links::{Opening, Sender, UplinkId};
@@ -32,8 +33,9 @@ const RESUMED_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Stored {
     facts: Option<Facts>,
-    will: Will,
-    subscriptions: BTreeMap<TopicFilter, SubscriptionRow>,
+    /// If there is one.
+    will: Option<Box<Will>>,
+    subscriptions: FewMap<TopicFilter, SubscriptionRow>,
 }
 
 /// What makes the row of a session.
@@ -109,14 +111,16 @@ impl Session {
     }
 
     fn put_down_parts(&mut self, journal: &mut Journal) {
-        if self.stored.will != self.will {
-            let had = self.stored.will != Will::default();
-            self.stored.will = self.will.clone();
-            if self.will == Will::default() {
-                journal.delete(self.whose(), self.key_of(ClientKey::Will));
-            } else {
-                put(journal, self.whose(), had, Row::Will(self.id.clone(), self.will.row()));
+        let will = Some(&self.will).filter(|will| **will != Will::default());
+        if self.stored.will.as_deref() != will {
+            match will {
+                Some(will) => {
+                    let had = self.stored.will.is_some();
+                    put(journal, self.whose(), had, Row::Will(self.id.clone(), will.row()));
+                }
+                None => journal.delete(self.whose(), self.key_of(ClientKey::Will)),
             }
+            self.stored.will = will.cloned().map(Box::new);
         }
         for (id, had, row) in self.registry.take_changes() {
             match row {
@@ -179,7 +183,7 @@ impl Session {
     pub(super) fn restore_will(&mut self, row: WillRow) {
         let topic = row.topic.map(|(name, qos, retain)| WillTopic { name, qos, retain });
         self.will = Will { topic, message: row.message };
-        self.stored.will = self.will.clone();
+        self.stored.will = Some(Box::new(self.will.clone()));
     }
 
     /// A subscription that was granted; its topic is named like this from now on.

@@ -1,6 +1,6 @@
 //! One client: its state, and what the parts of a session share.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use super::ClientKey;
 use super::air::{Addressee, Air};
 use super::counters::Counters;
 use super::downlink::Downlink;
+use super::few::FewMap;
 use super::io::{Mode, Peer, PortSettings, Route, Settings, Wills};
 use super::journal::Journal;
 use super::links::{Links, RequestId, Subscribing, code_of, code_of_full};
@@ -148,7 +149,7 @@ pub(super) struct Session {
     /// The broker had a session of the client when this one began: it may bring what nobody subscribed to here.
     pub(super) inherited: bool,
     /// From where the client wants to connect, while the broker is asked.
-    pub(super) asking: Option<Peer>,
+    pub(super) asking: Option<Box<Peer>>,
     /// Its own link has been lost for too long; it is told when it wakes.
     pub(super) overdue: bool,
     /// CleanSession 1.
@@ -172,7 +173,7 @@ pub(super) struct Session {
     /// The last that was heard of it may have been its goodbye.
     pub(super) took_leave: bool,
     pub(super) will: Will,
-    pub(super) subscriptions: BTreeMap<TopicFilter, Subscription>,
+    pub(super) subscriptions: FewMap<TopicFilter, Subscription>,
     pub(super) requests: VecDeque<Request>,
     /// How the broker refused the last SUBSCRIBE that it refused: a client that goes on like that fills no log.
     refused_as: Option<Refused>,
@@ -255,7 +256,7 @@ impl Session {
             told: None,
             took_leave: false,
             will: Will::default(),
-            subscriptions: BTreeMap::new(),
+            subscriptions: FewMap::default(),
             requests: VecDeque::new(),
             refused_as: None,
             untaken_as: None,

@@ -12,7 +12,7 @@ pub(super) enum Timer {
     /// T_ADV: the next ADVERTISE (§6.1).
     Advertise,
     /// A half-open handshake is given up (§6.13).
-    Handshake(Peer),
+    Handshake(Box<Peer>),
     /// Something of one client.
     Client(ClientKey, ClientTimer),
 }

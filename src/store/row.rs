@@ -546,7 +546,7 @@ impl<'a> From<&'a PeerRow> for StoredPeer<'a> {
 impl From<StoredPeer<'_>> for PeerRow {
     fn from(stored: StoredPeer<'_>) -> Self {
         let StoredPeer { port, addr, node } = stored;
-        let node = node.map(|node| WirelessNodeId(Bytes::copy_from_slice(node)));
+        let node = node.map(|node| WirelessNodeId(node.into()));
         Self { port: port.to_owned(), addr: addr.into(), node }
     }
 }

@@ -1,16 +1,21 @@
 //! A map from topic filters to values that finds all filters a topic matches without looking at the others.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use super::{TopicFilter, TopicName};
 
-/// A map with [`TopicFilter`] keys; [`FilterTree::matches`] costs a step per level of the topic and matching filter.
+/// A map with [`TopicFilter`] keys; [`FilterTree::matches`] costs a search among the filters without wildcards, and a step per
+/// level of the topic and matching filter among the others.
 #[derive(Debug, Clone)]
 pub struct FilterTree<V> {
-    root: Node<V>,
-    len: usize,
+    /// Filters without wildcards, which are most: each matches the topic of its name.
+    plain: BTreeMap<TopicFilter, V>,
+    wild: Node<V>,
+    wild_len: usize,
 }
 
+/// A level of filters with wildcards.
 #[derive(Debug, Clone)]
 struct Node<V> {
     entry: Option<(TopicFilter, V)>,
@@ -26,24 +31,27 @@ impl<V> Default for Node<V> {
 
 impl<V> Default for FilterTree<V> {
     fn default() -> Self {
-        Self { root: Node::default(), len: 0 }
+        Self { plain: BTreeMap::new(), wild: Node::default(), wild_len: 0 }
     }
 }
 
 impl<V> FilterTree<V> {
     /// Filters in the tree.
     pub fn len(&self) -> usize {
-        self.len
+        self.plain.len() + self.wild_len
     }
 
     /// Whether there is no filter in the tree.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// The value of exactly this filter.
     pub fn get(&self, filter: &TopicFilter) -> Option<&V> {
-        let mut node = &self.root;
+        if !filter.has_wildcard() {
+            return self.plain.get(filter);
+        }
+        let mut node = &self.wild;
         for level in filter.levels() {
             node = node.children.get(level)?;
         }
@@ -52,7 +60,10 @@ impl<V> FilterTree<V> {
 
     /// The value of exactly this filter, to change it.
     pub fn get_mut(&mut self, filter: &TopicFilter) -> Option<&mut V> {
-        let mut node = &mut self.root;
+        if !filter.has_wildcard() {
+            return self.plain.get_mut(filter);
+        }
+        let mut node = &mut self.wild;
         for level in filter.levels() {
             node = node.children.get_mut(level)?;
         }
@@ -64,11 +75,14 @@ impl<V> FilterTree<V> {
     where
         V: Default,
     {
-        let mut node = &mut self.root;
+        if !filter.has_wildcard() {
+            return self.plain.entry(filter.clone()).or_default();
+        }
+        let mut node = &mut self.wild;
         for level in filter.levels() {
             node = node.children.entry(level.into()).or_default();
         }
-        let len = &mut self.len;
+        let len = &mut self.wild_len;
         let entry = node.entry.get_or_insert_with(|| {
             *len += 1;
             (filter.clone(), V::default())
@@ -78,32 +92,59 @@ impl<V> FilterTree<V> {
 
     /// Takes the filter and its value out, and with them the levels that only it had.
     pub fn remove(&mut self, filter: &TopicFilter) -> Option<V> {
+        if !filter.has_wildcard() {
+            return self.plain.remove(filter);
+        }
         let mut levels = filter.levels();
-        let removed = remove_below(&mut self.root, &mut levels)?;
-        self.len -= 1;
+        let removed = remove_below(&mut self.wild, &mut levels)?;
+        self.wild_len -= 1;
         Some(removed)
     }
 
-    /// Calls `visit` for every filter that matches `topic`, in the order of the tree.
+    /// Calls `visit` for every filter that matches `topic`, in a fixed order.
     pub fn matches<'a>(&'a self, topic: &TopicName, mut visit: impl FnMut(&'a TopicFilter, &'a V)) {
+        if let Some((filter, value)) = self.plain.get_key_value(topic.as_str()) {
+            visit(filter, value);
+        }
         let wild = !topic.as_str().starts_with('$');
-        visit_matches(&self.root, topic.as_str(), wild, &mut visit);
+        visit_matches(&self.wild, topic.as_str(), wild, &mut visit);
     }
 
     /// Calls `visit` for every filter that overlaps `filter`, itself included if it is in the tree, and looks at no others than
     /// wildcards make it.
     pub fn overlapping<'a>(&'a self, filter: &TopicFilter, mut visit: impl FnMut(&'a TopicFilter, &'a V)) {
+        for (other, value) in self.plain_below(filter).filter(|(other, _)| other.overlaps(filter)) {
+            visit(other, value);
+        }
         // Wildcards that come first do not match what begins with `$` (MQTT 3.1.1 §4.7.2).
-        visit_overlapping(&self.root, filter.as_str(), &mut |other: &'a TopicFilter, value| {
+        visit_overlapping(&self.wild, filter.as_str(), &mut |other: &'a TopicFilter, value| {
             if other.overlaps(filter) {
                 visit(other, value);
             }
         });
     }
 
+    /// The filters without wildcards that begin as `filter` does before its first wildcard: what it matches is among them.
+    fn plain_below<'a>(&'a self, filter: &TopicFilter) -> impl Iterator<Item = (&'a TopicFilter, &'a V)> {
+        let text = filter.as_str();
+        let (prefix, itself) = match text.find(['+', '#']) {
+            Some(at) => (Some(text[..at].to_owned()), text.strip_suffix("/#").unwrap_or(text)),
+            None => (None, text),
+        };
+        // `a/#` matches `a` itself (MQTT 3.1.1 §4.7.1.2).
+        let itself = self.plain.get_key_value(itself);
+        let below = prefix.into_iter().flat_map(|prefix| {
+            let from = (Bound::Included(prefix.as_str()), Bound::Unbounded);
+            let range = self.plain.range::<str, _>(from);
+            range.take_while(move |(other, _)| other.as_str().starts_with(&prefix))
+        });
+        itself.into_iter().chain(below)
+    }
+
     /// Changes every value, in a fixed order.
     pub fn for_each_mut(&mut self, mut change: impl FnMut(&mut V)) {
-        let mut stack = vec![&mut self.root];
+        self.plain.values_mut().for_each(&mut change);
+        let mut stack = vec![&mut self.wild];
         while let Some(node) = stack.pop() {
             stack.extend(node.children.values_mut().rev().map(Box::as_mut));
             if let Some((_, value)) = &mut node.entry {
@@ -114,8 +155,8 @@ impl<V> FilterTree<V> {
 
     /// All filters and their values, in a fixed order.
     pub fn iter(&self) -> impl Iterator<Item = (&TopicFilter, &V)> {
-        let mut stack = vec![&self.root];
-        std::iter::from_fn(move || {
+        let mut stack = vec![&self.wild];
+        let wild = std::iter::from_fn(move || {
             loop {
                 let node = stack.pop()?;
                 stack.extend(node.children.values().rev().map(Box::as_ref));
@@ -123,7 +164,8 @@ impl<V> FilterTree<V> {
                     return Some((filter, value));
                 }
             }
-        })
+        });
+        self.plain.iter().chain(wild)
     }
 }
 
@@ -232,10 +274,13 @@ mod tests {
         let mut tree = FilterTree::default();
         *tree.get_or_default(&filter("a/b/+")) = 1;
         *tree.get_or_default(&filter("a")) = 2;
-        assert_eq!(tree.remove(&filter("a/b")), None);
+        *tree.get_or_default(&filter("a/#")) = 3;
+        assert_eq!((tree.remove(&filter("a/b")), tree.remove(&filter("a/+"))), (None, None));
         assert_eq!(tree.remove(&filter("a/b/+")), Some(1));
-        assert_eq!((tree.len(), tree.get(&filter("a"))), (1, Some(&2)));
-        assert!(tree.root.children["a"].children.is_empty());
+        assert_eq!(tree.remove(&filter("a")), Some(2));
+        assert_eq!((tree.len(), tree.get(&filter("a/#"))), (1, Some(&3)));
+        assert!(tree.plain.is_empty());
+        assert!(tree.wild.children["a"].children.keys().eq(["#".into()].iter()));
     }
 
     fn levels(wild: bool) -> impl Strategy<Value = String> {

@@ -200,7 +200,7 @@ impl Told {
         self.cause = None;
         let Ok(decoded) = decode(frame) else { return };
         let mut from = from.clone();
-        from.node = decoded.encapsulation.map(|e| WirelessNodeId(Bytes::copy_from_slice(e.node_id)));
+        from.node = decoded.encapsulation.map(|e| WirelessNodeId(e.node_id.into()));
         self.cause = Some((from.clone(), decoded.packet.name()));
         match decoded.packet {
             Packet::Connect(connect) => {
@@ -326,7 +326,7 @@ impl Told {
         }
         let Ok(decoded) = decode(frame) else { return Ok(()) };
         let mut to = to.clone();
-        to.node = decoded.encapsulation.map(|e| WirelessNodeId(Bytes::copy_from_slice(e.node_id)));
+        to.node = decoded.encapsulation.map(|e| WirelessNodeId(e.node_id.into()));
         if let Packet::ConnAck(ack) = &decoded.packet {
             return self.connack_out(&to, ack.code, store);
         }

@@ -731,7 +731,7 @@ impl Aggregate {
     fn recipients(&self, message: &Message, copy: &Copy<'_>) -> BTreeMap<ClientKey, QoS> {
         let mut best = BTreeMap::new();
         self.filters.matches(&message.topic, |_, subscribers| {
-            for (client, claim) in &subscribers.clients {
+            for (client, claim) in subscribers.clients.iter() {
                 // A filter that the broker has not confirmed yet may bring no copy, nor one that is younger than the message.
                 let rank = (subscribers.granted, claim.qos, Reverse(claim.since));
                 let this = (rank, subscribers.lane, subscribers.id);

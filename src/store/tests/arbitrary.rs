@@ -107,7 +107,7 @@ fn peer() -> BoxedStrategy<PeerRow> {
         any::<([u8; 4], u16)>().prop_map(|(ip, port)| SocketAddr::V4(SocketAddrV4::new(ip.into(), port)));
     let v6 = any::<([u8; 16], u16, u32, u32)>()
         .prop_map(|(ip, port, flow, scope)| SocketAddr::V6(SocketAddrV6::new(ip.into(), port, flow, scope)));
-    let node = option::of(octets().prop_map(WirelessNodeId));
+    let node = option::of(octets().prop_map(|node| WirelessNodeId(node.as_ref().into())));
     (".{0,10}", prop_oneof![v4, v6], node)
         .prop_map(|(port, addr, node)| PeerRow { port, addr: Address::Udp(addr), node })
         .boxed()

@@ -124,7 +124,7 @@ fn every_kind() -> Vec<(Row, &'static str)> {
     };
     let peer =
         |addr: &str, node| PeerRow { port: "lan".into(), addr: Address::Udp(addr.parse().unwrap()), node };
-    let node = Some(WirelessNodeId("xy".into()));
+    let node = Some(WirelessNodeId((*b"xy").into()));
     let topic = |standing| Row::Topic(id(), 3, TopicRow { name: name(), nth: 4, standing });
     let subscription = |topic| {
         Row::Subscription(id(), filter(), SubscriptionRow { topic, qos: QoS::ExactlyOnce, since: 300 })

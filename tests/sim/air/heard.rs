@@ -36,7 +36,7 @@ impl Air {
             return Ok(());
         };
         let mut from = from.clone();
-        from.node = decoded.encapsulation.map(|e| WirelessNodeId(Bytes::copy_from_slice(e.node_id)));
+        from.node = decoded.encapsulation.map(|e| WirelessNodeId(e.node_id.into()));
         self.cause.from = Some(from.clone());
         self.cause.name = decoded.packet.name();
         match decoded.packet {

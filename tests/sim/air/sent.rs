@@ -30,7 +30,7 @@ impl Air {
         let decoded = decode(frame);
         let decoded = decoded.map_err(|error| Law::Manners.broken(format!("a frame that {error}")))?;
         let mut to = to.clone();
-        to.node = decoded.encapsulation.map(|e| WirelessNodeId(Bytes::copy_from_slice(e.node_id)));
+        to.node = decoded.encapsulation.map(|e| WirelessNodeId(e.node_id.into()));
         let name = decoded.packet.name();
         let cause = self.cause.name;
         let answers = self.cause.from.as_ref() == Some(&to);

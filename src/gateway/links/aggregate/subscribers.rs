@@ -1,9 +1,8 @@
 //! Who subscribed to a filter, and what the broker knows of it.
 
-use std::collections::BTreeMap;
-
 use super::higher;
 use crate::gateway::ClientKey;
+use crate::gateway::few::FewMap;
 use crate::gateway::links::RequestId;
 use crate::gateway::links::pool::LinkKey;
 use crate::mqtt::{QoS, SubscriptionId, Token};
@@ -11,7 +10,7 @@ use crate::mqtt::{QoS, SubscriptionId, Token};
 /// Who subscribed to a filter.
 #[derive(Debug, Default)]
 pub(super) struct Subscribers {
-    pub(super) clients: BTreeMap<ClientKey, Claim>,
+    pub(super) clients: FewMap<ClientKey, Claim>,
     /// The broker has the filter, or is about to.
     pub(super) at_broker: bool,
     /// On which lane.
