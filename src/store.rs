@@ -259,7 +259,8 @@ fn read_with<T>(
 ) -> (Result<(), Failure>, T) {
     let (sender, chunks) = mpsc::sync_channel(CHUNKS_MAX);
     thread::scope(|scope| {
-        let reading = scope.spawn(move || {
+        let thread = thread::Builder::new().name("store-read".to_owned());
+        let reading = thread.spawn_scoped(scope, move || {
             let mut chunk = Vec::with_capacity(CHUNK_LEN);
             // Whoever wants no more rows wants to know whether they are sound.
             let read = base.read(|row| {
@@ -273,7 +274,8 @@ fn read_with<T>(
         });
         let restored = restore(&mut chunks.into_iter().flatten());
         let gone = |_| Err(Failure::Damaged("it cannot be read to its end".to_owned()));
-        (reading.join().unwrap_or_else(gone), restored)
+        let read = reading.map_err(Failure::Io).and_then(|reading| reading.join().unwrap_or_else(gone));
+        (read, restored)
     })
 }
 

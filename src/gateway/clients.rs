@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use rustc_hash::FxHashMap;
+
 use super::ClientKey;
 use super::io::Peer;
 use super::session::Session;
@@ -12,7 +14,7 @@ use crate::topic::ClientId;
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     /// Each has a place of its own: after a restart they lie in the order in which they are gone through.
-    sessions: HashMap<ClientKey, Box<Session>>,
+    sessions: FxHashMap<ClientKey, Box<Session>>,
     by_id: HashMap<ClientId, ClientKey>,
     by_peer: HashMap<Peer, ClientKey>,
     last_key: u64,

@@ -11,9 +11,10 @@
 //! something are dropped and counted, for the client will ask again and is told `congestion`; what promises nothing goes on,
 //! and so do the links: that QoS 2 comes once is then true only as long as this process lives.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use rustc_hash::FxHashMap;
 use tracing::{info, warn};
 
 use super::ClientKey;
@@ -90,7 +91,7 @@ pub(super) struct Journal {
     /// There were too many, and there still are more than half of that; or the oldest is too old.
     behind: bool,
     /// For whom something changed that is not durable, and in which batch last.
-    marks: HashMap<Whose, Lsn>,
+    marks: FxHashMap<Whose, Lsn>,
     marked: VecDeque<(Lsn, Whose)>,
     held: BTreeMap<Lsn, Vec<Leaving>>,
     held_len: usize,
@@ -101,7 +102,7 @@ pub(super) struct Journal {
     /// What the operator is told when a batch is durable, however long that takes.
     answers: VecDeque<(Lsn, Output)>,
     /// For how many clients messages are kept.
-    messages: HashMap<MessageId, usize>,
+    messages: FxHashMap<MessageId, usize>,
     last_number: u64,
 }
 
@@ -125,14 +126,14 @@ impl Default for Journal {
             batches: VecDeque::new(),
             unwritten: 0,
             behind: false,
-            marks: HashMap::new(),
+            marks: FxHashMap::default(),
             marked: VecDeque::new(),
             held: BTreeMap::new(),
             held_len: 0,
             released: VecDeque::new(),
             settling: VecDeque::new(),
             answers: VecDeque::new(),
-            messages: HashMap::new(),
+            messages: FxHashMap::default(),
             last_number: 0,
         }
     }

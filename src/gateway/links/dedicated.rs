@@ -16,9 +16,11 @@
 //! - A session with CleanSession 0 keeps its link between two connections of the client: what neither side has acknowledged
 //!   is known again by its packet id.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
 
 use super::link::{LinkCx, Lost, News};
 use super::pool::{LinkKey, Pool};
@@ -49,8 +51,8 @@ const ADMINISTRATIVE: u8 = 0x98;
 /// The links of single clients.
 #[derive(Debug)]
 pub(super) struct Dedicated {
-    clients: HashMap<ClientKey, Own>,
-    by_link: HashMap<LinkKey, ClientKey>,
+    clients: FxHashMap<ClientKey, Own>,
+    by_link: FxHashMap<LinkKey, ClientKey>,
     /// What is stored outlives the process.
     lasting: bool,
 }
@@ -133,7 +135,7 @@ enum Purpose {
 
 impl Dedicated {
     pub(super) fn new(lasting: bool) -> Self {
-        Self { clients: HashMap::new(), by_link: HashMap::new(), lasting }
+        Self { clients: FxHashMap::default(), by_link: FxHashMap::default(), lasting }
     }
 
     /// The client whose link it is.

@@ -2,8 +2,10 @@
 //!
 //! Thousands of links cost nothing while nothing happens to them: only those that were touched are looked at.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Instant;
+
+use rustc_hash::FxHashMap;
 
 use super::Delivery;
 use super::link::{Link, LinkCx, News, Shared};
@@ -17,8 +19,8 @@ pub(super) struct LinkKey(u64);
 
 #[derive(Debug, Default)]
 pub(super) struct Pool {
-    links: HashMap<LinkKey, Entry>,
-    sockets: HashMap<LinkId, LinkKey>,
+    links: FxHashMap<LinkKey, Entry>,
+    sockets: FxHashMap<LinkId, LinkKey>,
     /// When links are due, at the latest; some earlier than need be.
     due: BTreeSet<(Instant, LinkKey)>,
     /// Links that may have news.

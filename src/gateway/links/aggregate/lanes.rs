@@ -1,9 +1,10 @@
 //! Further links beside the gateway's own, for filters that overlap at a broker which cannot tell its copies apart: where a filter
 //! rides, and when a link is begun, moved from and left.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
+use rustc_hash::FxHashMap;
 use tracing::warn;
 
 use super::subscribers::Subscribers;
@@ -34,7 +35,7 @@ pub(super) struct Lane {
     pub(super) link: LinkKey,
     /// By which its client id is told from the others: 1 is the gateway's own.
     pub(super) number: usize,
-    pub(super) purposes: HashMap<Token, Purpose>,
+    pub(super) purposes: FxHashMap<Token, Purpose>,
     /// How often the broker was there in vain since it last accepted this link, or failed the gateway's own.
     pub(super) failures: u32,
     /// What was asked up to this was repeated on this connection, in a session that may know it from an earlier one.
@@ -43,7 +44,7 @@ pub(super) struct Lane {
 
 impl Lane {
     pub(super) fn new(link: LinkKey, number: usize) -> Self {
-        Self { link, number, purposes: HashMap::new(), failures: 0, repeated: None }
+        Self { link, number, purposes: FxHashMap::default(), failures: 0, repeated: None }
     }
 
     /// Whether the broker has answered for everything.
