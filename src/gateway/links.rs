@@ -20,6 +20,7 @@ use tracing::warn;
 
 use self::aggregate::Aggregate;
 pub(super) use self::aggregate::is_own_id;
+pub(super) use self::aggregate::restore::{Claimed, Held};
 use self::backlog::{Backlog, Keeping, Via};
 pub(super) use self::backlog::{Sender, TakenBack};
 use self::dedicated::Dedicated;

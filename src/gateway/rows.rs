@@ -12,10 +12,10 @@ use super::Gateway;
 use super::few::FewMap;
 use super::io::{Mode, Peer, PortId, Settings, Wills};
 use super::journal::{Journal, Whose};
-use super::links::{Opening, Sender, UplinkId};
+use super::links::{Claimed, Held, Opening, Sender, UplinkId};
 use super::record::{
-    ClientKey, ExchangeRow, ExchangeState, FilterRow, GatewayRow, Key, MessageId, PeerRow, Row, SessionRow,
-    Standing, SubscriptionRow, UplinkRow, WaitingRow, WillRow,
+    ClientKey, ExchangeRow, ExchangeState, GatewayRow, Key, MessageId, PeerRow, Row, SessionRow, Standing,
+    SubscriptionRow, UplinkRow, WaitingRow, WillRow,
 };
 use super::session::{Session, State, Subscription, Will, WillTopic};
 use super::timer::{ClientTimer, Timer};
@@ -249,23 +249,18 @@ impl Gateway {
 
     fn restore_rest(&mut self, mut rest: Rest) {
         let same = self.restore_own_id(rest.client_id.take());
-        rest.filters.sort_unstable_by_key(|(number, ..)| *number);
-        for (number, filter, row) in rest.filters {
-            if same {
-                self.links.restore_filter(number, filter, row, self.now);
-            } else {
+        if !same {
+            for (number, filter, _) in rest.held.drain(..) {
                 self.journal.delete_in_time(Key::Filter(number, filter));
             }
         }
         for (id, part) in std::mem::take(&mut rest.parts) {
             match self.clients.key(&id) {
-                Some(key) => self.restore_part(key, part, &mut rest.claims),
+                Some(key) => self.restore_part(key, part, &mut rest.claimed),
                 None => self.leave_out(part.key()),
             }
         }
-        for (client, filter, row) in rest.claims {
-            self.links.restore_claim(client, &filter, &row);
-        }
+        self.links.restore_shared(rest.held, rest.claimed, self.now);
         self.restore_own_links(rest.dedicated);
         let mut received: Vec<_> =
             rest.received.into_iter().map(|(link, received)| (Ok(link), received)).collect();
@@ -383,19 +378,19 @@ impl Gateway {
             _ => return rest.take(row),
         };
         match &rest.client {
-            Some((client, key)) if client == id => self.restore_part(*key, row, &mut rest.claims),
+            Some((client, key)) if client == id => self.restore_part(*key, row, &mut rest.claimed),
             _ => rest.parts.push((id.clone(), row)),
         }
     }
 
-    fn restore_part(&mut self, key: super::ClientKey, row: Row, claims: &mut Vec<Claim>) {
+    fn restore_part(&mut self, key: super::ClientKey, row: Row, claimed: &mut Vec<Claimed>) {
         let Some(session) = self.clients.get_mut(key) else { return };
         match row {
             Row::Will(_, row) => session.restore_will(row),
             Row::Topic(_, topic, row) => session.registry.restore(topic, row),
             Row::Subscription(id, filter, row) => {
                 if session.mode == Mode::Aggregating {
-                    claims.push((key, filter.clone(), row.clone()));
+                    claimed.push((key, filter.clone(), row.clone()));
                 }
                 let means = |topic: &TopicName| topic.as_str() == filter.as_str();
                 let topic = match row.topic {
@@ -462,9 +457,6 @@ impl Gateway {
     }
 }
 
-/// A subscription on the gateway's own links.
-type Claim = (super::ClientKey, TopicFilter, SubscriptionRow);
-
 /// Rows that are looked at when all sessions are there.
 #[derive(Debug, Default)]
 struct Rest {
@@ -474,7 +466,8 @@ struct Rest {
     dedicated: Vec<super::ClientKey>,
     client_id: Option<String>,
     messages: BTreeMap<MessageId, (Arc<Message>, usize)>,
-    filters: Vec<(u16, TopicFilter, FilterRow)>,
+    /// What the broker has on the gateway's own links.
+    held: Vec<Held>,
     received: Vec<(u16, Received)>,
     client_received: Vec<(ClientId, Received)>,
     uplinks: Vec<(u64, ClientId, UplinkRow)>,
@@ -482,8 +475,8 @@ struct Rest {
     waiting: Vec<(u64, ClientId, WaitingRow)>,
     /// Those that came before their sessions.
     parts: Vec<(ClientId, Row)>,
-    /// The filters that the broker has come first.
-    claims: Vec<Claim>,
+    /// What clients have there.
+    claimed: Vec<Claimed>,
 }
 
 impl Rest {
@@ -493,7 +486,7 @@ impl Rest {
             Row::Message(id, message) => {
                 self.messages.insert(id, (Arc::new(message), 0));
             }
-            Row::Filter(number, filter, row) => self.filters.push((number, filter, row)),
+            Row::Filter(number, filter, row) => self.held.push((number, filter, row)),
             Row::Received(number, received) => self.received.push((number, received)),
             Row::ClientReceived(id, received) => self.client_received.push((id, received)),
             Row::Uplink(id, number, row) => self.uplinks.push((number, id, row)),

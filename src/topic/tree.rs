@@ -29,9 +29,35 @@ impl<V> Default for Node<V> {
     }
 }
 
+impl<V> Node<V> {
+    /// The place of a filter, made if it is not there.
+    fn below(&mut self, filter: &TopicFilter) -> &mut Self {
+        filter.levels().fold(self, |node, level| node.children.entry(level.into()).or_default())
+    }
+}
+
 impl<V> Default for FilterTree<V> {
     fn default() -> Self {
         Self { plain: BTreeMap::new(), wild: Node::default(), wild_len: 0 }
+    }
+}
+
+impl<V> FromIterator<(TopicFilter, V)> for FilterTree<V> {
+    /// Of two values of one filter the last stays. Costs less than to put in one by one, the less the more is in order.
+    fn from_iter<I: IntoIterator<Item = (TopicFilter, V)>>(values: I) -> Self {
+        let mut tree = Self::default();
+        let mut plain = Vec::new();
+        for (filter, value) in values {
+            if filter.has_wildcard() {
+                let entry = &mut tree.wild.below(&filter).entry;
+                tree.wild_len += usize::from(entry.is_none());
+                *entry = Some((filter, value));
+            } else {
+                plain.push((filter, value));
+            }
+        }
+        tree.plain = plain.into_iter().collect();
+        tree
     }
 }
 
@@ -78,16 +104,9 @@ impl<V> FilterTree<V> {
         if !filter.has_wildcard() {
             return self.plain.entry(filter.clone()).or_default();
         }
-        let mut node = &mut self.wild;
-        for level in filter.levels() {
-            node = node.children.entry(level.into()).or_default();
-        }
-        let len = &mut self.wild_len;
-        let entry = node.entry.get_or_insert_with(|| {
-            *len += 1;
-            (filter.clone(), V::default())
-        });
-        &mut entry.1
+        let entry = &mut self.wild.below(filter).entry;
+        self.wild_len += usize::from(entry.is_none());
+        &mut entry.get_or_insert_with(|| (filter.clone(), V::default())).1
     }
 
     /// Takes the filter and its value out, and with them the levels that only it had.
@@ -330,6 +349,8 @@ mod tests {
             expected.sort();
             prop_assert_eq!(found, expected);
             prop_assert_eq!(tree.iter().count(), filters.len());
+            let again: FilterTree<()> = filters.iter().rev().map(|text| (filter(text), ())).collect();
+            prop_assert!(again.len() == tree.len() && again.iter().eq(tree.iter()));
         }
     }
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use mqtt_sn_gateway::gateway::io::{Address, Mode};
 use mqtt_sn_gateway::gateway::record::{
-    Lsn, MessageId, PeerRow, Record, Row, SessionRow, Standing, SubscriptionRow, TopicRow, TopicStanding,
-    WaitingRow,
+    FilterRow, GatewayRow, Lsn, MessageId, PeerRow, Record, Row, SessionRow, Standing, SubscriptionRow,
+    TopicRow, TopicStanding, WaitingRow,
 };
 use mqtt_sn_gateway::mqtt::{self, QoS};
 use mqtt_sn_gateway::node::{Event, Options, Outcome, Will};
@@ -259,7 +259,8 @@ fn a_gateway_with_many_sessions_is_ready_again() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let (store, _) = Store::open(&store::Options::new(folder.path().join("state"))).unwrap();
-        let rows = (0..sessions).flat_map(session);
+        let own = Row::Gateway(GatewayRow { client_id: "gateway".into() });
+        let rows = std::iter::once(own).chain((0..sessions).flat_map(session));
         store.submit(Lsn(1), rows.map(Record::Insert).collect());
         while store.stored().await.0 < Lsn(1) {}
     });
@@ -283,7 +284,7 @@ fn persistent(gateway: &Gateway, id: &str) -> Sensor {
     Sensor::connected(gateway.port, Options { clean_session: false, ..options(id) })
 }
 
-/// A sleeper with three topic ids, two subscriptions and a message that waits for it.
+/// A sleeper with three topic ids, two subscriptions, which the broker has, and a message that waits for it.
 fn session(number: u32) -> Vec<Row> {
     let id = ClientId::new(format!("sensor-{number:06}")).unwrap();
     let topic = |at: u16| TopicName::new(format!("site/{id}/value/{at}")).unwrap();
@@ -305,9 +306,11 @@ fn session(number: u32) -> Vec<Row> {
         let row = TopicRow { name: topic(at), nth: at, standing: TopicStanding::Known(1) };
         Row::Topic(id.clone(), at, row)
     }));
-    rows.extend((1..=2).map(|at| {
+    rows.extend((1..=2).flat_map(|at| {
+        let filter = TopicFilter::new(topic(at).to_string()).unwrap();
+        let held = FilterRow { qos: QoS::AtLeastOnce, subscription: None, granted: true };
         let row = SubscriptionRow { topic: TopicRef::Normal(at), qos: QoS::AtLeastOnce, since: at.into() };
-        Row::Subscription(id.clone(), TopicFilter::new(topic(at).to_string()).unwrap(), row)
+        [Row::Filter(1, filter.clone(), held), Row::Subscription(id.clone(), filter, row)]
     }));
     let message = MessageId(u64::from(number) + 1);
     let text = mqtt::Message {

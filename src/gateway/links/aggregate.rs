@@ -13,6 +13,7 @@
 //! - The broker gets its acknowledgement when the last recipient has settled the message (design promise G2).
 
 mod lanes;
+pub(super) mod restore;
 mod subscribers;
 
 use std::cmp::Reverse;
@@ -23,8 +24,8 @@ use std::time::Instant;
 
 use tracing::{debug, warn};
 
+use self::lanes::Lane;
 pub(in crate::gateway) use self::lanes::is_own_id;
-use self::lanes::{Lane, lane_id};
 use self::subscribers::{Claim, Subscribers};
 use super::link::LinkCx;
 use super::pool::{LinkKey, Pool};
@@ -288,71 +289,9 @@ impl Aggregate {
         }
     }
 
-    /// The broker had this filter on the link of this number before a restart; numbers come in ascending order.
-    pub(super) fn restore_filter(
-        &mut self,
-        number: u16,
-        filter: TopicFilter,
-        row: FilterRow,
-        pool: &mut Pool,
-        now: Instant,
-    ) {
-        let number = usize::from(number);
-        let lane = self.lanes.iter().position(|lane| lane.number == number).unwrap_or_else(|| {
-            let mut options = self.options.clone();
-            options.client_id = lane_id(&options.client_id, number);
-            let link = pool.add(options, None, now);
-            self.lanes.push(Lane::new(link, number));
-            self.lanes.len() - 1
-        });
-        self.rows.insert((number, filter.clone()), row.clone());
-        self.last_subscription = self.last_subscription.max(row.subscription.unwrap_or(0));
-        let subscribers = self.filters.get_or_default(&filter);
-        if subscribers.at_broker {
-            // It was asked for here while the broker had yet to forget it there, or the other way round.
-            self.vacated = true;
-            if subscribers.granted && !row.granted {
-                return self.left_behind.push((lane, filter));
-            }
-            self.left_behind.push((subscribers.lane, filter.clone()));
-        }
-        (subscribers.at_broker, subscribers.lane) = (true, lane);
-        (subscribers.told, subscribers.granted) = (Some(row.qos), row.granted);
-        subscribers.id = row.subscription.and_then(SubscriptionId::new);
-        if !self.had_ids {
-            // Where filters share a link and overlap, the broker told copies apart; they are spread if it does not any more.
-            self.had_ids = self.lanes_of_overlapping(&filter).contains(&lane);
-        }
-        // Whoever wants it comes after this.
-        self.unsettled.insert(filter);
-    }
-
-    /// A client had this before a restart. What the broker has of it was said before.
-    pub(super) fn restore_claim(&mut self, client: ClientKey, filter: &TopicFilter, qos: QoS, since: u64) {
-        let claim = Claim { qos, since, asked: None, awaits_retained: false };
-        let subscribers = self.filters.get_or_default(filter);
-        subscribers.clients.insert(client, claim);
-        if subscribers.at_broker && subscribers.granted {
-            self.unsettled.remove(filter);
-        } else {
-            self.unsettled.insert(filter.clone());
-        }
-    }
-
-    /// A link of a number that filters were restored on, or the gateway's own.
-    pub(super) fn link_of(&self, number: u16) -> Option<LinkKey> {
-        let number = usize::from(number);
-        self.lanes.iter().find(|lane| lane.number == number).map(|lane| lane.link)
-    }
-
     /// The gateway's own link and the further ones.
     pub(super) fn links(&self) -> impl Iterator<Item = LinkKey> {
         self.lanes.iter().map(|lane| lane.link)
-    }
-
-    /// A message goes on under this token.
-    pub(super) fn restore_publish(&mut self, client: ClientKey, id: UplinkId, token: Token) {
-        self.lanes[0].purposes.insert(token, Purpose::Publish(client, id));
     }
 
     fn is_up(&self, pool: &Pool) -> bool {

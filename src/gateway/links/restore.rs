@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
+use super::aggregate::restore::{Claimed, Held};
 use super::backlog::{Sender, Via};
 use super::dedicated::Opening;
 use super::link::LinkCx;
@@ -11,21 +12,21 @@ use super::pool::LinkKey;
 use super::{Links, UplinkId};
 use crate::gateway::ClientKey;
 use crate::gateway::journal::Journal;
-use crate::gateway::record::{FilterRow, Key, SubscriptionRow, UplinkRow};
+use crate::gateway::record::{Key, UplinkRow};
 use crate::mqtt::{QoS, Received, Restored, RestoredPublish};
 use crate::topic::{ClientId, TopicFilter};
 
 impl Links {
-    /// The broker had this filter before a restart, on the link of this number. Numbers come in ascending order, and before
-    /// [`Links::restore_claim`].
-    pub(in crate::gateway) fn restore_filter(
+    /// What the broker had on the gateway's own links before a restart, and what clients had there.
+    pub(in crate::gateway) fn restore_shared(
         &mut self,
-        number: u16,
-        filter: TopicFilter,
-        row: FilterRow,
+        held: Vec<Held>,
+        claimed: Vec<Claimed>,
         now: Instant,
     ) {
-        self.aggregate.restore_filter(number, filter, row, &mut self.pool, now);
+        let last = claimed.iter().map(|(_, _, row)| row.since).max();
+        self.last_id = self.last_id.max(last.unwrap_or(0));
+        self.aggregate.restore(held, claimed, &mut self.pool, now);
     }
 
     /// A client had a link of its own before a restart, see [`Dedicated::restore`].
@@ -38,17 +39,6 @@ impl Links {
         cx: &mut LinkCx<'_>,
     ) {
         self.dedicated.restore(client, opening, filters, at, &mut self.pool, cx);
-    }
-
-    /// A client had this subscription before a restart.
-    pub(in crate::gateway) fn restore_claim(
-        &mut self,
-        client: ClientKey,
-        filter: &TopicFilter,
-        row: &SubscriptionRow,
-    ) {
-        self.last_id = self.last_id.max(row.since);
-        self.aggregate.restore_claim(client, filter, row.qos, row.since);
     }
 
     /// Messages that were on their way before a restart, in their order, and QoS 2 messages of the broker that were taken over,
