@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Exit, Failure, find, load, say};
+use super::{Exit, Failure, denied, find, load, say};
 use crate::admin::{self, Ask, AskError, Gone, Health, Reply, Request, StoreState, ask};
 use crate::gateway::io::Forgotten;
 use crate::setup::{self, state_dir};
@@ -37,6 +37,8 @@ impl ControlError {
         match self {
             Self::Ask(AskError::Denied(_)) => Exit::NoPermission,
             Self::NoSocket | Self::Ask(_) | Self::Other { .. } | Self::Unasked { .. } => Exit::Unreachable,
+            // Nobody tries this again by himself: a full disk is no lack of permission.
+            Self::Store { source: StoreError::Io { source, .. }, .. } if !denied(source) => Exit::Failure,
             Self::Store { source, .. } => super::exit_of_store(source),
             Self::Refused(_) | Self::Print(_) => Exit::Failure,
         }

@@ -52,12 +52,34 @@ fn a_full_disk_is_told_everywhere_and_used_again_when_there_is_room_and_costs_no
     let dir = TempDir::new().unwrap();
     mount(&["-t", "tmpfs", "-o", "size=4m", "none", dir.path().to_str().unwrap()]);
     let (store, filler) = (dir.path().join("state"), dir.path().join("filler"));
-    let fill = |_: &Gateway| {
-        let mut file = fs::File::create(&filler).unwrap();
-        while file.write(&[1; 4096]).is_ok_and(|len| len > 0) {}
-    };
     let store = format!("store: {{ path: {} }}\n", store.display());
-    degrade(&store, fill, |_| fs::remove_file(&filler).unwrap());
+    degrade(&store, |_| fill(&filler), |_| fs::remove_file(&filler).unwrap());
+}
+
+#[test]
+fn who_is_to_be_forgotten_on_a_full_disk_is_not_and_that_is_said() {
+    if !apart("disk::who_is_to_be_forgotten_on_a_full_disk_is_not_and_that_is_said") {
+        return;
+    }
+    ip("link set lo up");
+    let dir = TempDir::new().unwrap();
+    mount(&["-t", "tmpfs", "-o", "size=4m", "none", dir.path().to_str().unwrap()]);
+    let store = format!("\nstore: {{ path: {} }}\n", dir.path().join("state").display());
+    let mut gateway = Gateway::start("mqtt://127.0.0.1:1", 1, &store, None);
+    Sensor::connected(gateway.port, persistent("n1"));
+    gateway.process.signal("TERM");
+    gateway.process.wait_for_end();
+    let config = gateway.folder().join("gateway.yaml");
+    let forget =
+        || Command::new(gateway_program()).args(["forget", "n1", "-c"]).arg(&config).output().unwrap();
+    let filler = dir.path().join("filler");
+    fill(&filler);
+    let output = forget();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("store.redb") && said.contains("No space left on device"), "{said}");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    fs::remove_file(&filler).unwrap();
+    assert!(String::from_utf8_lossy(&forget().stdout).contains("session"), "it is there, and goes");
 }
 
 #[test]
@@ -82,6 +104,12 @@ fn a_store_that_can_only_be_read_is_77_and_named() {
     let last = printed.lines().last().unwrap_or_default();
     assert!(last.contains(path) && last.ends_with("Read-only file system (os error 30)"), "{printed}");
     assert_eq!(code, Some(77));
+}
+
+/// Takes what room there is.
+fn fill(filler: &Path) {
+    let mut file = fs::File::create(filler).unwrap();
+    while file.write(&[1; 4096]).is_ok_and(|len| len > 0) {}
 }
 
 /// Breaks and mends the disk beneath a gateway whose broker is out of reach.

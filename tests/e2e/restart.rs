@@ -16,6 +16,7 @@ use mqtt_sn_gateway::topic::{ClientId, TopicFilter, TopicName};
 use mqtt_sn_gateway::wire::{Qos, TopicRef};
 use tempfile::TempDir;
 
+use crate::apart::skip;
 use crate::app::App;
 use crate::process::{
     Beside, Gateway, Mosquitto, Process, configuration, free_udp, gateway_program, wait_until,
@@ -193,8 +194,8 @@ fn a_clock_that_jumps_by_decades_at_boot_and_under_way_changes_nothing() {
             folders.filter_map(Result::ok).map(|folder| folder.path().join("faketime/libfaketime.so.1"));
         places.into_iter().find(|place| place.exists())
     }) else {
-        eprintln!("SKIPPED a_clock_that_jumps_by_decades_at_boot_and_under_way_changes_nothing: no faketime");
-        return;
+        let name = "a_clock_that_jumps_by_decades_at_boot_and_under_way_changes_nothing";
+        return skip(name, "there is no faketime");
     };
     let clock = TempDir::new().unwrap();
     let clock = clock.path().join("clock");

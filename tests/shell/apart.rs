@@ -12,7 +12,7 @@ pub(crate) fn apart(name: &str) -> bool {
     }
     let Some(flags) = ["-nm", "-rnm"].into_iter().find(|flags| succeeds("unshare", &[flags, "ip", "link"]))
     else {
-        eprintln!("SKIPPED {name}: unshare(1) cannot make namespaces here");
+        skip(name, "unshare(1) cannot make namespaces here");
         return false;
     };
     let this = std::env::current_exe().unwrap();
@@ -28,6 +28,12 @@ pub(crate) fn apart(name: &str) -> bool {
     assert!(inside.status.success(), "{said}");
     assert!(said.contains("1 passed"), "no test is named {name}: {said}");
     false
+}
+
+/// Says that a test cannot run here, which is an error where all are to run, as in `tools/test`.
+pub(crate) fn skip(name: &str, why: &str) {
+    assert!(std::env::var_os("MQTT_SN_TEST_ALL").is_none(), "{name}: {why}");
+    eprintln!("SKIPPED {name}: {why}");
 }
 
 /// What `ip` of iproute2 says, inside.
