@@ -93,9 +93,19 @@ fn a_broker_that_refuses_is_told_in_words_and_tried_again() {
 
 #[test]
 fn a_broker_that_restarts_and_hangs_again_and_again_under_load_costs_no_message() {
+    come_and_go_under_load("aggregating");
+}
+
+#[test]
+fn a_broker_that_restarts_and_hangs_again_and_again_under_load_costs_no_message_of_clients_with_own_links() {
+    come_and_go_under_load("transparent");
+}
+
+fn come_and_go_under_load(mode: &str) {
     let mosquitto = Mosquitto::persistent();
     let verify = format!("mqtt://127.0.0.1:{}", mosquitto.port);
-    let mut gateway = Gateway::start(&verify, mosquitto.port, "  ack_timeout: 500ms\n", Some(mosquitto));
+    let more = format!("  mode: {mode}\n  ack_timeout: 500ms\n");
+    let mut gateway = Gateway::start(&verify, mosquitto.port, &more, Some(mosquitto));
     gateway.process.wait_for_line("connected to the broker");
     let mut fleets = ["1", "2"].map(|qos| {
         let fleet = "fleet --nodes 20 --spread 1s --sleepers 30% --keepalive 1 --rate 1/s --down 1/2s --retry 500ms \
@@ -122,7 +132,7 @@ fn a_broker_that_restarts_and_hangs_again_and_again_under_load_costs_no_message(
         let returned = Instant::now();
         App::subscribed(mosquitto.port, "+/+").message();
         let what = ["restarted", "hung"][round % 2];
-        println!("a broker that had {what}: a message {:.0?} after its return", returned.elapsed());
+        println!("{mode}, a broker that had {what}: a message {:.0?} after its return", returned.elapsed());
         sleep(Duration::from_secs(1));
     }
     fleets.iter().for_each(|fleet| fleet.signal("INT"));
