@@ -23,6 +23,10 @@ pub struct LinkId(pub u64);
 pub enum Address {
     /// Source address and port of a datagram.
     Udp(SocketAddr),
+    /// Whoever is at the other end of a serial line: one node, or a forwarder with many.
+    Serial,
+    /// The 64-bit address of a radio module, which it keeps for life; its short one changes.
+    Xbee(u64),
 }
 
 /// What a forwarder calls one of its nodes (§5.5); at most [`crate::wire::NODE_ID_LEN_MAX`] octets.
@@ -79,6 +83,8 @@ pub enum PortEvent {
     Up,
     /// It cannot.
     Down,
+    /// What [`PortSettings::mtu`] is from now on: the carrier has said how much it takes.
+    Mtu(usize),
 }
 
 /// What happens to a connection to a broker.
@@ -387,7 +393,8 @@ pub struct SessionSettings {
 pub enum Rebind {
     /// From where it went to sleep, and nowhere else.
     None,
-    /// From the same transport and address, whatever the port; in IPv6 from the same /64.
+    /// From the same transport and address, whatever the port; in IPv6 from the same /64. On a serial line everybody has the
+    /// same address.
     SameIp,
     /// From anywhere.
     Any,
@@ -396,12 +403,19 @@ pub enum Rebind {
 impl Rebind {
     /// Whether a client that is known at one peer may wake at another.
     pub fn allows(self, known: &Peer, other: &Peer) -> bool {
-        let (Address::Udp(a), Address::Udp(b)) = (known.addr, other.addr);
         match self {
             Self::None => false,
-            Self::SameIp => known.port == other.port && network(a.ip()) == network(b.ip()),
+            Self::SameIp => known.port == other.port && is_same_host(known.addr, other.addr),
             Self::Any => true,
         }
+    }
+}
+
+/// Whether two addresses of one transport are of one host, as far as addresses tell.
+fn is_same_host(one: Address, other: Address) -> bool {
+    match (one, other) {
+        (Address::Udp(one), Address::Udp(other)) => network(one.ip()) == network(other.ip()),
+        (one, other) => one == other,
     }
 }
 

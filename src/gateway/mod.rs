@@ -740,8 +740,14 @@ impl Gateway {
     fn handle_port(&mut self, port: PortId, event: PortEvent) {
         let name = self.settings.ports.get(usize::from(port.0)).map(|port| port.name.as_str());
         debug!(port = name, ?event, "transport");
-        if event == PortEvent::Up {
-            self.advertise_on(port);
+        match event {
+            PortEvent::Up => self.advertise_on(port),
+            PortEvent::Down => {}
+            PortEvent::Mtu(mtu) => {
+                if let Some(port) = self.settings.ports.get_mut(usize::from(port.0)) {
+                    port.mtu = mtu;
+                }
+            }
         }
     }
 

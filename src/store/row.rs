@@ -564,6 +564,8 @@ enum StoredAddress {
         flow: u32,
         scope: u32,
     },
+    Serial,
+    Xbee(u64),
 }
 
 impl From<Address> for StoredAddress {
@@ -576,18 +578,22 @@ impl From<Address> for StoredAddress {
                 flow: addr.flowinfo(),
                 scope: addr.scope_id(),
             },
+            Address::Serial => Self::Serial,
+            Address::Xbee(addr) => Self::Xbee(addr),
         }
     }
 }
 
 impl From<StoredAddress> for Address {
     fn from(stored: StoredAddress) -> Self {
-        Self::Udp(match stored {
-            StoredAddress::Udp4 { ip, port } => SocketAddrV4::new(ip.into(), port).into(),
+        match stored {
+            StoredAddress::Udp4 { ip, port } => Self::Udp(SocketAddrV4::new(ip.into(), port).into()),
             StoredAddress::Udp6 { ip, port, flow, scope } => {
-                SocketAddrV6::new(ip.into(), port, flow, scope).into()
+                Self::Udp(SocketAddrV6::new(ip.into(), port, flow, scope).into())
             }
-        })
+            StoredAddress::Serial => Self::Serial,
+            StoredAddress::Xbee(addr) => Self::Xbee(addr),
+        }
     }
 }
 

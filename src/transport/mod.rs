@@ -44,6 +44,8 @@ impl Transport {
     pub fn send(&self, addr: Address, route: Route, frame: &Bytes) {
         match (self, addr) {
             (Self::Udp(udp), Address::Udp(addr)) => udp.send(addr, route, frame),
+            // A client of the store whose transport has become another one.
+            (Self::Udp(udp), _) => udp.counters().add(Count::NoRoute, 1),
         }
     }
 

@@ -16,6 +16,7 @@ mod mqtt5;
 mod outage;
 mod overlap;
 mod quirks;
+mod radio;
 mod relink;
 mod restart;
 mod sleep;

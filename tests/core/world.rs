@@ -456,6 +456,11 @@ impl World {
         self.frames.pop_front().expect("a frame").1
     }
 
+    /// The next frame, and where it goes.
+    pub fn try_next(&mut self) -> Option<(Target, Bytes)> {
+        self.frames.pop_front()
+    }
+
     /// The next frame for this peer, whatever comes for others before it.
     #[track_caller]
     pub fn next_to(&mut self, at: At) -> Bytes {

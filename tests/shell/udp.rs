@@ -427,7 +427,7 @@ impl Port {
         loop {
             if let Input::Frame { from, route, frame } = self.next("a frame").await {
                 assert_eq!((from.port, from.node), (PortId(0), None));
-                let Address::Udp(from) = from.addr;
+                let Address::Udp(from) = from.addr else { panic!("{:?}", from.addr) };
                 return Received { from, route, octets: frame };
             }
         }

@@ -108,9 +108,12 @@ fn peer() -> BoxedStrategy<PeerRow> {
     let v6 = any::<([u8; 16], u16, u32, u32)>()
         .prop_map(|(ip, port, flow, scope)| SocketAddr::V6(SocketAddrV6::new(ip.into(), port, flow, scope)));
     let node = option::of(octets().prop_map(|node| WirelessNodeId(node.as_ref().into())));
-    (".{0,10}", prop_oneof![v4, v6], node)
-        .prop_map(|(port, addr, node)| PeerRow { port, addr: Address::Udp(addr), node })
-        .boxed()
+    let addr = prop_oneof![
+        prop_oneof![v4, v6].prop_map(Address::Udp),
+        Just(Address::Serial),
+        any::<u64>().prop_map(Address::Xbee),
+    ];
+    (".{0,10}", addr, node).prop_map(|(port, addr, node)| PeerRow { port, addr, node }).boxed()
 }
 
 fn will() -> BoxedStrategy<WillRow> {

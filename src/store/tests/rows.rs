@@ -124,6 +124,7 @@ fn every_kind() -> Vec<(Row, &'static str)> {
     };
     let peer =
         |addr: &str, node| PeerRow { port: "lan".into(), addr: Address::Udp(addr.parse().unwrap()), node };
+    let radio = |addr| PeerRow { port: "r".into(), addr, node: None };
     let node = Some(WirelessNodeId((*b"xy").into()));
     let topic = |standing| Row::Topic(id(), 3, TopicRow { name: name(), nth: 4, standing });
     let subscription = |topic| {
@@ -164,6 +165,17 @@ fn every_kind() -> Vec<(Row, &'static str)> {
                 session(Standing::Disconnected, Mode::Aggregating, Some(peer("[fe80::1%3]:5", None))),
             ),
             "40 6e 31 00 41 = 01 02 01 00 00 3c 00 01 80 ca b5 ee 01 ac 02 01 03 6c 61 6e 01 fe 80 00 00 00 00 00 00 00 00 00 00 00 00 00 01 05 00 03 00",
+        ),
+        (
+            Row::Session(id(), session(Standing::Active, Mode::Aggregating, Some(radio(Address::Serial)))),
+            "40 6e 31 00 41 = 01 00 01 00 00 3c 00 01 80 ca b5 ee 01 ac 02 01 01 72 02 00",
+        ),
+        (
+            Row::Session(
+                id(),
+                session(Standing::Active, Mode::Aggregating, Some(radio(Address::Xbee(0x13A2)))),
+            ),
+            "40 6e 31 00 41 = 01 00 01 00 00 3c 00 01 80 ca b5 ee 01 ac 02 01 01 72 03 a2 27 00",
         ),
         (
             Row::Session(id(), session(Standing::Lost, Mode::Aggregating, None)),

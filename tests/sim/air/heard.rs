@@ -104,7 +104,7 @@ impl Air {
         let who = client(ping.client_id)?;
         let session = self.sessions.get_mut(&who)?;
         let old = session.peer.clone().filter(|_| matches!(session.state, State::Asleep | State::Awake))?;
-        let (Address::Udp(a), Address::Udp(b)) = (old.addr, from.addr);
+        let (Address::Udp(a), Address::Udp(b)) = (old.addr, from.addr) else { return None };
         let same_ip = old.port == from.port
             && match (a.ip(), b.ip()) {
                 (IpAddr::V6(a), IpAddr::V6(b)) => a.segments()[..4] == b.segments()[..4],
