@@ -16,6 +16,7 @@
 //! | [`gateway`] | the core: every client, every rule; its whole boundary is [`gateway::io`] |
 //! | [`node`] | an MQTT-SN client as a value: the other end of the wire |
 //! | [`broker`] | a small MQTT 3.1.1 broker as a value, and its TCP shell |
+//! | [`framing`] | frames in the octets of a serial line, and those of an XBee |
 //! | [`transport`] | ports: datagrams between sockets and the core |
 //! | [`link`] | TCP and TLS to brokers |
 //! | [`store`] | what outlives the process, in a file |
@@ -57,6 +58,7 @@ pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod framing;
 pub mod gateway;
 pub mod link;
 pub mod mqtt;
