@@ -1,7 +1,11 @@
 //! Frames on serial lines: against the documents, against themselves, and against what a line does to them.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking, and so do its helpers")]
 
+mod damage;
+mod line;
+mod props;
 mod vectors;
+mod xbee;
 
 use bytes::{Bytes, BytesMut};
 use mqtt_sn_gateway::framing::{Decoder, Framing};
