@@ -17,12 +17,12 @@ use tracing_subscriber::EnvFilter;
 
 use self::control::ControlError;
 use crate::config::{
-    BrokerUrl, Config, LoadError, Log, LogFormat, LogLevel, Mode, Place, SHIPPED, Tls, TransportKind,
-    UrlError, parse_duration,
+    BrokerUrl, Config, LoadError, Log, LogFormat, LogLevel, Mode, Place, SHIPPED, Serial, Tls, TransportKind,
+    UrlError, Xbee, parse_duration,
 };
 use crate::demo::{self, DemoError};
 use crate::runtime::{self, RuntimeError, Setup};
-use crate::setup::{SetupError, SetupErrors};
+use crate::setup::{self, SetupError, SetupErrors};
 use crate::store::StoreError;
 use crate::topic::{ClientId, NameError};
 use crate::transport::OpenError;
@@ -76,7 +76,7 @@ enum Command {
         /// The broker: mqtt://host:port, mqtts://host:port or embedded
         #[arg(long, value_name = "URL", value_parser = broker_url)]
         broker: Option<BrokerUrl>,
-        /// The serial port of a radio, to be used by a later version
+        /// The serial port of a radio, best its name in /dev/serial/by-id
         #[arg(long, value_name = "PATH", value_parser = device)]
         serial: Option<String>,
     },
@@ -358,8 +358,14 @@ fn summary(config: &Config) -> String {
                     udp.multicast.map_or("no multicast group".into(), |group| format!("group {group}"));
                 format!("udp {}, {group}", list(udp.listen.iter().map(ToString::to_string).collect()))
             }
-            TransportKind::Serial(serial) => format!("serial {}", serial.device.display()),
-            TransportKind::Xbee(xbee) => format!("xbee {}", xbee.device.display()),
+            TransportKind::Serial(serial) => {
+                let Serial { line, framing } = serial;
+                let framing = setup::framing(*framing);
+                format!("serial {}, {} baud, {framing}", line.device.display(), line.baud)
+            }
+            TransportKind::Xbee(Xbee { line, .. }) => {
+                format!("xbee {}, {} baud", line.device.display(), line.baud)
+            }
             TransportKind::Dtls(dtls) => {
                 format!("dtls {}", list(dtls.listen.iter().map(ToString::to_string).collect()))
             }
@@ -391,8 +397,10 @@ fn init(broker: Option<&BrokerUrl>, serial: Option<&str>) -> Result<Exit, Failur
         _ => Failure::Write { path, source },
     })?;
     say(format_args!("{path} written"));
-    if let Some(device) = serial {
-        say(format_args!("serial transports are not in this version: the one for {device} is commented out"));
+    if serial.is_some() {
+        say(
+            "its transport radio has the line and framing of most boards: set baud and framing as your radio has them",
+        );
     }
     say("start the gateway with: mqtt-sn-gateway run");
     Ok(Exit::Ok)
@@ -405,10 +413,29 @@ fn filled_in(broker: Option<&BrokerUrl>, serial: Option<&str>) -> String {
         // As wide as the default, so that the comments stay aligned.
         text = text.replacen("url: mqtt://127.0.0.1:1883 ", &format!("url: {:<21} ", url.to_string()), 1);
     }
-    if let Some(device) = serial {
-        text = text.replacen("device: /dev/ttyUSB0", &format!("device: \"{device}\""), 1);
+    match serial {
+        Some(device) => with_radio(&text, device),
+        None => text,
     }
-    text
+}
+
+/// The shipped configuration with its first serial transport, which is commented out, in use.
+fn with_radio(text: &str, device: &str) -> String {
+    let mut is_radio = false;
+    let line = |line: &str| {
+        is_radio = match line.strip_prefix("  # - name: ") {
+            Some(name) => name == "radio",
+            None => is_radio && line.starts_with("  # "),
+        };
+        match line.strip_prefix("  # ").filter(|_| is_radio) {
+            Some(line) => {
+                let quoted = format!("{:<20} #", format!("\"{device}\""));
+                format!("  {}\n", line.replace("/dev/ttyUSB0         #", &quoted))
+            }
+            None => format!("{line}\n"),
+        }
+    };
+    text.lines().map(line).collect()
 }
 
 fn decode(hex: &[String]) -> Result<Exit, Failure> {

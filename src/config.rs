@@ -156,10 +156,75 @@ impl Config {
             let text = "when the uplink drops, the broker publishes the Wills of all its clients";
             notes.push(format!("broker.wills: broker: {text}"));
         }
+        self.transports.iter().for_each(|transport| notes.extend(transport.notes()));
+        for (key, topics) in self.predefined() {
+            for (id, topic) in topics {
+                notes.extend(self.transports.iter().filter_map(|it| it.unregistrable(&key, *id, topic)));
+            }
+        }
         if let Some(address) = self.http.listen {
             notes.push(format!("http.listen: not in this version, nothing listens on {address}"));
         }
         notes
+    }
+}
+
+impl Config {
+    /// All predefined topics, by the key they stand under.
+    fn predefined(&self) -> impl Iterator<Item = (String, &BTreeMap<u16, TopicName>)> {
+        let clients = self.topics.clients.iter();
+        let clients = clients.map(|(id, topics)| (format!("topics.clients.{id}"), topics));
+        std::iter::once(("topics.predefined".to_owned(), &self.topics.predefined)).chain(clients)
+    }
+}
+
+/// Octets of a REGISTER without the name of the topic, which is short enough for the short form (§5.4.10).
+const REGISTER_LEN: usize = 6;
+
+/// What is expected of a radio module that has not said how much it takes: all of them take this.
+pub const XBEE_MTU_LEAST: usize = 72;
+
+impl Transport {
+    /// What is allowed here and is of less use than it seems.
+    fn notes(&self) -> Vec<String> {
+        let line = match &self.kind {
+            TransportKind::Serial(serial) => &serial.line,
+            TransportKind::Xbee(xbee) => &xbee.line,
+            TransportKind::Udp(_) | TransportKind::Dtls(_) => return Vec::new(),
+        };
+        let mut notes = Vec::new();
+        if line.data_bits < 8 {
+            let bits = line.data_bits;
+            notes.push(format!(
+                "transport {}: data_bits: {bits}: octets of messages have 8, so nearly all messages are damaged",
+                self.name
+            ));
+        }
+        if line.flow == Flow::XonXoff {
+            let text =
+                "messages with the octets 0x11 or 0x13 in them are damaged; rts-cts has no such octets";
+            notes.push(format!("transport {}: flow: xon-xoff: {text}", self.name));
+        }
+        notes
+    }
+
+    /// That a predefined topic does not fit into a REGISTER here, as a client needs it whose filter has wildcards.
+    fn unregistrable(&self, key: &str, id: u16, topic: &TopicName) -> Option<String> {
+        if matches!(self.kind, TransportKind::Udp(_) | TransportKind::Dtls(_)) {
+            return None;
+        }
+        let (mtu, says) = match self.mtu {
+            Some(mtu) => (mtu, format!("{mtu}")),
+            None => (XBEE_MTU_LEAST, format!("auto, at least {XBEE_MTU_LEAST}")),
+        };
+        let octets = REGISTER_LEN + topic.as_str().len();
+        (octets > mtu).then(|| {
+            format!(
+                "{key}: the topic of {id} takes a REGISTER of {octets} octets, which transport {} cannot send (mtu: {says}): \
+                 only clients that know the id get its messages",
+                self.name
+            )
+        })
     }
 }
 
@@ -396,8 +461,8 @@ pub struct Transport {
     pub name: String,
     /// What it is.
     pub kind: TransportKind,
-    /// Octets in the longest MQTT-SN message that is sent; any length is received.
-    pub mtu: usize,
+    /// Octets in the longest MQTT-SN message that is sent; any length is received. `None`: as many as the radio says.
+    pub mtu: Option<usize>,
     /// Overrides `broker.mode`.
     pub mode: Option<Mode>,
     /// Overrides `sessions.retry_interval`.
@@ -441,11 +506,11 @@ pub enum TransportKind {
 
 impl TransportKind {
     /// Octets of a message where the file does not say: what fits the usual frame of that medium unfragmented.
-    fn mtu_default(&self) -> usize {
+    fn mtu_default(&self) -> Option<usize> {
         match self {
-            Self::Udp(_) | Self::Dtls(_) => 1024,
-            Self::Serial(_) => 250,
-            Self::Xbee(_) => 72,
+            Self::Udp(_) | Self::Dtls(_) => Some(1024),
+            Self::Serial(_) => Some(250),
+            Self::Xbee(_) => None,
         }
     }
 }
@@ -475,12 +540,65 @@ impl Default for Udp {
 /// `type: serial`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Serial {
-    /// The device, best named by /dev/serial/by-id.
-    pub device: PathBuf,
-    /// Bits per second.
-    pub baud: u32,
+    /// The line.
+    pub line: Line,
     /// How frames are told apart.
     pub framing: Framing,
+}
+
+/// A serial device and how it is spoken with; both ends must have the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// The device, best named by /dev/serial/by-id.
+    pub device: PathBuf,
+    /// Bits per second, 50 to 20,000,000; the driver may take less.
+    pub baud: u32,
+    /// Bits of an octet, 5 to 8.
+    pub data_bits: u8,
+    /// The check bit of each octet.
+    pub parity: Parity,
+    /// Stop bits, 1 or 2.
+    pub stop_bits: u8,
+    /// How the other side holds up what is sent.
+    pub flow: Flow,
+}
+
+impl Line {
+    /// A line with the default of every option but these.
+    pub fn new(device: impl Into<PathBuf>, baud: u32) -> Self {
+        Self {
+            device: device.into(),
+            baud,
+            data_bits: 8,
+            parity: Parity::None,
+            stop_bits: 1,
+            flow: Flow::None,
+        }
+    }
+}
+
+/// The check bit of each octet on a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Parity {
+    /// There is none.
+    None,
+    /// The number of ones is odd.
+    Odd,
+    /// The number of ones is even.
+    Even,
+}
+
+/// How the other side of a line holds up what is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flow {
+    /// It does not.
+    None,
+    /// By a wire.
+    RtsCts,
+    /// By the octets 0x11 and 0x13, which cannot be in messages then.
+    XonXoff,
 }
 
 /// How frames are told apart in a stream of octets.
@@ -506,10 +624,8 @@ pub enum Framing {
 /// `type: xbee`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Xbee {
-    /// The device, best named by /dev/serial/by-id.
-    pub device: PathBuf,
-    /// Bits per second.
-    pub baud: u32,
+    /// The line; its flow is not by octets.
+    pub line: Line,
     /// The API mode of the module.
     pub api: XbeeApi,
 }

@@ -13,7 +13,9 @@ use nix::unistd::geteuid;
 use crate::admin;
 use crate::config::{
     self, Broker, BrokerUrl, Config, Outage, Place, QueueFull, Sessions, Transport, TransportKind,
+    XBEE_MTU_LEAST, XbeeApi,
 };
+use crate::framing::{Framing, xbee};
 use crate::gateway::io::{
     BrokerSettings, Endpoint, Mode, OutageQueue, PortSettings, Protocol, QueueFull as Full, QueueSettings,
     Rebind, SessionSettings, Settings, Wills,
@@ -22,8 +24,8 @@ use crate::link::{Certificates, File, FileError, Files, Pair, Passwords};
 use crate::runtime::Setup;
 use crate::store;
 use crate::topic::ClientId;
-use crate::transport;
-use crate::transport::udp;
+use crate::transport::serial::{self, Spoken};
+use crate::transport::{self, Flow, Line, Parity, udp};
 
 /// Of the directory of state, where it is one of many.
 const NAME: &str = "mqtt-sn-gateway";
@@ -206,26 +208,67 @@ fn port(transport: &Transport, mode: config::Mode, sessions: &Sessions) -> PortS
             config::Mode::Aggregating => Mode::Aggregating,
             config::Mode::Transparent => Mode::Transparent,
         },
-        mtu: transport.mtu,
+        // Until the radio has said more.
+        mtu: transport.mtu.unwrap_or(XBEE_MTU_LEAST),
         retry_interval: transport.retry_interval.unwrap_or(sessions.retry_interval),
         retry_limit: transport.retry_limit.unwrap_or(sessions.retry_limit),
         forwarders: transport.forwarders,
         qos_minus_one: transport.qos_minus_one,
-        advertise: matches!(&transport.kind, TransportKind::Udp(udp) if udp.multicast.is_some()),
+        advertise: match &transport.kind {
+            TransportKind::Udp(udp) => udp.multicast.is_some(),
+            TransportKind::Serial(_) | TransportKind::Xbee(_) => true,
+            TransportKind::Dtls(_) => false,
+        },
     }
 }
 
 fn options(transport: Transport) -> Result<transport::Options, SetupError> {
-    let Transport { name, kind, .. } = transport;
+    let Transport { name, kind, mtu, .. } = transport;
     match kind {
         TransportKind::Udp(udp) => {
             let group = udp.multicast.map(|addr| udp::Group { addr, interface: udp.multicast_interface });
             Ok(transport::Options::Udp(udp::Options { name, listen: udp.listen, group }))
         }
-        TransportKind::Serial(_) => Err(SetupError::NotBuilt("type: serial")),
-        TransportKind::Xbee(_) => Err(SetupError::NotBuilt("type: xbee")),
+        TransportKind::Serial(config::Serial { line: it, framing: framed }) => {
+            let speech = Spoken::Framed(framing(framed));
+            Ok(transport::Options::Serial(serial::Options { name, line: line(it), speech }))
+        }
+        TransportKind::Xbee(config::Xbee { line: it, api }) => {
+            let mode = match api {
+                XbeeApi::Plain => xbee::Mode::Plain,
+                XbeeApi::Escaped => xbee::Mode::Escaped,
+            };
+            let speech = Spoken::Xbee { mode, mtu_auto: mtu.is_none() };
+            Ok(transport::Options::Serial(serial::Options { name, line: line(it), speech }))
+        }
         TransportKind::Dtls(_) => Err(SetupError::NotBuilt("type: dtls")),
     }
+}
+
+/// How frames are told apart on a line.
+pub(crate) fn framing(framing: config::Framing) -> Framing {
+    match framing {
+        config::Framing::Length => Framing::Length,
+        config::Framing::Slip => Framing::Slip,
+        config::Framing::SlipCrc => Framing::SlipCrc,
+        config::Framing::Cobs => Framing::Cobs,
+        config::Framing::CobsCrc => Framing::CobsCrc,
+    }
+}
+
+fn line(line: config::Line) -> Line {
+    let config::Line { device, baud, data_bits, parity, stop_bits, flow } = line;
+    let parity = match parity {
+        config::Parity::None => Parity::None,
+        config::Parity::Odd => Parity::Odd,
+        config::Parity::Even => Parity::Even,
+    };
+    let flow = match flow {
+        config::Flow::None => Flow::None,
+        config::Flow::RtsCts => Flow::RtsCts,
+        config::Flow::XonXoff => Flow::XonXoff,
+    };
+    Line { device, baud, data_bits, parity, stop_bits, flow }
 }
 
 fn broker(broker: Broker) -> BrokerSettings {
@@ -386,7 +429,7 @@ mod tests {
         let port = &settings.ports[0];
         assert_eq!((port.name.as_str(), port.mtu, port.retry_limit), ("lan", 1024, 3));
         assert!(port.advertise && port.forwarders && port.qos_minus_one);
-        let transport::Options::Udp(udp) = &setup.ports[0];
+        let transport::Options::Udp(udp) = &setup.ports[0] else { panic!("{:?}", setup.ports) };
         assert_eq!((udp.name.as_str(), udp.listen.len()), ("lan", 2));
         assert_eq!(udp.group.as_ref().unwrap().addr, SocketAddr::from(([225, 1, 1, 1], 1884)));
     }
@@ -465,9 +508,63 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_refused_even_if_it_was_not_read_from_a_file() {
-        let serial = config::Serial { device: "/dev/x".into(), baud: 9600, framing: config::Framing::Slip };
+        let dtls = config::Dtls { listen: vec![], psk_file: "/psk".into() };
         let mut config = Config::default();
-        config.transports.push(Transport::new("radio", TransportKind::Serial(serial)));
-        assert_eq!(Setup::new(config).unwrap_err().to_string(), "type: serial is not in this version");
+        config.transports.push(Transport::new("secure", TransportKind::Dtls(dtls)));
+        assert_eq!(Setup::new(config).unwrap_err().to_string(), "type: dtls is not in this version");
+    }
+
+    #[test]
+    fn a_line_is_set_as_the_file_says() {
+        let setup = made_of(
+            "transports:\n  - { name: r, type: serial, device: /dev/a, baud: 1200, data_bits: 7, parity: odd, stop_bits: 2, flow: \
+             rts-cts, framing: cobs }\n  - { name: z, type: xbee, device: /dev/b, api: plain }\n  \
+             - { name: y, type: xbee, device: /dev/c, mtu: 50 }\n",
+        )
+        .unwrap();
+        let ports: Vec<_> = setup.settings.ports.iter().map(|port| (port.mtu, port.advertise)).collect();
+        assert_eq!(ports, [(250, true), (72, true), (50, true)]);
+        let lines: Vec<_> = setup
+            .ports
+            .into_iter()
+            .map(|options| match options {
+                transport::Options::Serial(options) => (options.line, options.speech),
+                options => panic!("{options:?}"),
+            })
+            .collect();
+        let first = Line {
+            device: "/dev/a".into(),
+            baud: 1200,
+            data_bits: 7,
+            parity: Parity::Odd,
+            stop_bits: 2,
+            flow: Flow::RtsCts,
+        };
+        let line = |device: &str| Line {
+            device: device.into(),
+            baud: 9600,
+            data_bits: 8,
+            parity: Parity::None,
+            stop_bits: 1,
+            flow: Flow::None,
+        };
+        let xbee = |mode, mtu_auto| Spoken::Xbee { mode, mtu_auto };
+        let expected = [
+            (first, Spoken::Framed(Framing::Cobs)),
+            (line("/dev/b"), xbee(xbee::Mode::Plain, true)),
+            (line("/dev/c"), xbee(xbee::Mode::Escaped, false)),
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn every_framing_has_the_name_that_the_file_knows() {
+        for framing in Framing::ALL {
+            let yaml =
+                format!("transports: [{{ name: r, type: serial, device: /dev/a, framing: {framing} }}]");
+            let setup = made_of(&yaml).unwrap();
+            let [transport::Options::Serial(options)] = setup.ports.as_slice() else { panic!("{framing}") };
+            assert_eq!(options.speech, Spoken::Framed(framing));
+        }
     }
 }

@@ -21,7 +21,10 @@ const LAYERS: [(&str, &[&str]); 17] = [
     ("admin", &["gateway::io", "topic"]),
     ("runtime", &["admin", "broker", "gateway", "link", "store", "topic", "transport"]),
     ("config", &["topic"]),
-    ("setup", &["admin", "config", "gateway::io", "link", "runtime", "store", "topic", "transport"]),
+    (
+        "setup",
+        &["admin", "config", "framing", "gateway::io", "link", "runtime", "store", "topic", "transport"],
+    ),
     ("demo", &["config", "gateway::io", "mqtt", "node", "runtime", "setup", "topic", "wire"]),
     (
         "cli",

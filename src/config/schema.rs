@@ -15,8 +15,8 @@ use super::value::{
     port_name, size, text, topic, topic_id, whole_seconds,
 };
 use super::{
-    Broker, BrokerUrl, Config, Control, Credentials, Dtls, Gateway, Http, Log, OutageQueue, Place, Queue,
-    Serial, Sessions, Store, Tls, Topics, Transport, TransportKind, Udp, Xbee,
+    Broker, BrokerUrl, Config, Control, Credentials, Dtls, Flow, Gateway, Http, Line, Log, OutageQueue,
+    Place, Queue, Serial, Sessions, Store, Tls, Topics, Transport, TransportKind, Udp, Xbee,
 };
 
 /// Transports in a file: far more than a computer has ports for.
@@ -163,6 +163,7 @@ fn outage_queue(keys: &mut Keys<'_>) -> OutageQueue {
 struct Taken {
     names: BTreeMap<String, usize>,
     addresses: BTreeMap<SocketAddr, usize>,
+    devices: BTreeMap<PathBuf, usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -179,11 +180,11 @@ fn transport(keys: &mut Keys<'_>, taken: &mut Taken) -> Option<Transport> {
     if let Some(line) = name.clone().and_then(|name| taken.names.insert(name, keys.line("name"))) {
         keys.wrong("name", format!("the transport in line {line} has the same name, expected another"));
     }
-    let kind = keys.required("type", built(choice(), |kind| *kind == TransportType::Udp));
+    let kind = keys.required("type", built(choice(), |kind| *kind != TransportType::Dtls));
     let kind = match kind {
         Some(TransportType::Udp) => Some(TransportKind::Udp(udp(keys, taken))),
-        Some(TransportType::Serial) => serial(keys).map(TransportKind::Serial),
-        Some(TransportType::Xbee) => xbee(keys).map(TransportKind::Xbee),
+        Some(TransportType::Serial) => serial(keys, taken).map(TransportKind::Serial),
+        Some(TransportType::Xbee) => xbee(keys, taken).map(TransportKind::Xbee),
         Some(TransportType::Dtls) => dtls(keys, taken).map(TransportKind::Dtls),
         None => {
             keys.accept_any_key();
@@ -192,7 +193,11 @@ fn transport(keys: &mut Keys<'_>, taken: &mut Taken) -> Option<Transport> {
     };
     // The common options are read even where the transport is already lost, for the sake of what is wrong with them.
     let mode = keys.get("mode", choice());
-    let mtu = keys.get("mtu", number(MTU_MIN..=MTU_MAX));
+    let mtu = match &kind {
+        Some(TransportKind::Xbee(_)) => keys.get("mtu", number(MTU_MIN..=MTU_MAX).or("auto")),
+        Some(TransportKind::Serial(_)) => keys.get("mtu", number(MTU_MIN..=SERIAL_MTU_MAX)).map(Some),
+        _ => keys.get("mtu", number(MTU_MIN..=MTU_MAX)).map(Some),
+    };
     let retry_interval = keys.get("retry_interval", retry_interval());
     let retry_limit = keys.get("retry_limit", retry_limit());
     let forwarders = keys.get("forwarders", boolean());
@@ -214,6 +219,9 @@ const MTU_MIN: u64 = 32;
 
 /// What fits a UDP datagram over IPv4.
 const MTU_MAX: u64 = 65_507;
+
+/// What the framings of serial lines take.
+const SERIAL_MTU_MAX: u64 = 2048;
 
 fn udp(keys: &mut Keys<'_>, taken: &mut Taken) -> Udp {
     keys.need("multicast_interface", "multicast");
@@ -239,22 +247,37 @@ fn listen(keys: &mut Keys<'_>, taken: &mut Taken) -> Option<Vec<SocketAddr>> {
     addresses
 }
 
-fn serial(keys: &mut Keys<'_>) -> Option<Serial> {
-    let device = keys.required("device", file());
-    let baud = keys.or("baud", baud(), 115_200);
+fn serial(keys: &mut Keys<'_>, taken: &mut Taken) -> Option<Serial> {
+    let line = line(keys, taken, 115_200);
     let framing = keys.or("framing", choice(), super::Framing::SlipCrc);
-    Some(Serial { device: device?, baud, framing })
+    Some(Serial { line: line?, framing })
 }
 
-fn xbee(keys: &mut Keys<'_>) -> Option<Xbee> {
-    let device = keys.required("device", file());
-    let baud = keys.or("baud", baud(), 9600);
+fn xbee(keys: &mut Keys<'_>, taken: &mut Taken) -> Option<Xbee> {
+    let line = line(keys, taken, 9600);
+    if line.as_ref().is_some_and(|line| line.flow == Flow::XonXoff) {
+        keys.wrong("flow", "found \"xon-xoff\", which no such module knows, expected none or rts-cts");
+    }
     let api = keys.or("api", choice(), super::XbeeApi::Escaped);
-    Some(Xbee { device: device?, baud, api })
+    Some(Xbee { line: line?, api })
 }
 
-fn baud() -> Leaf<u32> {
-    number(300..=4_000_000)
+fn line(keys: &mut Keys<'_>, taken: &mut Taken, baud: u32) -> Option<Line> {
+    let device: Option<PathBuf> = keys.required("device", file());
+    let other = device.clone().and_then(|device| taken.devices.insert(device, keys.line("device")));
+    if let Some(line) = other {
+        keys.wrong("device", format!("the transport in line {line} has the same device, expected another"));
+    }
+    let default = Line::new(device.clone().unwrap_or_default(), baud);
+    let line = Line {
+        baud: keys.or("baud", number(50..=20_000_000), default.baud),
+        data_bits: keys.or("data_bits", number(5..=8), default.data_bits),
+        parity: keys.or("parity", choice(), default.parity),
+        stop_bits: keys.or("stop_bits", number(1..=2), default.stop_bits),
+        flow: keys.or("flow", choice(), default.flow),
+        ..default
+    };
+    device.map(|_| line)
 }
 
 fn dtls(keys: &mut Keys<'_>, taken: &mut Taken) -> Option<Dtls> {

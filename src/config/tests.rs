@@ -75,7 +75,7 @@ fn what_is_commented_out_in_the_shipped_file_is_right_but_for_this_version() {
     let expected =
         |problem: &&String| problem.contains("not in this version") || problem.contains("beside url");
     assert_eq!(problems.iter().filter(expected).count(), problems.len(), "{problems:#?}");
-    assert_eq!(problems.len(), 4, "{problems:#?}");
+    assert_eq!(problems.len(), 2, "{problems:#?}");
 }
 
 #[test]
@@ -86,7 +86,14 @@ fn every_key_sets_what_it_names() {
     let millis = Duration::from_millis;
     let id = |id: &str| ClientId::new(id).unwrap();
     let topic = |topic: &str| TopicName::new(topic).unwrap();
-    let (device, any) = (PathBuf::from("/dev/x"), |port| SocketAddr::from(([0; 16], port)));
+    let any = |port| SocketAddr::from(([0; 16], port));
+    let line = |device: &str| Line {
+        data_bits: 7,
+        parity: Parity::Even,
+        stop_bits: 2,
+        flow: Flow::XonXoff,
+        ..Line::new(device, 300)
+    };
     let udp = Udp {
         listen: vec!["10.0.0.1:1".parse().unwrap()],
         multicast: Some("224.0.0.9:9".parse().unwrap()),
@@ -126,7 +133,7 @@ fn every_key_sets_what_it_names() {
         },
         transports: vec![
             Transport {
-                mtu: 100,
+                mtu: Some(100),
                 mode: Some(Mode::Aggregating),
                 retry_interval: Some(millis(50)),
                 retry_limit: Some(7),
@@ -134,11 +141,11 @@ fn every_key_sets_what_it_names() {
                 qos_minus_one: false,
                 ..new("u", TransportKind::Udp(udp))
             },
-            new(
-                "s",
-                TransportKind::Serial(Serial { device: device.clone(), baud: 300, framing: Framing::Cobs }),
-            ),
-            new("x", TransportKind::Xbee(Xbee { device, baud: 400, api: XbeeApi::Plain })),
+            Transport {
+                mtu: Some(99),
+                ..new("s", TransportKind::Serial(Serial { line: line("/dev/x"), framing: Framing::Cobs }))
+            },
+            new("x", TransportKind::Xbee(Xbee { line: Line::new("/dev/y", 400), api: XbeeApi::Plain })),
             new("d", TransportKind::Dtls(Dtls { listen: vec![any(4)], psk_file: "/psk".into() })),
         ],
         topics: Topics {
@@ -196,8 +203,26 @@ transports:
     retry_limit: 7
     forwarders: false
     qos_minus_one: false
-  - { name: s, type: serial, device: /dev/x, baud: 300, framing: cobs }
-  - { name: x, type: xbee, device: /dev/x, baud: 400, api: plain }
+  - name: s
+    type: serial
+    device: /dev/x
+    baud: 300
+    framing: cobs
+    data_bits: 7
+    parity: even
+    stop_bits: 2
+    flow: xon-xoff
+    mtu: 99
+  - name: x
+    type: xbee
+    device: /dev/y
+    baud: 400
+    api: plain
+    data_bits: 8
+    parity: none
+    stop_bits: 1
+    flow: none
+    mtu: auto
   - { name: d, type: dtls, listen: "[::]:4", psk_file: /psk }
 topics:
   predefined: { 1: a, 65534: b/c }
@@ -221,12 +246,7 @@ log: { level: trace, format: plain }
 #[test]
 fn only_what_is_not_built_yet_is_refused_in_a_file_with_every_key() {
     let (_, problems) = read(EVERY_KEY);
-    let expected = [
-        "transports[1].type: \"serial\" is not in this version",
-        "transports[2].type: \"xbee\" is not in this version",
-        "transports[3].type: \"dtls\" is not in this version",
-    ];
-    assert_eq!(problems, expected);
+    assert_eq!(problems, ["transports[3].type: \"dtls\" is not in this version"]);
 }
 
 #[test]
@@ -252,6 +272,67 @@ fn extras_that_are_not_built_yet_are_noted() {
     let (config, _) = read(&text.replace("wills", "mode: transparent, wills"));
     assert_eq!(config.notes().len(), 1, "{:?}", config.notes());
     assert!(config.notes()[0].starts_with("broker.wills: broker: when the uplink drops"));
+}
+
+fn transports(lines: &str) -> (Config, Vec<String>) {
+    read(&format!("transports:\n{lines}"))
+}
+
+#[test]
+fn what_a_line_cannot_be_is_refused() {
+    let (_, problems) = transports(
+        "  - { name: a, type: serial, device: /dev/a, baud: 49, data_bits: 9, parity: mark, stop_bits: 3, flow: dtr, mtu: auto }\n  \
+         - { name: b, type: xbee, device: /dev/a, flow: xon-xoff, mtu: 2 }\n  \
+         - { name: c, type: udp, mtu: auto }\n",
+    );
+    let expected = [
+        "transports[0].baud: found 49, expected a number from 50 to 20000000",
+        "transports[0].data_bits: found 9, expected a number from 5 to 8",
+        "transports[0].parity: found \"mark\", expected none, odd or even",
+        "transports[0].stop_bits: found 3, expected a number from 1 to 2",
+        "transports[0].flow: found \"dtr\", expected none, rts-cts or xon-xoff",
+        "transports[0].mtu: found \"auto\", expected a number from 32 to 2048",
+        "transports[1].device: the transport in line 2 has the same device, expected another",
+        "transports[1].flow: found \"xon-xoff\", which no such module knows, expected none or rts-cts",
+        "transports[1].mtu: found 2, expected a number from 32 to 65507 or auto",
+        "transports[2].mtu: found \"auto\", expected a number from 32 to 65507",
+    ];
+    assert_eq!(problems, expected);
+}
+
+#[test]
+fn what_a_radio_cannot_carry_is_noted() {
+    let line = "  - { name: r, type: serial, device: /dev/a, data_bits: 7, flow: xon-xoff }\n";
+    let (config, problems) = transports(line);
+    assert_eq!(problems, [""; 0]);
+    assert_eq!(
+        config.notes(),
+        [
+            "transport r: data_bits: 7: octets of messages have 8, so nearly all messages are damaged",
+            "transport r: flow: xon-xoff: messages with the octets 0x11 or 0x13 in them are damaged; rts-cts has no such octets",
+        ]
+    );
+    let (long, fits) = ("n".repeat(67), "m".repeat(66));
+    let text = format!(
+        "  - {{ name: z, type: xbee, device: /dev/a }}\n  - {{ name: s, type: serial, device: /dev/b, mtu: 72 }}\n  \
+         - {{ name: lan, type: udp, mtu: 32 }}\n  - {{ name: big, type: xbee, device: /dev/c, mtu: 84 }}\n\
+         topics: {{ predefined: {{ 7: {long}, 8: {fits} }}, clients: {{ pump: {{ 9: {long}s }} }} }}\n"
+    );
+    let (config, problems) = transports(&text);
+    assert_eq!(problems, [""; 0]);
+    let note = |key, id, octets, port, mtu| {
+        format!(
+            "{key}: the topic of {id} takes a REGISTER of {octets} octets, which transport {port} cannot send (mtu: {mtu}): \
+             only clients that know the id get its messages"
+        )
+    };
+    let expected = [
+        note("topics.predefined", 7, 73, "z", "auto, at least 72"),
+        note("topics.predefined", 7, 73, "s", "72"),
+        note("topics.clients.pump", 9, 74, "z", "auto, at least 72"),
+        note("topics.clients.pump", 9, 74, "s", "72"),
+    ];
+    assert_eq!(config.notes(), expected);
 }
 
 #[test]

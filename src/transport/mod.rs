@@ -1,4 +1,4 @@
-//! One task per socket: datagrams and frames between the world and the core.
+//! One task per socket or serial device: datagrams and frames between the world and the core.
 //!
 //! What arrives goes into one bounded [`inbox`] for all ports, what leaves is sent at once or dropped; a port never makes
 //! the loop wait. Whatever is dropped is counted where it is dropped, in the port's [`Counters`].
@@ -13,7 +13,17 @@ use tokio::sync::mpsc;
 
 use crate::gateway::io::{Address, Input, PortId, Route};
 
+mod fault;
+mod framed;
+mod line;
+pub mod serial;
+mod speech;
 pub mod udp;
+mod xbee;
+
+pub use self::fault::{Denied, Fault, Holder};
+pub use self::framed::QUEUE_TIME_MAX;
+pub use self::line::{Flow, Line, Parity};
 
 /// Frames that wait for the core: at 10,000 frames a second the loop may be busy for 0.4 s before one is lost.
 pub const INBOX_FRAMES_MAX: usize = 4096;
@@ -26,6 +36,27 @@ pub const INBOX_OCTETS_MAX: usize = 4 << 20;
 pub enum Transport {
     /// Datagrams.
     Udp(udp::Udp),
+    /// Frames on a serial device.
+    Serial(serial::Serial),
+}
+
+/// Whether a transport can be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Frames can be sent and received.
+    pub up: bool,
+    /// What is wrong, if something is: it may be up, and still nobody may be understood.
+    pub why: Option<String>,
+}
+
+impl Status {
+    /// It can be used.
+    pub const UP: Self = Self { up: true, why: None };
+
+    /// It cannot, for this reason.
+    pub fn down(why: impl Into<String>) -> Self {
+        Self { up: false, why: Some(why.into()) }
+    }
 }
 
 impl Transport {
@@ -37,6 +68,7 @@ impl Transport {
     pub fn open(port: PortId, options: &Options, inbox: &Inbox) -> Result<Self, OpenError> {
         match options {
             Options::Udp(options) => udp::Udp::open(port, options, inbox).map(Self::Udp),
+            Options::Serial(options) => Ok(Self::Serial(serial::Serial::open(port, options, inbox))),
         }
     }
 
@@ -44,8 +76,9 @@ impl Transport {
     pub fn send(&self, addr: Address, route: Route, frame: &Bytes) {
         match (self, addr) {
             (Self::Udp(udp), Address::Udp(addr)) => udp.send(addr, route, frame),
+            (Self::Serial(serial), Address::Serial | Address::Xbee(_)) => serial.send(addr, frame),
             // A client of the store whose transport has become another one.
-            (Self::Udp(udp), _) => udp.counters().add(Count::NoRoute, 1),
+            (_, _) => self.counters().add(Count::NoRoute, 1),
         }
     }
 
@@ -53,6 +86,7 @@ impl Transport {
     pub fn broadcast(&self, radius: u8, frame: &Bytes) {
         match self {
             Self::Udp(udp) => udp.broadcast(radius, frame),
+            Self::Serial(serial) => serial.broadcast(radius, frame),
         }
     }
 
@@ -60,6 +94,31 @@ impl Transport {
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
         match self {
             Self::Udp(udp) => udp.local_addrs(),
+            Self::Serial(_) => Vec::new(),
+        }
+    }
+
+    /// Whether it can be used at the moment, and what is wrong.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Udp(udp) => udp.status(),
+            Self::Serial(serial) => serial.status(),
+        }
+    }
+
+    /// Takes no more frames; what waits for a slow line is still written: [`Self::closed`].
+    pub fn close(&mut self) {
+        match self {
+            Self::Udp(_) => {}
+            Self::Serial(serial) => serial.close(),
+        }
+    }
+
+    /// Waits until nothing waits any more, after [`Self::close`]. It may be never: the other side may hold it up.
+    pub async fn closed(&mut self) {
+        match self {
+            Self::Udp(_) => {}
+            Self::Serial(serial) => serial.closed().await,
         }
     }
 
@@ -67,6 +126,7 @@ impl Transport {
     pub fn counters(&self) -> &Counters {
         match self {
             Self::Udp(udp) => udp.counters(),
+            Self::Serial(serial) => serial.counters(),
         }
     }
 }
@@ -76,6 +136,8 @@ impl Transport {
 pub enum Options {
     /// Datagrams.
     Udp(udp::Options),
+    /// Frames on a serial device.
+    Serial(serial::Options),
 }
 
 /// Why a transport cannot be opened, now or later.
@@ -199,10 +261,26 @@ pub enum Count {
     SendFailed,
     /// Frames not sent: the port is not up, or has no such way out.
     NotUp,
+    /// Frames not sent: as many wait for the line as it sends in [`QUEUE_TIME_MAX`], or the radio is as slow.
+    QueueFull,
+    /// Frames lost on the way in: damaged, or cut short. What looks like several counts for each.
+    Damaged,
+    /// Octets of them, and between frames.
+    GarbageOctets,
+    /// A device that was open went away.
+    Vanished,
+    /// Frames that a radio could not deliver and that were sent again.
+    Retried,
+    /// Frames given up: the radio could not deliver them.
+    Undelivered,
+    /// Frames of which the radio did not say what became of them.
+    Unanswered,
+    /// What a radio said that is not for us: frames of other kinds, for other services, late or unknown.
+    Foreign,
 }
 
 impl Count {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 19] = [
         Self::Received,
         Self::Sent,
         Self::InboxFull,
@@ -214,6 +292,14 @@ impl Count {
         Self::TooLong,
         Self::SendFailed,
         Self::NotUp,
+        Self::QueueFull,
+        Self::Damaged,
+        Self::GarbageOctets,
+        Self::Vanished,
+        Self::Retried,
+        Self::Undelivered,
+        Self::Unanswered,
+        Self::Foreign,
     ];
 
     /// Its name in logs and metrics.
@@ -230,12 +316,22 @@ impl Count {
             Self::TooLong => "port_too_long",
             Self::SendFailed => "port_send_failed",
             Self::NotUp => "port_not_up",
+            Self::QueueFull => "port_queue_full",
+            Self::Damaged => "port_damaged",
+            Self::GarbageOctets => "port_garbage_octets",
+            Self::Vanished => "port_vanished",
+            Self::Retried => "port_retried",
+            Self::Undelivered => "port_undelivered",
+            Self::Unanswered => "port_unanswered",
+            Self::Foreign => "port_foreign",
         }
     }
 
     /// Whether something was lost.
     pub fn is_loss(self) -> bool {
-        !matches!(self, Self::Received | Self::Sent)
+        let no_loss =
+            [Self::Received, Self::Sent, Self::GarbageOctets, Self::Vanished, Self::Retried, Self::Foreign];
+        !no_loss.contains(&self)
     }
 }
 

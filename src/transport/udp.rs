@@ -28,7 +28,7 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
-use super::{Count, Counters, Inbox, OpenError};
+use super::{Count, Counters, Inbox, OpenError, Status};
 use crate::gateway::io::{Address, Input, Peer, PortEvent, PortId, Route};
 
 /// Octets of the operating system's receive buffer that each socket asks for (it grants at most `net.core.rmem_max`): with
@@ -168,6 +168,17 @@ impl Udp {
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
         let listening = self.slots.iter().filter(|slot| !slot.plan.only_group);
         listening.filter_map(|slot| slot.socket.get()?.local_addr().ok()).collect()
+    }
+
+    /// Whether it listens on every address.
+    pub fn status(&self) -> Status {
+        match self.slots.iter().find(|slot| slot.socket.get().is_none()) {
+            None => Status::UP,
+            Some(slot) => Status {
+                up: self.slots.iter().any(|slot| slot.socket.get().is_some()),
+                why: Some(format!("cannot listen on udp {} yet", slot.plan.addr)),
+            },
+        }
     }
 
     /// What its sockets have counted.

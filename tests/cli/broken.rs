@@ -305,12 +305,12 @@ const TABLE: &[(&str, &str)] = &[
         "3:10: broker.tls.insecure: unknown key, expected ca, cert or key",
     ),
     (
-        "transports:\n  - { name: a, type: serial, device: /dev/ttyUSB0 }\n",
-        "2:22: transports[0].type: \"serial\" is not in this version",
+        "transports:\n  - { name: a, type: serial }\n",
+        "2:5: transports[0].device: missing, expected the path of a file",
     ),
     (
-        "transports:\n  - { name: a, type: xbee, device: /dev/ttyUSB0 }\n",
-        "2:22: transports[0].type: \"xbee\" is not in this version",
+        "transports:\n  - { name: a, type: xbee, device: /dev/ttyUSB0, flow: xon-xoff }\n",
+        "2:56: transports[0].flow: found \"xon-xoff\", which no such module knows, expected none or rts-cts",
     ),
     (
         "transports:\n  - { name: a, type: dtls, psk_file: /psk }\n",
@@ -323,7 +323,7 @@ fn all_mistakes_come_at_once_in_the_order_of_the_file() {
     let folder = Folder::with(
         "broker:\n  ulr: mqtt://broker   # é\n  outage: quue\n  outage: queue\ntransports:\n  \
          - { name: lan, type: udp, listen: [\"[::]\", localhost:1884] }\n  \
-         - { name: lan, type: serial, device: /dev/ttyUSB0 }\nsesions: {}\n",
+         - { name: lan, type: dtls, psk_file: /psk }\nsesions: {}\n",
     );
     let ended = folder.run(&["check", "gateway.yaml"]);
     assert_eq!(
@@ -347,11 +347,11 @@ gateway.yaml:6:46: transports[0].listen[1]: found \"localhost:1884\", expected a
       - { name: lan, type: udp, listen: [\"[::]\", localhost:1884] }
                                                  ^^^^^^^^^^^^^^
 gateway.yaml:7:13: transports[1].name: the transport in line 6 has the same name, expected another
-      - { name: lan, type: serial, device: /dev/ttyUSB0 }
+      - { name: lan, type: dtls, psk_file: /psk }
                 ^^^
-gateway.yaml:7:24: transports[1].type: \"serial\" is not in this version
-      - { name: lan, type: serial, device: /dev/ttyUSB0 }
-                           ^^^^^^
+gateway.yaml:7:24: transports[1].type: \"dtls\" is not in this version
+      - { name: lan, type: dtls, psk_file: /psk }
+                           ^^^^
 gateway.yaml:8:1: sesions: unknown key; did you mean \"sessions\"?
     sesions: {}
     ^^^^^^^

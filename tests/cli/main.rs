@@ -232,17 +232,20 @@ fn init_puts_the_broker_in() {
 }
 
 #[test]
-fn init_keeps_a_serial_port_for_a_later_version() {
+fn init_puts_a_serial_port_into_use() {
     let folder = Folder::new();
-    let ended = folder.run(&["init", "--serial", "/dev/serial/by-id/usb radio-if00"]);
-    let note = "serial transports are not in this version: the one for /dev/serial/by-id/usb radio-if00 is commented out";
-    assert!(ended.stdout.contains(note), "{}", ended.stdout);
+    let ended = folder.run(&["init", "--serial", "/dev/serial/by-id/usb radio-if00", "--broker", "embedded"]);
+    assert!(ended.stdout.contains("set baud and framing as your radio has them"), "{}", ended.stdout);
     assert_eq!(ended.code, 0);
     let written = fs::read_to_string(folder.path().join("gateway.yaml")).unwrap();
-    assert!(written.contains(
-        "\n  # - { name: radio, type: serial, device: \"/dev/serial/by-id/usb radio-if00\", baud: 115200,"
-    ));
-    assert_eq!(folder.run(&["check"]).code, 0);
+    assert!(written.contains("\n    device: \"/dev/serial/by-id/usb radio-if00\" # better"), "{written}");
+    assert!(written.contains("\n  # - name: zigbee\n"), "the others stay as they were");
+    let ended = folder.run(&["check"]);
+    let radio =
+        "transport radio: serial /dev/serial/by-id/usb radio-if00, 115200 baud, slip+crc, aggregating\n";
+    assert!(ended.stdout.contains(radio), "{}{}", ended.stdout, ended.stderr);
+    assert!(ended.stdout.contains("transport lan: udp"), "{}", ended.stdout);
+    assert_eq!(ended.code, 0);
 }
 
 #[test]

@@ -178,7 +178,7 @@ async fn an_address_in_use_is_an_error_that_names_the_transport() {
     let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap();
     let mut setup = setup(addr);
-    let transport::Options::Udp(options) = &mut setup.ports[0];
+    let transport::Options::Udp(options) = &mut setup.ports[0] else { panic!("{:?}", setup.ports) };
     options.listen = vec![addr];
     let error = Runtime::open(setup.clone()).unwrap_err();
     assert!(matches!(error, RuntimeError::Port { .. } | RuntimeError::Broker { .. }));
