@@ -121,6 +121,21 @@ pub struct Health {
     pub waiting: usize,
     /// Messages of clients that are kept for the broker.
     pub kept: usize,
+    /// The transports, in the order of the configuration.
+    #[serde(default)]
+    pub transports: Vec<Transport>,
+}
+
+/// A transport.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transport {
+    /// Its name.
+    pub name: String,
+    /// It can send and receive.
+    pub up: bool,
+    /// What is wrong, if something is; one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// The connection to the broker.

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, yield_now};
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use self::operator::Operator;
@@ -27,7 +27,7 @@ use crate::gateway::record::{Lsn, Outcome, Row};
 use crate::gateway::{Counters, Gateway};
 use crate::link::{Certificates, Links, Passwords, Report};
 use crate::store::{self, Store, StoreError};
-use crate::transport::{self, Inbox, Intake, OpenError, Transport};
+use crate::transport::{self, Inbox, Intake, OpenError, Status, Transport};
 
 /// Frames handed to the core before its outputs are taken: what they have for the broker leaves in one write.
 const FRAMES_PER_TURN: usize = 256;
@@ -54,6 +54,9 @@ const LINKS_LEAST: u64 = 1024 - FILES_BESIDE_LINKS;
 
 /// How long the core may take its leave when asked to stop.
 const STOP_MAX: Duration = Duration::from_secs(5);
+
+/// How long frames that wait for slow lines may keep it from stopping.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// How often what has been lost meanwhile is told.
 const TALLY_INTERVAL: Duration = Duration::from_secs(60);
@@ -309,10 +312,24 @@ impl Runtime {
     fn handle_asked(&mut self, asked: Option<Asked>, now: Instant) {
         self.operator.note_broker(self.gateway.is_connected(), now);
         self.operator.note_store(self.gateway.is_storing(), now);
-        let input = asked.and_then(|asked| self.operator.take(asked, &self.gateway, now));
+        let input = asked.and_then(|asked| {
+            let transports = self.transports();
+            self.operator.take(asked, &self.gateway, transports, now)
+        });
         if let Some(input) = input {
             self.gateway.handle(now, input);
         }
+    }
+
+    /// How the ports are.
+    fn transports(&self) -> Vec<admin::Transport> {
+        let ports = self.tally.port_names.iter().zip(&self.ports);
+        ports
+            .map(|(name, port)| {
+                let Status { up, why } = port.status();
+                admin::Transport { name: name.clone(), up, why }
+            })
+            .collect()
     }
 
     /// Carries out what the core wants done, but not for long. Whether that was all.
@@ -344,10 +361,16 @@ impl Runtime {
         let (none, _) = Links::new(Duration::ZERO, Certificates::default());
         let links = std::mem::replace(&mut self.links, none);
         let hurry = async { while !matches!(self.orders.recv().await, Some(Order::Abort) | None) {} };
+        self.ports.iter_mut().for_each(Transport::close);
+        let ports = async {
+            for port in &mut self.ports {
+                port.closed().await;
+            }
+        };
         tokio::select! {
             biased;
             () = hurry => {}
-            () = links.close() => {}
+            _ = async { tokio::join!(links.close(), timeout(CLOSE_MAX, ports)) } => {}
         }
         let store = std::mem::replace(&mut self.store, Store::memory());
         if let Err(error) = store.close().await {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::{Exit, Failure, denied, find, load, say};
-use crate::admin::{self, Ask, AskError, Gone, Health, Reply, Request, StoreState, ask};
+use crate::admin::{self, Ask, AskError, Gone, Health, Reply, Request, StoreState, Transport, ask};
 use crate::gateway::io::Forgotten;
 use crate::setup::{self, state_dir};
 use crate::store::{self, StoreError};
@@ -156,18 +156,26 @@ fn counted(count: usize, what: &str) -> String {
 }
 
 fn summarize(health: &Health) -> String {
-    let Health { broker, store, sessions, waiting, kept, .. } = health;
+    let Health { broker, store, sessions, waiting, kept, transports, .. } = health;
     let connected = if broker.connected { "connected" } else { "not connected" };
     let durable = match store.state {
         StoreState::Durable => format!("durable for {}", time(store.seconds)),
         StoreState::Unavailable => format!("cannot be written for {}", time(store.seconds)),
         StoreState::None => "none, everything ends with the gateway".to_owned(),
     };
+    let transports: String = transports.iter().map(describe_transport).collect();
     format!(
-        "broker: {connected} for {}\nstore: {durable}\nsessions: {sessions}\n\
+        "broker: {connected} for {}\nstore: {durable}\n{transports}sessions: {sessions}\n\
          messages waiting for clients: {waiting}\nmessages kept for the broker: {kept}",
         time(broker.seconds)
     )
+}
+
+/// In a line.
+fn describe_transport(transport: &Transport) -> String {
+    let Transport { name, up, why } = transport;
+    let why = why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    format!("transport {name}: {}{why}\n", if *up { "up" } else { "down" })
 }
 
 /// `42s`, `3m 5s`, `2h 7m`, `4d 1h`
@@ -201,6 +209,28 @@ mod tests {
         assert_eq!(
             describe(&Gone::new(&id, true, Forgotten::default())),
             "n1: nothing was known of it in the store, no gateway is running"
+        );
+    }
+
+    #[test]
+    fn a_transport_that_is_down_says_why() {
+        let health = Health {
+            ok: false,
+            broker: admin::Broker { connected: true, seconds: 61 },
+            store: admin::Store { state: StoreState::None, seconds: 1 },
+            sessions: 2,
+            waiting: 3,
+            kept: 4,
+            transports: vec![
+                Transport { name: "lan".into(), up: true, why: None },
+                Transport { name: "radio".into(), up: false, why: Some("/dev/x is gone".into()) },
+            ],
+        };
+        assert_eq!(
+            summarize(&health),
+            "broker: connected for 1m 1s\nstore: none, everything ends with the gateway\ntransport lan: up\n\
+             transport radio: down: /dev/x is gone\nsessions: 2\nmessages waiting for clients: 3\n\
+             messages kept for the broker: 4"
         );
     }
 

@@ -54,12 +54,18 @@ impl Operator {
     }
 
     /// Answers a request, or says what the core is to be told; it answers later.
-    pub(super) fn take(&mut self, asked: Asked, gateway: &Gateway, now: Instant) -> Option<Input> {
+    pub(super) fn take(
+        &mut self,
+        asked: Asked,
+        gateway: &Gateway,
+        transports: Vec<admin::Transport>,
+        now: Instant,
+    ) -> Option<Input> {
         let Asked { order, reply } = asked;
         match order {
             Order::Health => {
                 // Who has asked may have gone.
-                let _ = reply.send(Reply::Health(self.health(gateway, now)));
+                let _ = reply.send(Reply::Health(self.health(gateway, transports, now)));
                 None
             }
             Order::Forget(client) => {
@@ -107,16 +113,17 @@ impl Operator {
         self.control.as_ref().map_or(0, |(socket, _)| socket.refused())
     }
 
-    fn health(&self, gateway: &Gateway, now: Instant) -> Health {
+    fn health(&self, gateway: &Gateway, transports: Vec<admin::Transport>, now: Instant) -> Health {
         let seconds = |since| now.saturating_duration_since(since).as_secs();
         let ((connected, broker), (state, store)) = (self.broker, self.store);
         Health {
-            ok: connected && state != StoreState::Unavailable,
+            ok: connected && state != StoreState::Unavailable && transports.iter().all(|port| port.up),
             broker: admin::Broker { connected, seconds: seconds(broker) },
             store: admin::Store { state, seconds: seconds(store) },
             sessions: gateway.sessions(),
             waiting: gateway.waiting_messages(),
             kept: gateway.kept_messages(),
+            transports,
         }
     }
 }

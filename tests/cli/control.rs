@@ -194,7 +194,12 @@ fn health_is_1_while_the_broker_is_away() {
     );
     assert_eq!(
         lines[2..],
-        ["sessions: 1", "messages waiting for clients: 0", "messages kept for the broker: 0"]
+        [
+            "transport lan: up",
+            "sessions: 1",
+            "messages waiting for clients: 0",
+            "messages kept for the broker: 0"
+        ]
     );
     assert_eq!((ended.stderr.as_str(), ended.code), ("", 1));
     let ended = folder.run(&["health", "--json"]);
