@@ -364,20 +364,20 @@ fn serial_devices(dev: &Path) -> Vec<PathBuf> {
     by_id.iter().cloned().chain(others).collect()
 }
 
-/// The first process below `proc`, but for this one, that has this device open, if we may see it.
+/// A process below `proc` that has this device open, if we may see it; this one, under another name, if there is no other.
 fn holder_of(device: &Path, proc: &Path) -> Option<Holder> {
     let device = device.canonicalize().ok()?;
-    let holds = |dir: &Path| {
-        let files = fs::read_dir(dir.join("fd")).into_iter().flatten().flatten();
+    let holds = |pid: &u32| {
+        let files = fs::read_dir(proc.join(format!("{pid}/fd"))).into_iter().flatten().flatten();
         files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file == device)
     };
     let processes = fs::read_dir(proc).ok()?.flatten().take(PROCESSES_MAX);
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| *pid != std::process::id()).find_map(|pid| {
-        let dir = proc.join(pid.to_string());
-        let name = || fs::read_to_string(dir.join("comm")).unwrap_or_default().trim().to_owned();
-        holds(&dir).then(|| Holder { pid, name: name() })
-    })
+    let holders: Vec<_> = pids.filter(holds).collect();
+    let other = holders.iter().find(|pid| **pid != std::process::id());
+    let pid = *other.or(holders.first())?;
+    let name = fs::read_to_string(proc.join(format!("{pid}/comm"))).unwrap_or_default();
+    Some(Holder { pid, name: name.trim().to_owned() })
 }
 
 #[cfg(test)]

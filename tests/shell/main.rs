@@ -12,7 +12,10 @@ mod pki;
 #[path = "../e2e/process.rs"]
 #[allow(dead_code, unreachable_pub, reason = "made for another binary")]
 mod process;
+mod pty;
+mod radios;
 mod runtime;
+mod serial;
 mod tls;
 mod udp;
 

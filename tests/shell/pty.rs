@@ -1,0 +1,69 @@
+//! A pseudo-terminal behind a link, as a radio is behind its name in /dev/serial/by-id: it can be pulled out and put back.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, open};
+use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::stat::Mode;
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use tokio::io::unix::AsyncFd;
+
+use crate::soon;
+
+/// The other end of a serial device.
+pub(crate) struct Pty {
+    master: AsyncFd<PtyMaster>,
+    /// The device itself, below `/dev/pts`.
+    pub(crate) device: PathBuf,
+    /// Without it the test's end would be gone whenever the gateway's is.
+    _slave: OwnedFd,
+}
+
+impl Pty {
+    pub(crate) fn new() -> Self {
+        let master =
+            posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let device = PathBuf::from(ptsname_r(&master).unwrap());
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let slave = open(&device, flags, Mode::empty()).unwrap();
+        let mut terminal = tcgetattr(&slave).unwrap();
+        cfmakeraw(&mut terminal);
+        tcsetattr(&slave, SetArg::TCSANOW, &terminal).unwrap();
+        #[expect(deprecated, reason = "what replaces it is unsafe; the master stays where it is, open")]
+        let master = AsyncFd::new(master).unwrap();
+        Self { master, device, _slave: slave }
+    }
+
+    /// One that is plugged in under this name. Dropped, it is pulled out; the name stays until the next one takes it.
+    pub(crate) fn plugged(name: &Path) -> Self {
+        let pty = Self::new();
+        let new = name.with_extension("new");
+        std::os::unix::fs::symlink(&pty.device, &new).unwrap();
+        std::fs::rename(&new, name).unwrap();
+        pty
+    }
+
+    /// Writes all of it, as fast as the other end reads.
+    pub(crate) async fn write(&self, mut octets: &[u8]) {
+        while !octets.is_empty() {
+            let mut ready = soon("room on the line", self.master.writable()).await.unwrap();
+            if let Ok(written) = ready.try_io(|master| Ok(nix::unistd::write(master.get_ref(), octets)?)) {
+                octets = &octets[written.unwrap()..];
+            }
+        }
+    }
+
+    /// Reads what comes next; never nothing. Cancel-safe.
+    pub(crate) async fn read(&self) -> Vec<u8> {
+        let mut buffer = [0; 4096];
+        loop {
+            let mut ready = self.master.readable().await.unwrap();
+            if let Ok(read) = ready.try_io(|master| Ok(nix::unistd::read(master.get_ref(), &mut buffer)?)) {
+                return buffer[..read.unwrap()].to_vec();
+            }
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! Frames on serial lines, over pseudo-terminals.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use mqtt_sn_gateway::framing::{Decoder, Framing};
+use mqtt_sn_gateway::gateway::io::{Address, Input, PortEvent, PortId, Route};
+use mqtt_sn_gateway::transport::serial::{self, Spoken};
+use mqtt_sn_gateway::transport::{Count, Flow, Intake, Line, Options, Parity, Status, Transport, inbox};
+
+use crate::pty::Pty;
+use crate::soon;
+
+const BAUD: u32 = 115_200;
+
+#[tokio::test]
+async fn frames_go_both_ways_in_every_framing() {
+    for framing in Framing::ALL {
+        let (pty, mut port) = Port::plugged(framing, BAUD).await;
+        let mut node = Node::new(framing);
+        for len in [2, 3, 9, 100, 250, 255, 256, 1000] {
+            let frame = message(len, len as u8);
+            node.say(&pty, &frame).await;
+            assert_eq!(port.frame().await, frame, "{framing}");
+            port.transport.send(Address::Serial, Route::default(), &frame);
+            assert_eq!(node.hear(&pty).await, frame, "{framing}");
+        }
+        port.transport.broadcast(3, &message(5, 0));
+        assert_eq!(node.hear(&pty).await, message(5, 0), "{framing}");
+        let counted =
+            [Count::Received, Count::Sent, Count::Damaged, Count::QueueFull].map(|it| port.count(it));
+        assert_eq!(counted, [8, 9, 0, 0], "{framing}");
+    }
+}
+
+/// The operating system takes 4 KiB at once from whoever writes to a pseudo-terminal, which has no line speed of its own.
+#[tokio::test]
+async fn at_line_speed_nothing_is_lost_in_either_direction() {
+    const FRAMES: usize = 400;
+    for framing in Framing::ALL {
+        let (pty, mut port) = Port::plugged(framing, BAUD).await;
+        let mut node = Node::new(framing);
+        let frames: Vec<_> = (0..FRAMES).map(|i| message(20 + i % 30, i as u8)).collect();
+        let mut octets = BytesMut::new();
+        frames.iter().for_each(|frame| framing.encode(frame, &mut octets));
+        let begun = Instant::now();
+        frames.iter().for_each(|frame| port.transport.send(Address::Serial, Route::default(), frame));
+        let up = async {
+            for frame in &frames {
+                let mut octets = BytesMut::new();
+                framing.encode(frame, &mut octets);
+                pty.write(&octets).await;
+            }
+        };
+        let down = async {
+            for frame in &frames {
+                assert_eq!(node.hear(&pty).await, frame, "{framing}");
+            }
+            begun.elapsed()
+        };
+        let heard = async {
+            for frame in &frames {
+                assert_eq!(port.frame().await, frame, "{framing}");
+            }
+        };
+        let ((), took, ()) = tokio::join!(up, down, heard);
+        // All but the last frame and what the line has in advance.
+        let least = Duration::from_secs_f64(octets.len() as f64 * 10.0 / f64::from(BAUD)) - 50 * MILLI;
+        assert!(took >= least, "{framing}: faster than the line: {took:?} of {least:?}");
+        assert_eq!((port.count(Count::QueueFull), port.count(Count::Damaged)), (0, 0), "{framing}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_line_cannot_send_in_time_is_dropped_and_counted_and_others_go_on() {
+    let (pty, mut port) = Port::plugged(Framing::SlipCrc, 9600).await;
+    let mut node = Node::new(Framing::SlipCrc);
+    // 9600 baud send 1920 octets in two seconds.
+    for i in 0..100 {
+        port.transport.send(Address::Serial, Route::default(), &message(96, i));
+    }
+    node.say(&pty, &message(9, 1)).await;
+    assert_eq!(port.frame().await, message(9, 1), "it is heard meanwhile");
+    let dropped = port.count_until(Count::QueueFull, |dropped| dropped > 0).await;
+    assert!((75..=85).contains(&dropped), "{dropped}");
+    for i in 0..100 - dropped {
+        assert_eq!(node.hear(&pty).await, message(96, i as u8), "the first ones, in order");
+    }
+    assert_eq!(port.count(Count::Sent) + dropped, 100);
+}
+
+#[tokio::test]
+async fn every_frame_after_a_damaged_one_arrives() {
+    let mut rng = fastrand::Rng::with_seed(1);
+    for framing in Framing::ALL {
+        let (pty, mut port) = Port::plugged(framing, BAUD).await;
+        let (mut whole, mut damaged) = (VecDeque::new(), 0);
+        for i in 0..500 {
+            let frame = message(10 + rng.usize(..40), i as u8);
+            let mut octets = BytesMut::new();
+            framing.encode(&frame, &mut octets);
+            let hit = rng.u8(..100) == 0;
+            if hit {
+                damaged += 1;
+                // Not a delimiter: that one would be of two frames.
+                let inside = 1..octets.len() - 1;
+                let at = rng.usize(inside);
+                octets[at] ^= 1 << rng.u8(..8);
+            } else {
+                whole.push_back(frame);
+            }
+            pty.write(&octets).await;
+            if hit && framing == Framing::Length {
+                tokio::time::sleep(200 * MILLI).await;
+            }
+        }
+        assert!(damaged > 0);
+        let is_checked = matches!(framing, Framing::SlipCrc | Framing::CobsCrc);
+        let mut others = 0;
+        while let Some(expected) = whole.pop_front() {
+            // Without a checksum damage may come out as frames of its own.
+            loop {
+                let frame = port.frame().await;
+                if frame == expected {
+                    break;
+                }
+                others += 1;
+                assert!(!is_checked && others <= 50 * damaged, "{framing}: {frame:?}");
+            }
+        }
+        assert!(!is_checked || port.count(Count::Damaged) >= damaged, "{framing}: not counted");
+    }
+}
+
+#[tokio::test]
+async fn a_device_may_come_go_and_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join("usb-radio-if00");
+    let mut port = Port::open(&name, Framing::SlipCrc, BAUD);
+    let why = port.why(|status| status.why.as_ref().is_some_and(|why| why.contains("is not there"))).await;
+    assert!(why.ends_with("; it is opened when it comes"), "{why}");
+    port.transport.send(Address::Serial, Route::default(), &message(2, 0));
+    assert_eq!(port.count(Count::NotUp), 1);
+    for round in 0..3 {
+        let pty = Pty::plugged(&name);
+        let plugged = Instant::now();
+        let mut node = Node::new(Framing::SlipCrc);
+        node.say(&pty, &message(9, round)).await;
+        port.event(PortEvent::Up).await;
+        assert_eq!(port.transport.status(), Status::UP);
+        assert_eq!(port.frame().await, message(9, round), "also what was said before it was opened");
+        println!("first frame {:?} after the device came", plugged.elapsed());
+        port.transport.send(Address::Serial, Route::default(), &message(7, round));
+        assert_eq!(node.hear(&pty).await, message(7, round));
+        drop(pty);
+        port.event(PortEvent::Down).await;
+        let why = port.why(|status| !status.up).await;
+        assert!(
+            why.ends_with(
+                "is gone, pulled out or without power; sessions are kept, it is opened when it comes back"
+            ),
+            "{why}"
+        );
+        assert_eq!(port.count(Count::Vanished), u64::from(round) + 1);
+    }
+}
+
+#[tokio::test]
+async fn a_half_frame_before_the_device_went_is_not_joined_to_what_comes_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join("usb-radio-if00");
+    let pty = Pty::plugged(&name);
+    let mut port = Port::open(&name, Framing::Length, BAUD);
+    port.event(PortEvent::Up).await;
+    pty.write(&message(20, 1)[..12]).await;
+    // Read, and then gone.
+    tokio::time::sleep(20 * MILLI).await;
+    drop(pty);
+    port.event(PortEvent::Down).await;
+    let pty = Pty::plugged(&name);
+    port.event(PortEvent::Up).await;
+    pty.write(&message(9, 2)).await;
+    assert_eq!(port.frame().await, message(9, 2));
+}
+
+#[tokio::test]
+async fn what_is_no_serial_device_is_told_and_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join("file");
+    fs::write(&name, "").unwrap();
+    let mut port = Port::open(&name, Framing::Slip, BAUD);
+    let expected = format!("{} is no serial device: `mqtt-sn-gateway devices` lists those", name.display());
+    assert_eq!(port.why(|status| status.why.as_ref() == Some(&expected)).await, expected);
+    let _pty = Pty::plugged(&name);
+    port.event(PortEvent::Up).await;
+}
+
+#[tokio::test]
+async fn a_device_in_use_names_its_user_and_is_taken_when_it_is_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join("usb-radio-if00");
+    let pty = Pty::plugged(&name);
+    let mut other = Holder::of(&pty.device);
+    let mut port = Port::open(&name, Framing::Slip, BAUD);
+    let why = port.why(|status| status.why.as_ref().is_some_and(|why| why.contains("in use"))).await;
+    let expected = format!("is in use by sleep (pid {}): stop that, or name another device", other.0.id());
+    assert!(why.ends_with(&expected), "{why}");
+    other.end();
+    port.event(PortEvent::Up).await;
+    // And it is ours alone.
+    let mut second = Port::open(&name, Framing::Slip, BAUD);
+    let ours = format!(" (pid {}): stop that", std::process::id());
+    second.why(|status| status.why.as_ref().is_some_and(|why| why.contains(&ours))).await;
+}
+
+#[tokio::test]
+async fn what_waits_is_written_before_the_port_is_closed() {
+    let (pty, mut port) = Port::plugged(Framing::Slip, 9600).await;
+    let mut node = Node::new(Framing::Slip);
+    for i in 0..5 {
+        port.transport.send(Address::Serial, Route::default(), &message(50, i));
+    }
+    port.transport.close();
+    let heard = async {
+        for i in 0..5 {
+            assert_eq!(node.hear(&pty).await, message(50, i));
+        }
+    };
+    soon("the end", async { tokio::join!(port.transport.closed(), heard) }).await;
+    port.transport.send(Address::Serial, Route::default(), &message(2, 0));
+    assert_eq!(port.count(Count::NotUp), 1);
+}
+
+/// A client of the store whose transport was of another kind is not reached, and counted.
+#[tokio::test]
+async fn an_address_of_another_kind_is_no_address_here() {
+    let (_pty, port) = Port::plugged(Framing::Slip, BAUD).await;
+    let addr = Address::Udp(([127, 0, 0, 1], 9).into());
+    port.transport.send(addr, Route::default(), &message(2, 0));
+    assert_eq!(port.count(Count::NoRoute), 1);
+}
+
+const MILLI: Duration = Duration::from_millis(1);
+
+/// A PUBLISH of so many octets, with a Length that is right and any octets behind it.
+pub(crate) fn message(len: usize, seed: u8) -> Bytes {
+    let head = match len {
+        0..=6 => return [&[2, 0x16][..], &[2, 0x17], &[2, 0x18]][usize::from(seed) % 3].into(),
+        7..=255 => vec![len as u8, 0x0C],
+        _ => vec![1, (len >> 8) as u8, len as u8, 0x0C],
+    };
+    let body = (head.len()..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed));
+    head.iter().copied().chain(body).collect()
+}
+
+/// The other end of a line.
+pub(crate) struct Node {
+    framing: Framing,
+    decoder: Decoder,
+}
+
+impl Node {
+    pub(crate) fn new(framing: Framing) -> Self {
+        Self { framing, decoder: Decoder::new(framing) }
+    }
+
+    pub(crate) async fn say(&mut self, pty: &Pty, frame: &[u8]) {
+        let mut octets = BytesMut::new();
+        self.framing.encode(frame, &mut octets);
+        pty.write(&octets).await;
+    }
+
+    /// The next frame. Cancel-safe.
+    pub(crate) async fn listen(&mut self, pty: &Pty) -> Bytes {
+        loop {
+            if let Some(frame) = self.decoder.poll_frame() {
+                return frame;
+            }
+            let octets = pty.read().await;
+            self.decoder.push(&octets);
+        }
+    }
+
+    pub(crate) async fn hear(&mut self, pty: &Pty) -> Bytes {
+        soon("a frame on the line", self.listen(pty)).await
+    }
+}
+
+/// A process that has a device to itself.
+struct Holder(Child);
+
+impl Holder {
+    fn of(device: &Path) -> Self {
+        let mut flock = Command::new("flock");
+        let holder =
+            Self(flock.arg("-x").arg("--no-fork").arg(device).args(["sleep", "60"]).spawn().unwrap());
+        // It becomes the sleep when it has the lock.
+        let name = PathBuf::from(format!("/proc/{}/comm", holder.0.id()));
+        while fs::read_to_string(&name).unwrap().trim() != "sleep" {
+            std::thread::sleep(MILLI);
+        }
+        holder
+    }
+
+    fn end(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(crate) fn options(device: &Path, baud: u32, speech: Spoken) -> Options {
+    let line = Line {
+        device: device.into(),
+        baud,
+        data_bits: 8,
+        parity: Parity::None,
+        stop_bits: 1,
+        flow: Flow::None,
+    };
+    Options::Serial(serial::Options { name: "radio".into(), line, speech })
+}
+
+/// A port under test and what it has told.
+struct Port {
+    transport: Transport,
+    intake: Intake,
+    taken: VecDeque<Input>,
+}
+
+impl Port {
+    fn open(device: &Path, framing: Framing, baud: u32) -> Self {
+        let (inbox, intake) = inbox();
+        let options = options(device, baud, Spoken::Framed(framing));
+        let transport = Transport::open(PortId(0), &options, &inbox).unwrap();
+        // The port has the last one: its events end with it.
+        Self { transport, intake, taken: VecDeque::new() }
+    }
+
+    async fn plugged(framing: Framing, baud: u32) -> (Pty, Self) {
+        let pty = Pty::new();
+        let mut port = Self::open(&pty.device, framing, baud);
+        port.event(PortEvent::Up).await;
+        (pty, port)
+    }
+
+    async fn next(&mut self, what: &'static str) -> Input {
+        while self.taken.is_empty() {
+            let mut inputs = Vec::new();
+            assert!(soon(what, self.intake.recv_many(&mut inputs, 100)).await > 0, "the port is gone");
+            self.taken.extend(inputs);
+        }
+        self.taken.pop_front().unwrap()
+    }
+
+    async fn frame(&mut self) -> Bytes {
+        match self.next("a frame").await {
+            Input::Frame { from, frame, .. } => {
+                assert_eq!((from.port, from.addr, from.node), (PortId(0), Address::Serial, None));
+                frame
+            }
+            input => panic!("{input:?}"),
+        }
+    }
+
+    async fn event(&mut self, expected: PortEvent) {
+        let input = self.next("an event").await;
+        assert!(matches!(&input, Input::Port(PortId(0), event) if *event == expected), "{input:?}");
+    }
+
+    fn count(&self, count: Count) -> u64 {
+        self.transport.counters().get(count)
+    }
+
+    async fn count_until(&self, count: Count, is: impl Fn(u64) -> bool) -> u64 {
+        let counted = async {
+            while !is(self.count(count)) {
+                tokio::time::sleep(MILLI).await;
+            }
+        };
+        soon("a count", counted).await;
+        self.count(count)
+    }
+
+    /// What is wrong, when the status is as awaited.
+    async fn why(&mut self, is: impl Fn(&Status) -> bool) -> String {
+        let awaited = async {
+            while !is(&self.transport.status()) {
+                tokio::time::sleep(MILLI).await;
+            }
+        };
+        soon("that status", awaited).await;
+        self.transport.status().why.unwrap()
+    }
+}
