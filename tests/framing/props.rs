@@ -104,7 +104,7 @@ fn message(kind: u8, body: &[u8], node: Option<&[u8]>) -> Vec<u8> {
 }
 
 /// Frames, pieces of frames and anything.
-fn noisy() -> impl Strategy<Value = Vec<u8>> {
+pub(super) fn noisy() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         octets(),
         (frame(), framing()).prop_map(|(frame, framing)| encoded(framing, &frame)),

@@ -327,7 +327,7 @@ fn frame() -> impl Strategy<Value = Frame> {
 }
 
 /// Frames, pieces of frames and anything.
-fn noisy() -> impl Strategy<Value = Vec<u8>> {
+pub(super) fn noisy() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         prop::collection::vec(any::<u8>(), 0..40),
         (frame(), mode()).prop_map(|(frame, mode)| line(&frame, mode)),

@@ -4,6 +4,7 @@
 mod conformance;
 mod dump;
 mod frames;
+#[path = "../../tools/fuzz/src/wire.rs"]
 mod fuzz;
 mod oracle;
 mod props;
