@@ -5,14 +5,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use mqtt_sn_gateway::framing::Framing;
+use mqtt_sn_gateway::framing::xbee::Mode;
 use mqtt_sn_gateway::node::{Backoff, Filter, Options, Topic, Will};
 use mqtt_sn_gateway::topic::{ClientId, TopicFilter, TopicName};
 use mqtt_sn_gateway::wire::Qos;
 
 use crate::failure::Failure;
 use crate::fleet;
-use crate::shell::Gateway;
+use crate::serial;
+use crate::shell::{Gateway, Way};
 use crate::value;
 
 const EXIT_CODES: &str = "\
@@ -20,7 +23,9 @@ Exit codes:
    0  done
    1  failure: refused, not acknowledged, fewer messages than -C within -W, verification failed
    2  wrong usage
-  69  the gateway (or broker) cannot be reached or does not answer";
+  66  the serial device is not there
+  69  the gateway (or broker) cannot be reached or does not answer
+  77  the serial device may not be opened";
 
 /// A sensor from the command line: publish, subscribe, search for gateways, simulate fleets of sensors.
 #[derive(Debug, Parser)]
@@ -69,10 +74,34 @@ impl GatewayArgs {
     }
 }
 
+#[derive(Debug, Clone, Args)]
+struct SerialArgs {
+    /// Serial device the gateway listens at, instead of UDP.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["host", "port"])]
+    serial: Option<PathBuf>,
+    /// Speed of the serial line.
+    #[arg(long, value_name = "N", default_value_t = 115_200, requires = "serial", value_parser = clap::value_parser!(u32).range(1..))]
+    baud: u32,
+    /// Framing of the serial line, the same as the gateway's: length, slip, slip+crc, cobs or cobs+crc.
+    #[arg(long, default_value_t = Framing::SlipCrc, requires = "serial")]
+    framing: Framing,
+}
+
+impl SerialArgs {
+    fn meant(self, gateway: Gateway) -> Way {
+        match self.serial {
+            Some(path) => Way::Serial(serial::Options { path, baud: self.baud, framing: self.framing }),
+            None => Way::Udp(gateway),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 struct NodeArgs {
     #[command(flatten)]
     gateway: GatewayArgs,
+    #[command(flatten)]
+    serial: SerialArgs,
     /// Client id [default: mqtt-sn-node- and something random].
     #[arg(short, long, value_name = "ID", value_parser = value::client_id)]
     id: Option<ClientId>,
@@ -111,7 +140,7 @@ struct NodeArgs {
 /// Who to be, to whom.
 #[derive(Debug)]
 pub(crate) struct NodeMeant {
-    pub(crate) gateway: Gateway,
+    pub(crate) way: Way,
     pub(crate) options: Options,
     pub(crate) debug: bool,
 }
@@ -138,7 +167,7 @@ impl NodeArgs {
             seed: fastrand::u64(..),
             ..Options::new(id)
         };
-        Ok(NodeMeant { gateway: self.gateway.meant(), options, debug: self.debug })
+        Ok(NodeMeant { way: self.serial.meant(self.gateway.meant()), options, debug: self.debug })
     }
 }
 
@@ -325,11 +354,13 @@ pub(crate) struct SearchArgs {
     /// UDP port.
     #[arg(short, long, default_value_t = 1884, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
+    #[command(flatten)]
+    serial: SerialArgs,
     /// How many hops a multicast may go; 0: as far as it can.
     #[arg(long, value_name = "HOPS", default_value_t = 1)]
     pub(crate) radius: u8,
     /// IPv4 address of the interface by which a multicast leaves.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "serial")]
     pub(crate) interface: Option<std::net::Ipv4Addr>,
     /// End after so many gateways.
     #[arg(short = 'C', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -343,8 +374,82 @@ pub(crate) struct SearchArgs {
 }
 
 impl SearchArgs {
-    pub(crate) fn gateway(&self) -> Gateway {
-        Gateway { host: self.host.clone(), port: self.port }
+    pub(crate) fn way(&self) -> Way {
+        let gateway = Gateway { host: self.host.clone(), port: self.port };
+        self.serial.clone().meant(gateway)
+    }
+}
+
+/// What the sensors speak through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ViaArg {
+    /// A socket each, to the gateway named by -h and -p.
+    Udp,
+    /// A pseudo-terminal that the gateway opens as `type: serial`; more than one sensor is behind a forwarder.
+    Pty,
+    /// A pseudo-terminal that the gateway opens as `type: xbee`.
+    XbeePty,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ApiArg {
+    /// Mode 1.
+    Plain,
+    /// Mode 2.
+    Escaped,
+}
+
+#[derive(Debug, Args)]
+struct RadioArgs {
+    /// What the sensors speak through.
+    #[arg(long, value_enum, default_value_t = ViaArg::Udp)]
+    via: ViaArg,
+    /// With a pseudo-terminal: a name for the end that the gateway opens, which is the same in every run.
+    #[arg(long, value_name = "PATH")]
+    link: Option<PathBuf>,
+    /// With --via pty: framing of the line, the same as the gateway's.
+    #[arg(long, default_value_t = Framing::SlipCrc)]
+    framing: Framing,
+    /// With a pseudo-terminal: speed of the line; 0: no octet takes any time.
+    #[arg(long, value_name = "N", default_value_t = 115_200)]
+    baud: u32,
+    /// With a pseudo-terminal: octets that arrive as others, in each direction.
+    #[arg(long, value_name = "PERCENT", default_value = "0%", value_parser = value::percent)]
+    corrupt: f64,
+    /// With a pseudo-terminal: octets that do not arrive, in each direction.
+    #[arg(long, value_name = "PERCENT", default_value = "0%", value_parser = value::percent)]
+    byte_loss: f64,
+    /// With --via xbee-pty: API mode, the same as the gateway's.
+    #[arg(long, value_enum, default_value_t = ApiArg::Escaped)]
+    api: ApiArg,
+    /// With --via xbee-pty: octets in the largest payload, which the radio tells as NP.
+    #[arg(long, value_name = "N", default_value_t = 84, value_parser = clap::value_parser!(u16).range(8..=256))]
+    np: u16,
+    /// With --via xbee-pty: which frames the radio hands over: 0 is 90, 1 is 91, 2 is 80.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=2))]
+    ao: u8,
+    /// With --via xbee-pty: transmissions to sensors that fail; half of them arrive without an acknowledgement.
+    #[arg(long, value_name = "PERCENT", default_value = "0%", value_parser = value::percent)]
+    tx_fail: f64,
+}
+
+impl RadioArgs {
+    fn meant(self, gateway: Gateway) -> fleet::Via {
+        let kind = match self.via {
+            ViaArg::Udp => return fleet::Via::Udp(gateway),
+            ViaArg::Pty => fleet::RadioKind::Modem(self.framing),
+            ViaArg::XbeePty => fleet::RadioKind::Xbee(fleet::XbeeOptions {
+                mode: match self.api {
+                    ApiArg::Plain => Mode::Plain,
+                    ApiArg::Escaped => Mode::Escaped,
+                },
+                payload_max: self.np,
+                output: self.ao,
+                failures: self.tx_fail,
+            }),
+        };
+        let noise = fleet::Noise { baud: self.baud, corrupt: self.corrupt, byte_loss: self.byte_loss };
+        fleet::Via::Pty { radio: fleet::RadioOptions { kind, noise }, link: self.link }
     }
 }
 
@@ -352,7 +457,9 @@ impl SearchArgs {
 pub(crate) struct FleetArgs {
     #[command(flatten)]
     gateway: GatewayArgs,
-    /// Sensors, each with a socket of its own.
+    #[command(flatten)]
+    radio: RadioArgs,
+    /// Sensors, each with a socket of its own, or all of them behind one radio.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     nodes: u32,
     /// How often each sensor publishes: 1/s, 30/m, 1/10s.
@@ -445,7 +552,7 @@ impl FleetArgs {
         }
         let last = Duration::from_secs(if self.down.is_some() { 60 } else { 10 });
         Ok(fleet::Plan {
-            gateway: self.gateway.meant(),
+            via: self.radio.meant(self.gateway.meant()),
             nodes: self.nodes,
             period: self.rate,
             down: self.down,

@@ -8,6 +8,8 @@ use std::time::Duration;
 use mqtt_sn_gateway::node::{Loss, PublishError, SubscribeError};
 use mqtt_sn_gateway::wire::ReturnCode;
 
+use crate::shell::Place;
+
 /// What was attempted, and on what. The cause is the `source`.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -20,7 +22,15 @@ pub(crate) enum Failure {
     #[error("cannot open a UDP socket to {to}")]
     Socket { to: SocketAddr, source: io::Error },
     #[error("cannot send to {to}")]
-    Send { to: SocketAddr, source: io::Error },
+    Send { to: Place, source: io::Error },
+    #[error("there is no {}; is the device plugged in?", path.display())]
+    Absent { path: PathBuf, source: io::Error },
+    #[error("may not open {}; being in the group that owns it helps, often dialout", path.display())]
+    Forbidden { path: PathBuf, source: io::Error },
+    #[error("cannot open {}", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("{} has vanished", path.display())]
+    Gone { path: PathBuf, source: io::Error },
     #[error("a frame of {octets} octets does not fit into a datagram to {to}")]
     TooLong { to: SocketAddr, octets: usize },
     #[error("cannot publish")]
@@ -32,19 +42,19 @@ pub(crate) enum Failure {
     #[error("nobody listens at UDP {0} (the host answered: port unreachable); is the gateway running there?")]
     Unreachable(SocketAddr),
     #[error("no answer from {to} ({attempts} attempts); is there a gateway?")]
-    NoAnswer { to: SocketAddr, attempts: u32 },
+    NoAnswer { to: Place, attempts: u32 },
     #[error("not done within {0:?}")]
     TimedOut(Duration),
     #[error("the gateway at {to} refused the connection: {code}")]
-    ConnectRefused { to: SocketAddr, code: ReturnCode },
+    ConnectRefused { to: Place, code: ReturnCode },
     #[error("the gateway at {to} refused the message: {code}")]
-    PublishRefused { to: SocketAddr, code: ReturnCode },
+    PublishRefused { to: Place, code: ReturnCode },
     #[error(
         "the gateway at {to} did not acknowledge the message ({attempts} attempts): it may or may not have arrived"
     )]
-    GaveUp { to: SocketAddr, attempts: u32 },
+    GaveUp { to: Place, attempts: u32 },
     #[error("the gateway at {to} refused the subscription to {filter}: {code}")]
-    SubscribeRefused { to: SocketAddr, filter: String, code: ReturnCode },
+    SubscribeRefused { to: Place, filter: String, code: ReturnCode },
     #[error("{refused} of {total} messages were refused")]
     SomeRefused { refused: u64, total: u64 },
     #[error("connection lost")]
@@ -61,8 +71,10 @@ pub(crate) enum Failure {
     Stdout(#[source] io::Error),
     #[error("no gateway made itself known within {0:?}")]
     NoGateway(Duration),
+    #[error("nobody opened {} within {limit:?}; is it the gateway's device?", path.display())]
+    NobodyOpened { path: PathBuf, limit: Duration },
     #[error("no sensor could connect to {0}")]
-    NoSensor(SocketAddr),
+    NoSensor(Place),
     #[error("cannot reach the broker at {broker}: {reason}")]
     Broker { broker: String, reason: String },
     #[error("verification failed: {0}")]
@@ -74,8 +86,11 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
+            Self::Absent { .. } | Self::Gone { .. } => 66,
+            Self::Forbidden { .. } => 77,
             Self::Resolve { .. }
             | Self::Socket { .. }
+            | Self::Open { .. }
             | Self::Send { .. }
             | Self::NoWay { .. }
             | Self::Unreachable(_)
@@ -83,6 +98,7 @@ impl Failure {
             | Self::TimedOut(_)
             | Self::NoGateway(_)
             | Self::NoSensor(_)
+            | Self::NobodyOpened { .. }
             | Self::Broker { .. } => 69,
             Self::Runtime(_)
             | Self::Read { .. }

@@ -7,6 +7,7 @@ mod failure;
 mod fleet;
 mod publish;
 mod search;
+mod serial;
 mod shell;
 mod subscribe;
 mod value;

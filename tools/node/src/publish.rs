@@ -1,7 +1,6 @@
 //! `mqtt-sn-node pub`.
 
 use std::io::BufRead;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,7 +11,7 @@ use tokio::time::{timeout, timeout_at};
 
 use crate::args::{Payload, Publish};
 use crate::failure::Failure;
-use crate::shell::Shell;
+use crate::shell::{Place, Shell};
 use crate::value;
 
 /// Lines read ahead of the gateway's acknowledgements.
@@ -23,7 +22,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(publish: Publish) -> Result<(), Failure> {
     let deadline = publish.timeout.map(|limit| (tokio::time::Instant::now() + limit, limit));
-    let opened = Shell::open(&publish.node.gateway, publish.node.options.clone(), publish.node.debug);
+    let opened = Shell::open(&publish.node.way, publish.node.options.clone(), publish.node.debug);
     let mut shell = by(deadline, opened).await?;
     let payloads = payloads(&publish.payload);
     if publish.qos == Qos::MinusOne {
@@ -113,7 +112,7 @@ async fn leave(shell: &mut Shell, tally: &mut Tally, delivered: bool) -> Result<
 /// How many messages there were, and how many the gateway did not want.
 #[derive(Debug)]
 struct Tally {
-    to: SocketAddr,
+    to: Place,
     /// There is only one: its refusal is the result, and no line of its own.
     single: bool,
     total: u64,
@@ -131,14 +130,14 @@ impl Tally {
         self.refused += 1;
         self.last = Some(code);
         if !self.single {
-            eprintln!("mqtt-sn-node: {}", Failure::PublishRefused { to: self.to, code });
+            eprintln!("mqtt-sn-node: {}", Failure::PublishRefused { to: self.to.clone(), code });
         }
     }
 
     fn result(&self) -> Result<(), Failure> {
         match self.last {
             None => Ok(()),
-            Some(code) if self.single => Err(Failure::PublishRefused { to: self.to, code }),
+            Some(code) if self.single => Err(Failure::PublishRefused { to: self.to.clone(), code }),
             Some(_) => Err(Failure::SomeRefused { refused: self.refused, total: self.total }),
         }
     }

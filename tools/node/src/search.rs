@@ -3,25 +3,34 @@
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use mqtt_sn_gateway::node::{Found, Search};
 use tokio::net::UdpSocket;
 use tokio::time::{sleep_until, timeout};
 
 use crate::args::SearchArgs;
 use crate::failure::Failure;
-use crate::shell::{open, print_frame};
+use crate::serial::Line;
+use crate::shell::{Place, Way, open, print_frame};
 
 /// Time from the first SEARCHGW to the second; shorter than §7.2 has it, since somebody is watching.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(args: SearchArgs) -> Result<(), Failure> {
-    let addresses = args.gateway().resolve().await?;
-    let Some(to) = addresses.front().copied() else { return Err(Failure::NoGateway(args.timeout)) };
-    let socket = socket(to, &args).await?;
+    let mut end = match args.way() {
+        Way::Udp(gateway) => {
+            let addresses = gateway.resolve().await?;
+            let Some(to) = addresses.front().copied() else { return Err(Failure::NoGateway(args.timeout)) };
+            let socket = socket(to, &args).await?;
+            End::Udp { connected: socket.peer_addr().is_ok(), socket, to, buffer: vec![0; 65_535] }
+        }
+        Way::Serial(line) => End::Serial(Box::new(Line::open(&line)?), line.path),
+    };
     let mut found = BTreeSet::new();
-    match timeout(args.timeout, search(&socket, to, &args, &mut found)).await {
+    match timeout(args.timeout, search(&mut end, &args, &mut found)).await {
         Ok(Err(failure)) => Err(failure),
         Err(_) if found.is_empty() => Err(Failure::NoGateway(args.timeout)),
         Ok(Ok(())) | Err(_) => Ok(()),
@@ -66,40 +75,65 @@ fn many(to: SocketAddr, args: &SearchArgs) -> io::Result<UdpSocket> {
 }
 
 /// Asks, and prints who answers, until there are enough.
-async fn search(
-    socket: &UdpSocket,
-    to: SocketAddr,
-    args: &SearchArgs,
-    found: &mut BTreeSet<(SocketAddr, u8)>,
-) -> Result<(), Failure> {
-    let failed = |error| failure(to, error);
-    let connected = socket.peer_addr().is_ok();
+async fn search(end: &mut End, args: &SearchArgs, found: &mut BTreeSet<(Place, u8)>) -> Result<(), Failure> {
     let mut search = Search::new(Instant::now(), args.radius, Duration::ZERO, INTERVAL, 0);
-    let mut buffer = vec![0; 65_535];
     while args.count.is_none_or(|count| (found.len() as u64) < count) {
         search.handle_timeout(Instant::now());
         if let Some(frame) = search.poll_transmit() {
             if args.debug {
                 print_frame("->", &frame);
             }
-            let sent = if connected { socket.send(&frame).await } else { socket.send_to(&frame, to).await };
-            sent.map_err(failed)?;
+            end.send(&frame).await?;
         }
-        let (len, from) = tokio::select! {
-            received = socket.recv_from(&mut buffer) => received.map_err(failed)?,
+        let (frame, from) = tokio::select! {
+            received = end.recv() => received?,
             () = sleep_until(search.poll_timeout().into()) => continue,
         };
-        let frame = &buffer[..len];
         if args.debug {
-            print_frame("<-", frame);
+            print_frame("<-", &frame);
         }
-        if let Some(gateway) = search.handle_frame(frame)
-            && found.insert((from, gateway.gw_id))
+        if let Some(gateway) = search.handle_frame(&frame)
+            && found.insert((from.clone(), gateway.gw_id))
         {
-            print(&gateway, from).map_err(Failure::Stdout)?;
+            print(&gateway, &from).map_err(Failure::Stdout)?;
         }
     }
     Ok(())
+}
+
+/// Our end of the way to gateways.
+enum End {
+    Udp { socket: UdpSocket, connected: bool, to: SocketAddr, buffer: Vec<u8> },
+    Serial(Box<Line>, PathBuf),
+}
+
+impl End {
+    async fn send(&mut self, frame: &[u8]) -> Result<(), Failure> {
+        match self {
+            Self::Udp { socket, connected, to, .. } => {
+                let sent =
+                    if *connected { socket.send(frame).await } else { socket.send_to(frame, *to).await };
+                sent.map(drop).map_err(|error| failure(*to, error))
+            }
+            Self::Serial(line, path) => {
+                line.queue(frame);
+                line.flush().await.map_err(|source| Failure::Gone { path: path.clone(), source })
+            }
+        }
+    }
+
+    async fn recv(&mut self) -> Result<(Bytes, Place), Failure> {
+        match self {
+            Self::Udp { socket, to, buffer, .. } => {
+                let (len, from) = socket.recv_from(buffer).await.map_err(|error| failure(*to, error))?;
+                Ok((Bytes::copy_from_slice(&buffer[..len]), Place::Udp(from)))
+            }
+            Self::Serial(line, path) => match line.recv().await {
+                Ok(frame) => Ok((frame, Place::Serial(path.clone()))),
+                Err(source) => Err(Failure::Gone { path: path.clone(), source }),
+            },
+        }
+    }
 }
 
 /// A host without a default route has none to a group either, and needs to be told by which interface.
@@ -109,11 +143,11 @@ fn failure(to: SocketAddr, source: io::Error) -> Failure {
         ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable if to.ip().is_multicast() => {
             Failure::NoWay { to, source }
         }
-        _ => Failure::Send { to, source },
+        _ => Failure::Send { to: Place::Udp(to), source },
     }
 }
 
-fn print(gateway: &Found, from: SocketAddr) -> io::Result<()> {
+fn print(gateway: &Found, from: &Place) -> io::Result<()> {
     let mut out = io::stdout().lock();
     write!(out, "gateway {} at {from}", gateway.gw_id)?;
     if let Some(interval) = gateway.advertised_for {

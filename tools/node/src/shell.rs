@@ -1,8 +1,10 @@
-//! A [`Node`] with a socket and a clock.
+//! A [`Node`] with a socket or a serial line, and a clock.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,6 +14,7 @@ use tokio::net::UdpSocket;
 use tokio::time::{sleep_until, timeout};
 
 use crate::failure::Failure;
+use crate::serial::{self, Line};
 
 /// Octets in the largest datagram.
 const DATAGRAM_MAX: usize = 65_535;
@@ -19,7 +22,30 @@ const DATAGRAM_MAX: usize = 65_535;
 /// Frames kept to say them again at the next address, while no address has answered.
 const UNHEARD_MAX: usize = 16;
 
-/// Where a gateway is.
+/// How a gateway is reached.
+#[derive(Debug, Clone)]
+pub(crate) enum Way {
+    Udp(Gateway),
+    Serial(serial::Options),
+}
+
+/// Who is spoken to, for messages.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    Udp(SocketAddr),
+    Serial(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Udp(addr) => addr.fmt(f),
+            Self::Serial(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// Where a gateway is that has a socket.
 #[derive(Debug, Clone)]
 pub(crate) struct Gateway {
     pub(crate) host: String,
@@ -61,7 +87,7 @@ pub(crate) fn print_frame(arrow: &str, frame: &[u8]) {
     }
 }
 
-/// A node, and the socket to its gateway.
+/// A node, and the way to its gateway.
 #[derive(Debug)]
 pub(crate) struct Shell {
     pub(crate) node: Node,
@@ -69,21 +95,39 @@ pub(crate) struct Shell {
     pub(crate) sleep: Option<Duration>,
     attempts: u32,
     interval: Duration,
+    end: End,
+    heard: bool,
+    /// A frame on its way out; here, so that [`Shell::event`] may be dropped at any time.
+    sending: Option<Bytes>,
+    debug: bool,
+}
+
+/// Our end of the way.
+#[derive(Debug)]
+enum End {
+    Udp(Socket),
+    Serial(Box<Line>, PathBuf),
+}
+
+#[derive(Debug)]
+struct Socket {
     socket: UdpSocket,
     to: SocketAddr,
     /// Further addresses of the host, tried while the one before is unreachable and none has answered.
     others: VecDeque<SocketAddr>,
     unheard: Vec<Bytes>,
-    heard: bool,
-    /// A frame on its way into the socket; here, so that [`Shell::event`] may be dropped at any time.
-    sending: Option<Bytes>,
     buffer: Vec<u8>,
-    debug: bool,
 }
 
 impl Shell {
-    pub(crate) async fn open(gateway: &Gateway, options: Options, debug: bool) -> Result<Self, Failure> {
-        Self::towards(gateway.resolve().await?, options, debug).await
+    pub(crate) async fn open(way: &Way, options: Options, debug: bool) -> Result<Self, Failure> {
+        match way {
+            Way::Udp(gateway) => Self::towards(gateway.resolve().await?, options, debug).await,
+            Way::Serial(line) => {
+                let end = End::Serial(Box::new(Line::open(line)?), line.path.clone());
+                Ok(Self::new(end, options, debug))
+            }
+        }
     }
 
     /// A shell for a gateway at one of these addresses, of which there is one or more.
@@ -95,25 +139,30 @@ impl Shell {
         let Some(to) = others.pop_front() else {
             return Err(Failure::Usage("a host without an address".into()));
         };
-        Ok(Self {
+        let socket = open(to).await?;
+        let socket = Socket { socket, to, others, unheard: Vec::new(), buffer: vec![0; DATAGRAM_MAX] };
+        Ok(Self::new(End::Udp(socket), options, debug))
+    }
+
+    fn new(end: End, options: Options, debug: bool) -> Self {
+        Self {
             attempts: options.retry_limit + 1,
             interval: options.retry_interval,
             node: Node::new(options),
             sleep: None,
-            socket: open(to).await?,
-            to,
-            others,
-            unheard: Vec::new(),
+            end,
             heard: false,
             sending: None,
-            buffer: vec![0; DATAGRAM_MAX],
             debug,
-        })
+        }
     }
 
     /// Who is spoken to.
-    pub(crate) fn to(&self) -> SocketAddr {
-        self.to
+    pub(crate) fn to(&self) -> Place {
+        match &self.end {
+            End::Udp(socket) => Place::Udp(socket.to),
+            End::Serial(_, path) => Place::Serial(path.clone()),
+        }
     }
 
     /// How often a request is sent before the node gives up.
@@ -140,7 +189,7 @@ impl Shell {
     /// What an event means to whoever waits for another one: a line for the terminal if the node goes on by itself, else
     /// the end.
     pub(crate) fn report(&self, event: Event, goes_on: bool) -> Result<(), Failure> {
-        let to = self.to;
+        let to = self.to();
         let failure = match event {
             Event::ConnectRefused(code) => Failure::ConnectRefused { to, code },
             Event::ConnectionLost(Loss::NoAnswer) => Failure::NoAnswer { to, attempts: self.attempts },
@@ -174,8 +223,8 @@ impl Shell {
                 }
             };
             tokio::select! {
-                received = self.socket.recv(&mut self.buffer) => match received {
-                    Ok(len) => self.handle_frame(len),
+                received = self.end.recv() => match received {
+                    Ok(frame) => self.handle_frame(&frame),
                     Err(error) => self.handle_error(error, 0).await?,
                 },
                 () = timeout => self.node.handle_timeout(Instant::now()),
@@ -189,14 +238,22 @@ impl Shell {
             if self.sending.is_none() {
                 self.sending = self.node.poll_transmit();
             }
-            let Some(frame) = self.sending.clone() else { return Ok(()) };
-            let sent = self.socket.send(&frame).await;
+            let frame = self.sending.clone();
+            let sent = match (&mut self.end, &frame) {
+                (End::Udp(socket), Some(frame)) => socket.send(frame, self.heard).await,
+                (End::Udp(_), None) => return Ok(()),
+                (End::Serial(line, _), frame) => {
+                    if let Some(frame) = frame {
+                        line.queue(frame);
+                        self.sending = None;
+                    }
+                    line.flush().await
+                }
+            };
             self.sending = None;
+            let Some(frame) = frame else { return sent.map_err(|source| self.gone(source)) };
             if self.debug {
                 print_frame("->", &frame);
-            }
-            if !self.heard && self.unheard.len() < UNHEARD_MAX {
-                self.unheard.push(frame.clone());
             }
             if let Err(error) = sent {
                 self.handle_error(error, frame.len()).await?;
@@ -206,13 +263,15 @@ impl Shell {
 
     /// Whether the host has answered by now that nobody listens; for those who expect no other answer.
     pub(crate) async fn check(&mut self) -> Result<(), Failure> {
-        while let Ok(Some(error)) = self.socket.take_error() {
+        while let End::Udp(socket) = &self.end
+            && let Ok(Some(error)) = socket.socket.take_error()
+        {
             self.handle_error(error, 0).await?;
         }
         Ok(())
     }
 
-    /// Ends the connection, with the patience of one T_RETRY: it matters little whether the gateway hears it.
+    /// End the connection, with the patience of one T_RETRY: it matters little whether the gateway hears it.
     /// What happens meanwhile is handed to `take`.
     pub(crate) async fn disconnect(&mut self, mut take: impl FnMut(Event)) -> Result<(), Failure> {
         self.node.disconnect(Instant::now());
@@ -228,37 +287,72 @@ impl Shell {
         timeout(interval, disconnected).await.unwrap_or(Ok(()))
     }
 
-    fn handle_frame(&mut self, len: usize) {
+    fn handle_frame(&mut self, frame: &[u8]) {
         self.heard = true;
-        self.unheard.clear();
         if self.debug {
-            print_frame("<-", &self.buffer[..len]);
+            print_frame("<-", frame);
         }
-        self.node.handle_frame(Instant::now(), &self.buffer[..len]);
+        self.node.handle_frame(Instant::now(), frame);
+    }
+
+    /// A serial line that fails is not there any more.
+    fn gone(&self, source: io::Error) -> Failure {
+        match &self.end {
+            End::Udp(socket) => Failure::Send { to: Place::Udp(socket.to), source },
+            End::Serial(_, path) => Failure::Gone { path: path.clone(), source },
+        }
     }
 
     /// Port unreachable: try the next address, or say so if nobody has ever answered. Later it is a gateway that is away
     /// for a moment, and the node deals with that.
     async fn handle_error(&mut self, error: io::Error, octets: usize) -> Result<(), Failure> {
-        let to = self.to;
+        let End::Udp(socket) = &mut self.end else { return Err(self.gone(error)) };
         match error.kind() {
             ErrorKind::ConnectionRefused if self.heard => Ok(()),
-            ErrorKind::ConnectionRefused => {
-                let Some(next) = self.others.pop_front() else { return Err(Failure::Unreachable(to)) };
-                self.socket = open(next).await?;
-                self.to = next;
-                for frame in std::mem::take(&mut self.unheard) {
-                    let _ = self.socket.send(&frame).await;
-                    self.unheard.push(frame);
-                }
-                Ok(())
-            }
+            ErrorKind::ConnectionRefused => socket.turn_to_next().await,
             _ if error.raw_os_error() == Some(nix::errno::Errno::EMSGSIZE as i32) => {
-                Err(Failure::TooLong { to, octets })
+                Err(Failure::TooLong { to: socket.to, octets })
             }
             _ if self.heard => Ok(()),
-            _ => Err(Failure::Send { to, source: error }),
+            _ => Err(self.gone(error)),
         }
+    }
+}
+
+impl End {
+    /// The next frame. May be dropped and called again.
+    async fn recv(&mut self) -> io::Result<Bytes> {
+        match self {
+            Self::Udp(Socket { socket, buffer, .. }) => {
+                let len = socket.recv(buffer).await?;
+                Ok(Bytes::copy_from_slice(&buffer[..len]))
+            }
+            Self::Serial(line, _) => line.recv().await,
+        }
+    }
+}
+
+impl Socket {
+    async fn send(&mut self, frame: &Bytes, heard: bool) -> io::Result<()> {
+        let sent = self.socket.send(frame).await;
+        if heard {
+            self.unheard.clear();
+        } else if self.unheard.len() < UNHEARD_MAX {
+            self.unheard.push(frame.clone());
+        }
+        sent.map(drop)
+    }
+
+    /// Says everything again at the next address of the host.
+    async fn turn_to_next(&mut self) -> Result<(), Failure> {
+        let Some(next) = self.others.pop_front() else { return Err(Failure::Unreachable(self.to)) };
+        self.socket = open(next).await?;
+        self.to = next;
+        for frame in std::mem::take(&mut self.unheard) {
+            let _ = self.socket.send(&frame).await;
+            self.unheard.push(frame);
+        }
+        Ok(())
     }
 }
 
@@ -284,7 +378,7 @@ mod tests {
             Ok(())
         };
         tokio::try_join!(shell.connect(), answer).unwrap();
-        assert_eq!(shell.to(), there);
+        assert_eq!(shell.to(), Place::Udp(there));
 
         let mut shell = Shell::towards([nobody, nobody].into(), options, false).await.unwrap();
         assert!(matches!(shell.connect().await, Err(Failure::Unreachable(to)) if to == nobody));

@@ -14,7 +14,7 @@ use crate::shell::Shell;
 
 pub(crate) async fn run(subscribe: Subscribe) -> Result<(), Failure> {
     let mut shell =
-        Shell::open(&subscribe.node.gateway, subscribe.node.options.clone(), subscribe.node.debug).await?;
+        Shell::open(&subscribe.node.way, subscribe.node.options.clone(), subscribe.node.debug).await?;
     let mut came = 0;
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::Runtime)?;
     let limit = async {

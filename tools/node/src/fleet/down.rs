@@ -258,7 +258,7 @@ mod tests {
         let gateway = Gateway { host: "localhost".into(), port: 1884 };
         Plan {
             verify: Some(gateway.clone()),
-            gateway,
+            via: super::super::Via::Udp(gateway),
             nodes: 2,
             period: SECOND,
             down: Some(SECOND),

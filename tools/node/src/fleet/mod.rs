@@ -1,22 +1,29 @@
 //! `mqtt-sn-node fleet`: many sensors on a bad radio, and a look at the broker whether their messages arrive.
 //!
-//! Each sensor is a value ([`Sensor`]) with a task and a socket of its own. What happens to their messages comes together
+//! Each sensor is a value ([`Sensor`]) with a task and a socket of its own, or all of them are in the air of one [`Radio`], to which
+//! the gateway has a serial line. What happens to their messages comes together
 //! in one [`Ledger`], which also hears what arrives at the broker and gives the verdict; [`Down`] is the same for messages
 //! to the sensors.
 
 mod air;
 mod down;
 mod ledger;
+mod line;
+mod modem;
+mod pty;
+mod radio;
 mod report;
 mod sensor;
 mod verify;
+mod xbee;
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use mqtt_sn_gateway::node::Search;
 use mqtt_sn_gateway::topic::{NameError, TopicFilter, TopicName};
@@ -25,17 +32,23 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::UdpSocket;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{interval, sleep_until, timeout};
 
 use self::down::Down;
 use self::ledger::Ledger;
+use self::pty::Pty;
+use self::radio::Radio;
 use self::sensor::{Note, Sensor};
 use self::verify::{Heard, Post, Verifier};
 use crate::failure::Failure;
-use crate::shell::{Gateway, open};
+use crate::shell::{Gateway, Place, open};
 
 pub(crate) use self::air::Weather;
 pub(crate) use self::ledger::{PAYLOAD_MAX, PAYLOAD_MIN};
+pub(crate) use self::line::Noise;
+pub(crate) use self::radio::{Kind as RadioKind, Options as RadioOptions};
+pub(crate) use self::xbee::Options as XbeeOptions;
 
 /// Messages of a run: the ledger keeps some 100 octets of each.
 const MESSAGES_MAX: f64 = 20_000_000.0;
@@ -49,13 +62,19 @@ const PROBE: Duration = Duration::from_millis(200);
 /// What the sensors tell at one time, and what the broker delivers; the ledger is quicker than both.
 const NOTES_MAX: usize = 1024;
 
+/// How long a pseudo-terminal waits for a gateway: whoever starts that by hand needs a moment.
+const OPENED_WITHIN: Duration = Duration::from_secs(300);
+
+/// Frames between a sensor and a radio; the radio takes them at once.
+const AIR_MAX: usize = 64;
+
 /// How long nothing may come any more from the broker before the count is taken: copies come late.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// What to simulate.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    pub(crate) gateway: Gateway,
+    pub(crate) via: Via,
     pub(crate) nodes: u32,
     pub(crate) period: Duration,
     /// Between two messages to a sensor; `None`: there are none.
@@ -76,6 +95,19 @@ pub(crate) struct Plan {
     pub(crate) clean_session: bool,
     pub(crate) verify: Option<Gateway>,
     pub(crate) report: Option<PathBuf>,
+}
+
+/// How the gateway is reached.
+#[derive(Debug)]
+pub(crate) enum Via {
+    /// By its socket, and one for each sensor.
+    Udp(Gateway),
+    /// By a pseudo-terminal that it opens.
+    Pty {
+        radio: radio::Options,
+        /// Another name for the end that the gateway opens.
+        link: Option<PathBuf>,
+    },
 }
 
 /// A topic with the number of a sensor in it.
@@ -129,9 +161,8 @@ pub(crate) async fn run(plan: Plan) -> Result<(), Failure> {
             "{messages:.0} messages are too many for one run (at most {MESSAGES_MAX})"
         )));
     }
-    allow_sockets(plan.nodes)?;
     let plan = Arc::new(plan);
-    let to = reachable(&plan.gateway).await?;
+    let ground = Ground::new(&plan).await?;
     let run = fastrand::u32(..);
     let (heard_sender, heard) = mpsc::channel(NOTES_MAX);
     let (post, posts) = mpsc::channel(NOTES_MAX);
@@ -143,16 +174,18 @@ pub(crate) async fn run(plan: Plan) -> Result<(), Failure> {
         None => None,
     };
 
+    let mut antennas = ground.antennas(&plan);
     let start = Instant::now();
     let (order, orders) = watch::channel(Order::Publish);
     let (note_sender, notes) = mpsc::channel(NOTES_MAX);
     for number in 0..plan.nodes {
         let sensor =
             Sensor::new(number, run, start, Arc::clone(&plan)).map_err(|e| Failure::Usage(e.to_string()))?;
-        let socket = open(to).await?;
-        tokio::spawn(drive(sensor, socket, note_sender.clone(), orders.clone()));
+        let antenna = antennas.next(number).await?;
+        tokio::spawn(drive(sensor, antenna, note_sender.clone(), orders.clone()));
     }
     drop(note_sender);
+    let (to, radio) = antennas.done();
 
     let topics = (0..plan.nodes).map(|node| plan.template.down(node)).collect::<Result<Vec<_>, _>>();
     let topics = topics.map_err(|e| Failure::Usage(e.to_string()))?;
@@ -164,7 +197,11 @@ pub(crate) async fn run(plan: Plan) -> Result<(), Failure> {
         Some(verifier) => Some(verifier.stop().await),
         None => None,
     };
-    finish(&plan, books, gaps, to)
+    let radio = match radio {
+        Some(radio) => radio.await.ok(),
+        None => None,
+    };
+    finish(&plan, books, gaps, radio, to)
 }
 
 /// What became of the messages of both directions.
@@ -267,8 +304,14 @@ impl Books {
     }
 }
 
-fn finish(plan: &Plan, books: Books, gaps: Option<u64>, to: SocketAddr) -> Result<(), Failure> {
-    let report = report::Report::new(plan, books.ledger, books.down, gaps);
+fn finish(
+    plan: &Plan,
+    books: Books,
+    gaps: Option<u64>,
+    radio: Option<radio::Tally>,
+    to: Place,
+) -> Result<(), Failure> {
+    let report = report::Report::new(plan, books.ledger, books.down, gaps, radio);
     print!("{report}");
     if let Some(path) = &plan.report {
         let failed = |source| Failure::Write { path: path.clone(), source };
@@ -284,10 +327,124 @@ fn finish(plan: &Plan, books: Books, gaps: Option<u64>, to: SocketAddr) -> Resul
     }
 }
 
-/// One sensor, its socket and its clock. What goes wrong with the socket is the radio's noise.
+/// What the sensors stand on: the address of a gateway, or a pseudo-terminal that it has opened.
+enum Ground {
+    Udp(SocketAddr),
+    Pty(Pty, radio::Options),
+}
+
+impl Ground {
+    async fn new(plan: &Plan) -> Result<Self, Failure> {
+        match &plan.via {
+            Via::Udp(gateway) => {
+                allow_sockets(plan.nodes)?;
+                Ok(Self::Udp(reachable(gateway).await?))
+            }
+            Via::Pty { radio, link } => {
+                let path = || link.clone().unwrap_or_else(|| "/dev/ptmx".into());
+                let pty =
+                    Pty::new(link.as_deref()).map_err(|source| Failure::Open { path: path(), source })?;
+                let mut out = std::io::stdout().lock();
+                writeln!(out, "let the gateway open {}", pty.name().display()).map_err(Failure::Stdout)?;
+                out.flush().map_err(Failure::Stdout)?;
+                drop(out);
+                timeout(OPENED_WITHIN, pty.opened()).await.map_err(|_| Failure::NobodyOpened {
+                    path: pty.name().to_owned(),
+                    limit: OPENED_WITHIN,
+                })?;
+                Ok(Self::Pty(pty, *radio))
+            }
+        }
+    }
+
+    fn antennas(self, plan: &Plan) -> Antennas {
+        match self {
+            Self::Udp(to) => Antennas::Udp(to),
+            Self::Pty(pty, options) => {
+                let radio = Radio::new(options, plan.nodes, plan.seed);
+                let (up, frames) = mpsc::channel(AIR_MAX);
+                Antennas::Radio(Box::new(Air { radio, pty, up, frames, nodes: Vec::new() }))
+            }
+        }
+    }
+}
+
+/// Where sensors get their [`Antenna`] from.
+enum Antennas {
+    Udp(SocketAddr),
+    Radio(Box<Air>),
+}
+
+/// A radio before it is switched on.
+struct Air {
+    radio: Radio,
+    pty: Pty,
+    up: mpsc::Sender<(u32, Bytes)>,
+    frames: mpsc::Receiver<(u32, Bytes)>,
+    nodes: Vec<mpsc::Sender<Bytes>>,
+}
+
+impl Antennas {
+    /// Of the sensor of this number, which are asked for in their order.
+    async fn next(&mut self, node: u32) -> Result<Antenna, Failure> {
+        match self {
+            Self::Udp(to) => Ok(Antenna::Udp(open(*to).await?)),
+            Self::Radio(air) => {
+                let (sender, down) = mpsc::channel(AIR_MAX);
+                air.nodes.push(sender);
+                Ok(Antenna::Radio { node, up: air.up.clone(), down })
+            }
+        }
+    }
+
+    /// Every sensor has its own: the radio is switched on.
+    fn done(self) -> (Place, Option<JoinHandle<radio::Tally>>) {
+        match self {
+            Self::Udp(to) => (Place::Udp(to), None),
+            Self::Radio(air) => {
+                let to = Place::Serial(air.pty.name().to_owned());
+                drop(air.up);
+                (to, Some(tokio::spawn(pty::run(air.radio, air.pty, air.frames, air.nodes))))
+            }
+        }
+    }
+}
+
+/// By what a sensor sends and hears.
+enum Antenna {
+    Udp(UdpSocket),
+    Radio { node: u32, up: mpsc::Sender<(u32, Bytes)>, down: mpsc::Receiver<Bytes> },
+}
+
+impl Antenna {
+    async fn send(&self, frame: Bytes) -> std::io::Result<()> {
+        match self {
+            Self::Udp(socket) => socket.send(&frame).await.map(drop),
+            Self::Radio { node, up, .. } => {
+                up.send((*node, frame)).await.map_err(|_| ErrorKind::BrokenPipe.into())
+            }
+        }
+    }
+
+    /// The next frame, which is in the buffer if it came by a socket. May be dropped and called again.
+    async fn recv(&mut self, buffer: &mut [u8]) -> std::io::Result<Bytes> {
+        match self {
+            Self::Udp(socket) => {
+                let len = socket.recv(buffer).await?;
+                Ok(Bytes::copy_from_slice(&buffer[..len]))
+            }
+            Self::Radio { down, .. } => match down.recv().await {
+                Some(frame) => Ok(frame),
+                None => std::future::pending().await,
+            },
+        }
+    }
+}
+
+/// One sensor, its antenna and its clock. What goes wrong with a socket is the radio's noise.
 async fn drive(
     mut sensor: Sensor,
-    socket: UdpSocket,
+    mut antenna: Antenna,
     notes: mpsc::Sender<Note>,
     mut orders: watch::Receiver<Order>,
 ) {
@@ -300,7 +457,7 @@ async fn drive(
             }
         }
         while let Some(frame) = sensor.poll_transmit() {
-            if let Err(error) = socket.send(&frame).await
+            if let Err(error) = antenna.send(frame).await
                 && error.kind() == ErrorKind::ConnectionRefused
             {
                 sensor.unreachable();
@@ -310,8 +467,8 @@ async fn drive(
             break;
         }
         tokio::select! {
-            received = socket.recv(&mut buffer) => match received {
-                Ok(len) => sensor.handle_datagram(Instant::now(), &buffer[..len]),
+            received = antenna.recv(&mut buffer) => match received {
+                Ok(frame) => sensor.handle_datagram(Instant::now(), frame),
                 Err(_) => sensor.unreachable(),
             },
             () = sleep(sensor.poll_timeout()) => {}
@@ -358,7 +515,7 @@ async fn reachable(gateway: &Gateway) -> Result<SocketAddr, Failure> {
             Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
                 unreachable = Some(Failure::Unreachable(to));
             }
-            Ok(Err(source)) => unreachable = Some(Failure::Send { to, source }),
+            Ok(Err(source)) => unreachable = Some(Failure::Send { to: Place::Udp(to), source }),
             Ok(Ok(_)) | Err(_) => return Ok(to),
         }
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::down::{Down, DownTally};
 use super::ledger::{Ledger, Offences, Verdict};
+use super::radio::Tally;
 use super::{Plan, Weather};
 
 /// Everything a run has shown.
@@ -39,6 +40,7 @@ pub(super) struct Report {
     ack_latency: Latency,
     verified: Option<Verified>,
     to_sensors: Option<ToSensors>,
+    radio: Option<Tally>,
 }
 
 /// What came of messages to the sensors.
@@ -93,7 +95,13 @@ struct Latency {
 }
 
 impl Report {
-    pub(super) fn new(plan: &Plan, mut ledger: Ledger, down: Option<Down>, gaps: Option<u64>) -> Self {
+    pub(super) fn new(
+        plan: &Plan,
+        mut ledger: Ledger,
+        down: Option<Down>,
+        gaps: Option<u64>,
+        radio: Option<Tally>,
+    ) -> Self {
         let ack_latency = Latency::new(std::mem::take(&mut ledger.ack_latency));
         let broker_latency = Latency::new(std::mem::take(&mut ledger.broker_latency));
         let unfinished = ledger.unfinished();
@@ -152,6 +160,7 @@ impl Report {
             ack_latency,
             verified,
             to_sensors: plan.down.zip(down).map(|(period, down)| ToSensors::new(period, down)),
+            radio,
         }
     }
 
@@ -258,6 +267,9 @@ impl fmt::Display for Report {
             row("gone with clean sessions", &down.forgotten_with_clean_sessions)?;
             row("unacked, not delivered", &down.unacknowledged_and_not_delivered)?;
             row("not as sent", &down.strange)?;
+        }
+        if let Some(radio) = &self.radio {
+            radio.rows(&mut row)?;
         }
         if self.qos > 0 {
             writeln!(f, "publish to ack               {}", self.ack_latency)?;

@@ -130,8 +130,8 @@ impl Sensor {
     }
 
     /// A datagram has reached the sensor's antenna.
-    pub(super) fn handle_datagram(&mut self, now: Instant, frame: &[u8]) {
-        self.down.offer(now, Bytes::copy_from_slice(frame));
+    pub(super) fn handle_datagram(&mut self, now: Instant, frame: Bytes) {
+        self.down.offer(now, frame);
     }
 
     /// Does what is due at `now`.

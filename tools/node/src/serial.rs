@@ -1,0 +1,137 @@
+//! A serial line to a gateway, instead of a socket.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use mqtt_sn_gateway::framing::{Decoder, Framing};
+use tokio::time::timeout;
+use tokio_serial::{SerialPortBuilderExt, SerialStream};
+
+use crate::failure::Failure;
+
+/// Octets read at one time.
+const READ_MAX: usize = 1024;
+
+/// The shortest silence that ends a message of `length`: USB adapters hand octets over in bundles, some 16 ms apart.
+const SILENCE_MIN: Duration = Duration::from_millis(20);
+
+/// Which line, and how it is spoken.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) path: PathBuf,
+    pub(crate) baud: u32,
+    pub(crate) framing: Framing,
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())
+    }
+}
+
+/// An open line.
+#[derive(Debug)]
+pub(crate) struct Line {
+    stream: SerialStream,
+    framing: Framing,
+    decoder: Decoder,
+    /// Longer than any pause inside a frame.
+    silence: Duration,
+    /// Octets have come since the last silence.
+    stirred: bool,
+    /// Encoded, and not written yet.
+    out: BytesMut,
+}
+
+impl Line {
+    /// Opens the line for this process alone. What came before is not read.
+    pub(crate) fn open(options: &Options) -> Result<Self, Failure> {
+        let failed = |error: tokio_serial::Error| {
+            let source = io::Error::from(error);
+            let path = options.path.clone();
+            match source.kind() {
+                ErrorKind::NotFound => Failure::Absent { path, source },
+                ErrorKind::PermissionDenied => Failure::Forbidden { path, source },
+                _ => Failure::Open { path, source },
+            }
+        };
+        let path = options.path.to_string_lossy();
+        let stream = tokio_serial::new(path, options.baud).open_native_async().map_err(failed)?;
+        Ok(Self {
+            stream,
+            framing: options.framing,
+            decoder: Decoder::new(options.framing),
+            silence: silence(options.baud),
+            stirred: false,
+            out: BytesMut::new(),
+        })
+    }
+
+    /// The next frame. May be dropped and called again.
+    pub(crate) async fn recv(&mut self) -> io::Result<Bytes> {
+        let mut buffer = [0; READ_MAX];
+        loop {
+            if let Some(frame) = self.decoder.poll_frame() {
+                return Ok(frame);
+            }
+            let readable = self.stream.readable();
+            if !self.stirred {
+                readable.await?;
+            } else if let Ok(readable) = timeout(self.silence, readable).await {
+                readable?;
+            } else {
+                self.decoder.idle();
+                self.stirred = false;
+                continue;
+            }
+            match self.stream.try_read(&mut buffer) {
+                // A device that was pulled out reads as at its end.
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(len) => {
+                    self.stirred = true;
+                    self.decoder.push(&buffer[..len]);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes a frame, to be written by [`Line::flush`].
+    pub(crate) fn queue(&mut self, frame: &[u8]) {
+        self.framing.encode(frame, &mut self.out);
+    }
+
+    /// Writes what was queued. May be dropped and called again.
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
+        while !self.out.is_empty() {
+            self.stream.writable().await?;
+            match self.stream.try_write(&self.out) {
+                Ok(len) => self.out.advance(len),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The time of 50 octets of ten bits, and no less than [`SILENCE_MIN`].
+fn silence(baud: u32) -> Duration {
+    SILENCE_MIN.max(Duration::from_secs(500) / baud.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silence_is_longer_on_a_slow_line() {
+        assert_eq!(silence(115_200), SILENCE_MIN);
+        assert_eq!(silence(1000), Duration::from_millis(500));
+        assert_eq!(silence(0), Duration::from_secs(500));
+    }
+}
