@@ -395,7 +395,11 @@ impl Decoder {
             octet => {
                 let octet = if self.escaped { octet ^ ESCAPED } else { octet };
                 self.escaped = false;
-                self.held.push(octet);
+                if self.held.is_empty() {
+                    self.counters.octets_dropped += 1; // Even if it is a start delimiter: that was escaped.
+                } else {
+                    self.held.push(octet);
+                }
             }
         }
     }
@@ -403,11 +407,7 @@ impl Decoder {
     /// Takes out what is complete and throws away what is none.
     fn settle(&mut self) {
         loop {
-            let noise = match self.held.iter().position(|octet| *octet == START) {
-                // Unescaped, this is no start but data behind a frame that was none.
-                Some(at) if at == 0 || self.mode == Mode::Plain => at,
-                _ => self.held.len(),
-            };
+            let noise = self.held.iter().position(|octet| *octet == START).unwrap_or(self.held.len());
             self.drop(noise);
             let [_, high, low, ref rest @ ..] = *self.held else { return };
             let len = usize::from(u16::from_be_bytes([high, low]));

@@ -2,6 +2,7 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking, and so do its helpers")]
 
 mod damage;
+mod firmware;
 mod fuzz;
 mod line;
 mod props;

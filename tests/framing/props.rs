@@ -76,7 +76,7 @@ fn delimited() -> impl Strategy<Value = Framing> {
 }
 
 /// With many of those that mean something to a framing, and runs as long as the blocks of COBS.
-fn octets() -> impl Strategy<Value = Vec<u8>> {
+pub(super) fn octets() -> impl Strategy<Value = Vec<u8>> {
     let special = prop::sample::select(&[0x00, 0x01, 0xC0, 0xDB, 0xDC, 0xDD, 0xFE, 0xFF][..]);
     let octet = prop_oneof![2 => any::<u8>(), 1 => special];
     prop_oneof![

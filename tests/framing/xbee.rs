@@ -272,7 +272,7 @@ fn what_was_not_damaged_arrives() {
 
 const MODES: [Mode; 2] = [Mode::Plain, Mode::Escaped];
 
-fn line(frame: &Frame, mode: Mode) -> Vec<u8> {
+pub(super) fn line(frame: &Frame, mode: Mode) -> Vec<u8> {
     let mut out = BytesMut::new();
     frame.encode(mode, &mut out).expect("short enough");
     out.to_vec()
@@ -309,7 +309,7 @@ fn payload() -> impl Strategy<Value = Bytes> {
     prop::collection::vec(octet, 0..100).prop_map(Bytes::from)
 }
 
-fn frame() -> impl Strategy<Value = Frame> {
+pub(super) fn frame() -> impl Strategy<Value = Frame> {
     let kinds =
         &[0x00, 0x01, 0x08, 0x10, 0x80, 0x81, 0x88, 0x89, 0x8A, 0x8B, 0x90, 0x91, 0x17, 0x97, 0xFF][..];
     (prop::sample::select(kinds), prop::collection::vec(any::<u8>(), 18), payload()).prop_map(
