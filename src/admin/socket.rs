@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, 
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -78,7 +78,7 @@ pub enum OpenError {
 pub struct Socket {
     path: PathBuf,
     task: AbortHandle,
-    refused: Arc<AtomicU64>,
+    refused: Arc<AtomicUsize>,
     _lock: File,
 }
 
@@ -98,7 +98,7 @@ impl Socket {
         let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
         let listener = listener.map_err(|source| io_error("listen on", path, source))?;
         let (sender, asked) = mpsc::channel(WAITING_MAX);
-        let refused = Arc::<AtomicU64>::default();
+        let refused = Arc::<AtomicUsize>::default();
         let desk = Desk { asked: sender, store: options.store.clone(), patience: options.patience };
         let task = tokio::spawn(accept(listener, Arc::new(desk), refused.clone())).abort_handle();
         Ok((Self { path: path.clone(), task, refused, _lock: lock }, asked))
@@ -106,7 +106,7 @@ impl Socket {
 
     /// Connections and requests that were refused.
     pub fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
+        self.refused.load(Ordering::Relaxed) as u64
     }
 }
 
@@ -202,7 +202,7 @@ struct Desk {
     patience: Duration,
 }
 
-async fn accept(listener: UnixListener, desk: Arc<Desk>, refused: Arc<AtomicU64>) {
+async fn accept(listener: UnixListener, desk: Arc<Desk>, refused: Arc<AtomicUsize>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let stream = match listener.accept().await {
@@ -230,7 +230,7 @@ async fn accept(listener: UnixListener, desk: Arc<Desk>, refused: Arc<AtomicU64>
 
 impl Desk {
     /// Answers requests until the other end has no more, is silent for too long or does not read its answers.
-    async fn serve(&self, stream: UnixStream, refused: &AtomicU64) -> io::Result<()> {
+    async fn serve(&self, stream: UnixStream, refused: &AtomicUsize) -> io::Result<()> {
         let (read, mut write) = stream.into_split();
         let mut read = BufReader::new(read);
         loop {

@@ -10,7 +10,7 @@ use std::io;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use redb::{BackendError, Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 
@@ -32,7 +32,7 @@ const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows");
 pub(super) struct Base {
     /// `None` only while it is dropped.
     database: Option<Database>,
-    written: Arc<AtomicU64>,
+    written: Arc<AtomicUsize>,
 }
 
 /// What a commit has done.
@@ -72,7 +72,7 @@ impl Base {
         if medium.len()? == 0 {
             return Err(Failure::Damaged("it is empty".to_owned()));
         }
-        let written = Arc::new(AtomicU64::new(0));
+        let written = Arc::new(AtomicUsize::new(0));
         let disk = Disk { medium, written: written.clone() };
         let database = guarded(|| {
             let mut builder = Database::builder();
@@ -142,8 +142,9 @@ impl Base {
             transaction.commit()?;
             Ok(misplaced)
         })?;
-        let octets = self.written.load(Ordering::Relaxed) - before;
-        Ok(Written { records: changes.len() as u64, octets, misplaced })
+        // Where usize has 32 bits it goes round after 4 GiB.
+        let octets = self.written.load(Ordering::Relaxed).wrapping_sub(before);
+        Ok(Written { records: changes.len() as u64, octets: octets as u64, misplaced })
     }
 
     /// What a newer program says of a kind of row that this one does not know.
@@ -240,7 +241,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Failur
 #[derive(Debug)]
 struct Disk {
     medium: Box<dyn StorageBackend>,
-    written: Arc<AtomicU64>,
+    written: Arc<AtomicUsize>,
 }
 
 impl StorageBackend for Disk {
@@ -261,7 +262,7 @@ impl StorageBackend for Disk {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.written.fetch_add(data.len(), Ordering::Relaxed);
         self.medium.write(offset, data)
     }
 
