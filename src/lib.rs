@@ -17,6 +17,7 @@
 //! | [`node`] | an MQTT-SN client as a value: the other end of the wire |
 //! | [`broker`] | a small MQTT 3.1.1 broker as a value, and its TCP shell |
 //! | [`framing`] | frames in the octets of a serial line, and those of an XBee |
+//! | [`devices`] | serial devices as the system shows them: which there are, who may use them, who does |
 //! | [`transport`] | ports: datagrams between sockets and the core |
 //! | [`link`] | TCP and TLS to brokers |
 //! | [`store`] | what outlives the process, in a file |
@@ -58,6 +59,7 @@ pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod devices;
 pub mod framing;
 pub mod gateway;
 pub mod link;
