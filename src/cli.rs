@@ -1,6 +1,7 @@
 //! The command line of `mqtt-sn-gateway`: arguments, exit codes, and what each command prints.
 
 mod control;
+mod devices;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -16,6 +17,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use self::control::ControlError;
+use self::devices::Devices;
 use crate::config::{
     BrokerUrl, Config, LoadError, Log, LogFormat, LogLevel, Mode, Place, SHIPPED, Serial, Tls, TransportKind,
     UrlError, Xbee, parse_duration,
@@ -29,7 +31,7 @@ use crate::transport::OpenError;
 use crate::wire;
 
 /// Commands of later versions.
-const LATER: [&str; 7] = ["devices", "nodes", "topics", "kick", "top", "tap", "reload"];
+const LATER: [&str; 6] = ["nodes", "topics", "kick", "top", "tap", "reload"];
 
 /// Where `run` and `check` look when they are not told, in this order; `init` writes the first.
 const CONFIG_FILES: [&str; 2] = ["./gateway.yaml", "/etc/mqtt-sn-gateway/gateway.yaml"];
@@ -80,6 +82,10 @@ enum Command {
         #[arg(long, value_name = "PATH", value_parser = device)]
         serial: Option<String>,
     },
+    /// List serial adapters: what each probably is, who may use it, who has it open, and a line for gateway.yaml
+    #[command(after_help = "Example:  mqtt-sn-gateway devices\n\
+                            Ends with 66 if there is none")]
+    Devices(Devices),
     /// Remove everything of a client, from the running gateway and its store; from the store alone if none is running
     #[command(after_help = "Example:  mqtt-sn-gateway forget pump-7")]
     Forget {
@@ -221,6 +227,7 @@ pub fn main() -> ExitCode {
         Command::Init { broker, serial } => init(broker.as_ref(), serial.as_deref()),
         Command::Forget { id, config, json } => control::forget(&id, config, json),
         Command::Health { config, json } => control::health(config, json),
+        Command::Devices(wanted) => devices::devices(wanted),
         Command::Decode { hex } => decode(&hex),
     });
     match done {
