@@ -115,15 +115,15 @@ pub struct Health {
     pub broker: Broker,
     /// What outlives the process.
     pub store: Store,
+    /// The transports, in the order of the configuration.
+    #[serde(default)]
+    pub transports: Vec<Transport>,
     /// Sessions, connected or not.
     pub sessions: usize,
     /// Messages that clients have yet to take.
     pub waiting: usize,
     /// Messages of clients that are kept for the broker.
     pub kept: usize,
-    /// The transports, in the order of the configuration.
-    #[serde(default)]
-    pub transports: Vec<Transport>,
 }
 
 /// A transport.
@@ -133,6 +133,8 @@ pub struct Transport {
     pub name: String,
     /// It can send and receive.
     pub up: bool,
+    /// For how many seconds this has been so.
+    pub seconds: u64,
     /// What is wrong, if something is; one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,

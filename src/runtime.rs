@@ -4,6 +4,7 @@
 //! once is dropped and counted there, and what a broker does not take comes back to the core as a `Drained` that is not
 //! yet there.
 
+mod manager;
 mod operator;
 
 use std::future::{Future, pending};
@@ -19,6 +20,7 @@ use tokio::task::{AbortHandle, yield_now};
 use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
+use self::manager::Manager;
 use self::operator::Operator;
 use crate::admin::{self, Asked};
 use crate::broker;
@@ -27,7 +29,7 @@ use crate::gateway::record::{Lsn, Outcome, Row};
 use crate::gateway::{Counters, Gateway};
 use crate::link::{Certificates, Links, Passwords, Report};
 use crate::store::{self, Store, StoreError};
-use crate::transport::{self, Inbox, Intake, OpenError, Status, Transport};
+use crate::transport::{self, Inbox, Intake, OpenError, Transport};
 
 /// Frames handed to the core before its outputs are taken: what they have for the broker leaves in one write.
 const FRAMES_PER_TURN: usize = 256;
@@ -91,7 +93,8 @@ pub async fn run(setup: Setup) -> Result<(), RuntimeError> {
     // First of all: who sees a port listen may send a signal at once.
     let signals = Signals::new()?;
     raise_open_files(&setup.settings);
-    let runtime = Runtime::open(setup)?;
+    let mut runtime = Runtime::open(setup)?;
+    runtime.manager = Manager::of_environment(Instant::now());
     let signals = tokio::spawn(obey_signals(signals, runtime.handle()));
     runtime.run().await;
     signals.abort();
@@ -175,6 +178,7 @@ pub struct Runtime {
     intake: Intake,
     orders: mpsc::Receiver<Order>,
     operator: Operator,
+    manager: Manager,
     tally: Tally,
     stopped: bool,
     /// Keeps the loop from mistaking "no port" for "something arrived".
@@ -194,12 +198,14 @@ impl Runtime {
         let (store, gateway) = restore(setup.store.as_ref(), setup.settings)?;
         let broker = setup.embedded_broker.map(start_broker).transpose()?;
         // Who sees a port listen may ask at once.
-        let operator = Operator::new(setup.control.as_ref(), setup.store.is_some(), Instant::now());
+        let mut operator = Operator::new(setup.control.as_ref(), setup.store.is_some(), Instant::now());
         let (inbox, intake) = transport::inbox();
         let mut ports = Vec::new();
         for ((id, options), name) in (0..).map(PortId).zip(&setup.ports).zip(&names) {
             let port = Transport::open(id, options, &inbox);
-            ports.push(port.map_err(|source| RuntimeError::Port { name: name.clone(), source })?);
+            let port = port.map_err(|source| RuntimeError::Port { name: name.clone(), source })?;
+            operator.add_port(name, port.status().up, Instant::now());
+            ports.push(port);
         }
         let (links, events) = Links::new(connect_timeout, setup.certificates);
         let links = links.with_passwords(setup.passwords);
@@ -214,6 +220,7 @@ impl Runtime {
             intake,
             orders,
             operator,
+            manager: Manager::default(),
             stopped: false,
             _inbox: inbox,
             handle: Handle(sender),
@@ -240,6 +247,7 @@ impl Runtime {
             match arrived {
                 Some(Order::Stop) if stop_by.is_none() => {
                     info!("stopping");
+                    self.manager.stopping(now);
                     stop_by = Some(now + STOP_MAX);
                     self.gateway.handle(now, Input::Control(Control::Shutdown));
                 }
@@ -250,6 +258,7 @@ impl Runtime {
                 warn!("the broker takes too long to be left");
                 break;
             }
+            self.manager.turned(now, || self.operator.status(&self.gateway));
             let refused = self.operator.refused();
             self.tally.tell_if_due(now, &self.gateway, &self.ports, &self.links, refused);
         }
@@ -263,7 +272,8 @@ impl Runtime {
             return None;
         }
         let listens = settled || self.gateway.waiting_outputs() < OUTPUTS_MARK;
-        let wake = [self.gateway.poll_timeout(), stop_by, Some(self.tally.due)].into_iter().flatten().min();
+        let wake = [self.gateway.poll_timeout(), stop_by, Some(self.tally.due), self.manager.poll_timeout()];
+        let wake = wake.into_iter().flatten().min();
         let (mut events, mut frames, mut order, mut stored) = (Vec::new(), Vec::new(), None, None);
         let mut asked = None;
         // Orders first: they are rare. Then the store, brokers, and ports. A branch that is always ready starves none of the others:
@@ -295,11 +305,16 @@ impl Runtime {
             }
         }
         for input in frames {
+            if let Input::Port(port, event) = input {
+                self.operator.note_port(port, event, now);
+            }
             self.gateway.handle(now, input);
         }
         if self.gateway.poll_timeout().is_some_and(|at| at <= now) {
             self.gateway.handle_timeout(now);
         }
+        self.operator.note_broker(self.gateway.is_connected(), now);
+        self.operator.note_store(self.gateway.is_storing(), now);
         order
     }
 
@@ -310,26 +325,13 @@ impl Runtime {
     }
 
     fn handle_asked(&mut self, asked: Option<Asked>, now: Instant) {
-        self.operator.note_broker(self.gateway.is_connected(), now);
-        self.operator.note_store(self.gateway.is_storing(), now);
         let input = asked.and_then(|asked| {
-            let transports = self.transports();
-            self.operator.take(asked, &self.gateway, transports, now)
+            let ports = self.ports.iter().map(Transport::status).collect();
+            self.operator.take(asked, &self.gateway, ports, now)
         });
         if let Some(input) = input {
             self.gateway.handle(now, input);
         }
-    }
-
-    /// How the ports are.
-    fn transports(&self) -> Vec<admin::Transport> {
-        let ports = self.tally.port_names.iter().zip(&self.ports);
-        ports
-            .map(|(name, port)| {
-                let Status { up, why } = port.status();
-                admin::Transport { name: name.clone(), up, why }
-            })
-            .collect()
     }
 
     /// Carries out what the core wants done, but not for long. Whether that was all.

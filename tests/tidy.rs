@@ -73,7 +73,7 @@ const BANNED_IN_VALUES: [&str; 17] = [
 ];
 
 /// Crates that only one place may know.
-const CONFINED: [(&str, &[&str]); 8] = [
+const CONFINED: [(&str, &[&str]); 9] = [
     ("serde_yaml", &["src/config"]),
     ("use nom::", &["src/wire"]),
     ("use nix::", &["src/devices", "src/transport", "src/runtime.rs", "src/setup.rs"]),
@@ -81,6 +81,7 @@ const CONFINED: [(&str, &[&str]); 8] = [
     ("tokio_rustls", &["src/link"]),
     ("rustls_native_certs", &["src/link"]),
     ("redb::", &["src/store"]),
+    ("sd_notify::", &["src/runtime"]),
     ("postcard::", &["src/store"]),
 ];
 

@@ -173,9 +173,9 @@ fn summarize(health: &Health) -> String {
 
 /// In a line.
 fn describe_transport(transport: &Transport) -> String {
-    let Transport { name, up, why } = transport;
+    let Transport { name, up, seconds, why } = transport;
     let why = why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-    format!("transport {name}: {}{why}\n", if *up { "up" } else { "down" })
+    format!("transport {name}: {} for {}{why}\n", if *up { "up" } else { "down" }, time(*seconds))
 }
 
 /// `42s`, `3m 5s`, `2h 7m`, `4d 1h`
@@ -222,14 +222,19 @@ mod tests {
             waiting: 3,
             kept: 4,
             transports: vec![
-                Transport { name: "lan".into(), up: true, why: None },
-                Transport { name: "radio".into(), up: false, why: Some("/dev/x is gone".into()) },
+                Transport { name: "lan".into(), up: true, seconds: 5, why: None },
+                Transport {
+                    name: "radio".into(),
+                    up: false,
+                    seconds: 61,
+                    why: Some("/dev/x is gone".into()),
+                },
             ],
         };
         assert_eq!(
             summarize(&health),
-            "broker: connected for 1m 1s\nstore: none, everything ends with the gateway\ntransport lan: up\n\
-             transport radio: down: /dev/x is gone\nsessions: 2\nmessages waiting for clients: 3\n\
+            "broker: connected for 1m 1s\nstore: none, everything ends with the gateway\ntransport lan: up for 5s\n\
+             transport radio: down for 1m 1s: /dev/x is gone\nsessions: 2\nmessages waiting for clients: 3\n\
              messages kept for the broker: 4"
         );
     }

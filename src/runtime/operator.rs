@@ -9,8 +9,9 @@ use tracing::{info, warn};
 
 use crate::admin::{self, Asked, Gone, Health, Order, Reply, Socket, StoreState};
 use crate::gateway::Gateway;
-use crate::gateway::io::{Answer, Control, Input, RequestId};
+use crate::gateway::io::{Answer, Control, Input, PortEvent, PortId, RequestId};
 use crate::topic::ClientId;
+use crate::transport::Status;
 
 /// Requests that wait for the core's answer: with a store that hangs there may be many. Who has gone does not count.
 const OPEN_MAX: usize = 64;
@@ -24,6 +25,8 @@ pub(super) struct Operator {
     /// Whether the broker is there, and since when that is so.
     broker: (bool, Instant),
     store: (StoreState, Instant),
+    /// The name of each port, whether it is up, and since when that is so.
+    ports: Vec<(String, bool, Instant)>,
 }
 
 impl Operator {
@@ -40,7 +43,13 @@ impl Operator {
             }
         });
         let store = if has_store { StoreState::Durable } else { StoreState::None };
-        Self { control, open: BTreeMap::new(), last: 0, broker: (false, now), store: (store, now) }
+        let ports = Vec::new();
+        Self { control, open: BTreeMap::new(), last: 0, broker: (false, now), store: (store, now), ports }
+    }
+
+    /// A port was opened; it is the next of them.
+    pub(super) fn add_port(&mut self, name: &str, up: bool, now: Instant) {
+        self.ports.push((name.to_owned(), up, now));
     }
 
     /// The next request. Cancel-safe.
@@ -58,14 +67,14 @@ impl Operator {
         &mut self,
         asked: Asked,
         gateway: &Gateway,
-        transports: Vec<admin::Transport>,
+        ports: Vec<Status>,
         now: Instant,
     ) -> Option<Input> {
         let Asked { order, reply } = asked;
         match order {
             Order::Health => {
                 // Who has asked may have gone.
-                let _ = reply.send(Reply::Health(self.health(gateway, transports, now)));
+                let _ = reply.send(Reply::Health(self.health(gateway, ports, now)));
                 None
             }
             Order::Forget(client) => {
@@ -108,22 +117,65 @@ impl Operator {
         }
     }
 
+    /// A port says that it can or cannot send and receive.
+    pub(super) fn note_port(&mut self, port: PortId, event: PortEvent, now: Instant) {
+        let up = event == PortEvent::Up;
+        if let Some((_, was_up, since)) = self.ports.get_mut(usize::from(port.0))
+            && *was_up != up
+            && (up || event == PortEvent::Down)
+        {
+            (*was_up, *since) = (up, now);
+        }
+    }
+
+    /// How the gateway is, in a line that stays true while nothing changes.
+    pub(super) fn status(&self, gateway: &Gateway) -> String {
+        let broker = if self.broker.0 { "broker connected" } else { "broker not connected" };
+        let ports =
+            self.ports.iter().map(|(name, up, _)| format!("{name} {}", if *up { "up" } else { "down" }));
+        let ports = ports.collect::<Vec<_>>().join(", ");
+        let (sessions, kept) = (gateway.sessions(), gateway.kept_messages());
+        let mut line = format!("{broker}; {ports}; {}", counted(sessions, "session"));
+        if kept > 0 {
+            line += &format!("; {} kept for the broker", counted(kept, "message"));
+        }
+        if self.store.0 == StoreState::Unavailable {
+            line += "; the store cannot be written";
+        }
+        line
+    }
+
     /// Connections and requests that were refused.
     pub(super) fn refused(&self) -> u64 {
         self.control.as_ref().map_or(0, |(socket, _)| socket.refused())
     }
 
-    fn health(&self, gateway: &Gateway, transports: Vec<admin::Transport>, now: Instant) -> Health {
+    fn health(&self, gateway: &Gateway, ports: Vec<Status>, now: Instant) -> Health {
         let seconds = |since| now.saturating_duration_since(since).as_secs();
         let ((connected, broker), (state, store)) = (self.broker, self.store);
         Health {
-            ok: connected && state != StoreState::Unavailable && transports.iter().all(|port| port.up),
+            ok: connected && state != StoreState::Unavailable && self.ports.iter().all(|(_, up, _)| *up),
             broker: admin::Broker { connected, seconds: seconds(broker) },
             store: admin::Store { state, seconds: seconds(store) },
+            transports: self
+                .ports
+                .iter()
+                .zip(ports)
+                .map(|((name, up, since), port)| admin::Transport {
+                    name: name.clone(),
+                    up: *up,
+                    seconds: seconds(*since),
+                    why: port.why,
+                })
+                .collect(),
             sessions: gateway.sessions(),
             waiting: gateway.waiting_messages(),
             kept: gateway.kept_messages(),
-            transports,
         }
     }
+}
+
+/// `1 session`, `12 sessions`
+fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }

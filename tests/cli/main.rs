@@ -13,6 +13,7 @@ use tempfile::TempDir;
 mod broken;
 mod control;
 mod devices;
+mod notify;
 mod run;
 mod store;
 
