@@ -43,7 +43,7 @@ impl Holders {
     pub fn describe(&self) -> String {
         match (self.seen.as_slice(), self.hidden) {
             ([], false) => "nobody".to_owned(),
-            ([], true) => "nobody of this user's processes; root sees the others".to_owned(),
+            ([], true) => "nobody whom this user may see; root sees all".to_owned(),
             (seen, _) => seen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         }
     }
@@ -52,7 +52,8 @@ impl Holders {
 /// The processes below `proc` (`/proc`), other than this one, that have open what the kernel calls `device`: a name without links
 /// in it, such as `/dev/ttyUSB0`.
 pub fn holders(proc: &Path, device: &Path) -> Holders {
-    let mut found = Holders::default();
+    // Where the first process is not seen, none of others is: a unit with ProtectProc=.
+    let mut found = Holders { hidden: !proc.join("1").exists(), ..Holders::default() };
     let mut left = OPEN_FILES_MAX;
     for pid in processes(proc) {
         if left == 0 || found.seen.len() == HOLDERS_MAX {
@@ -318,13 +319,17 @@ mod tests {
                 symlink(file, dir.join("fd").join(number.to_string())).unwrap();
             }
         };
+        process("1", "systemd", &["/dev/null"]);
         process("1201", "agetty", &["/dev/ttyUSB1", "/dev/ttyUSB0"]);
         process("612", "Modem\x1bManager", &["/dev/null", "/dev/ttyUSB0"]);
         process("613", "bash", &["/dev/ttyUSB01", "/dev/pts/0"]);
         process("self", "mqtt-sn-gateway", &["/dev/ttyUSB0"]);
         let found = holders(proc.path(), Path::new("/dev/ttyUSB0"));
         assert_eq!(found.describe(), "Modem?Manager (pid 612), agetty (pid 1201)");
-        assert_eq!(holders(proc.path(), Path::new("/dev/ttyUSB7")).describe(), "nobody");
+        let free = |proc: &Path| holders(proc, Path::new("/dev/ttyUSB7")).describe();
+        assert_eq!(free(proc.path()), "nobody");
+        fs::rename(proc.path().join("1"), proc.path().join("2")).unwrap();
+        assert_eq!(free(proc.path()), "nobody whom this user may see; root sees all");
     }
 
     #[test]

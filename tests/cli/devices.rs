@@ -38,6 +38,7 @@ impl Machine {
         for dir in ["sys/class/tty", "sys/bus/usb/devices", "dev", "proc", "udev/data"] {
             fs::create_dir_all(machine.at(dir)).unwrap();
         }
+        machine.process("1", "systemd", "/dev/null");
         // Another user has to look into it.
         fs::set_permissions(machine.dir.path(), Permissions::from_mode(0o755)).unwrap();
         machine

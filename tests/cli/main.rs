@@ -16,6 +16,7 @@ mod devices;
 mod notify;
 mod run;
 mod store;
+mod unit;
 
 /// How a run of the program ended.
 struct Ended {
