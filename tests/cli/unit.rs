@@ -93,7 +93,8 @@ fn the_unit_is_of_the_program_that_there_is() {
     assert_eq!(one("Type"), "notify");
     assert_eq!(one("ExecStart"), "/usr/bin/mqtt-sn-gateway run --config /etc/mqtt-sn-gateway/gateway.yaml");
     // Exit codes: what is wrong with the command line or the configuration does not mend itself.
-    assert_eq!((one("Restart"), one("RestartPreventExitStatus")), ("on-failure", "2 78"));
+    assert_eq!((one("Restart"), one("RestartPreventExitStatus")), ("always", "2 78"));
+    assert_eq!(one("StartLimitIntervalSec"), "0", "it must not give up");
     for dir in ["StateDirectory", "RuntimeDirectory", "ConfigurationDirectory"] {
         assert_eq!(one(dir), "mqtt-sn-gateway");
     }
