@@ -138,9 +138,9 @@ pub fn may_use(device: &Path) -> Result<(), Denied> {
     if faccessat(AT_FDCWD, device, both, AtFlags::AT_EACCESS).is_ok() {
         return Ok(());
     }
-    match fs::metadata(device) {
-        Ok(found) => Err(explain(Ownership::of(&found), Identity::own())),
-        Err(_) => Ok(()),
+    match Denied::of(device) {
+        Some(denied) => Err(denied),
+        None => Ok(()),
     }
 }
 
@@ -221,6 +221,11 @@ fn explain(device: Ownership, who: Identity) -> Denied {
 }
 
 impl Denied {
+    /// Why the system, which has said no, did so; `None` if the device is not there.
+    pub fn of(device: &Path) -> Option<Self> {
+        Some(explain(Ownership::of(&fs::metadata(device).ok()?), Identity::own()))
+    }
+
     fn why(&self) -> String {
         let Self { owner, group, mode, user, groups, cause } = self;
         let whose = format!("it belongs to {owner}:{group} with mode {mode:04o}");

@@ -3,19 +3,15 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
-
-use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgroups};
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
 
 use super::line::{Flow, Line};
+use crate::devices::{self, Denied, Found, Holders, Roots};
 use crate::framing::xbee;
 
 /// Devices that are listed where one is missing: more than a line of the log should have.
 const LISTED_MAX: usize = 8;
-
-/// Processes that are looked into for who holds a device: all of a machine that this is meant for.
-const PROCESSES_MAX: usize = 4096;
 
 /// What is wrong with a serial line. `Display` is one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,13 +24,18 @@ pub enum Fault {
         there: Vec<PathBuf>,
     },
     /// This user may not open it.
-    Denied(Denied),
+    Denied {
+        /// Its name.
+        device: PathBuf,
+        /// Why not.
+        denied: Denied,
+    },
     /// Another process has it.
     Busy {
         /// Its name.
         device: PathBuf,
         /// Who, as far as we may know.
-        holder: Option<Holder>,
+        holders: Holders,
     },
     /// It is no serial device.
     NotSerial {
@@ -110,32 +111,6 @@ pub enum Fault {
     },
 }
 
-/// Who may open a device, and who we are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Denied {
-    /// Its name.
-    pub device: PathBuf,
-    /// Who owns it.
-    pub owner: String,
-    /// Its group.
-    pub group: String,
-    /// Its permissions.
-    pub mode: u32,
-    /// Who we are.
-    pub user: String,
-    /// Whether we are in that group.
-    pub member: bool,
-}
-
-/// A process that has a device open.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
-    /// Its number.
-    pub pid: u32,
-    /// Its name.
-    pub name: String,
-}
-
 impl Fault {
     /// Why opening failed.
     pub(super) fn of_open(line: &Line, error: &tokio_serial::Error) -> Self {
@@ -143,26 +118,35 @@ impl Fault {
         let device = line.device.clone();
         match error.kind() {
             ErrorKind::Io(io::ErrorKind::NotFound) => {
-                return Self::NotFound { device, there: serial_devices(Path::new("/dev")) };
+                return Self::not_found(device);
             }
-            ErrorKind::Io(io::ErrorKind::PermissionDenied) => return Self::Denied(Denied::of(&device)),
+            ErrorKind::Io(io::ErrorKind::PermissionDenied) => {
+                return match Denied::of(&device) {
+                    Some(denied) => Self::Denied { device, denied },
+                    None => Self::not_found(device),
+                };
+            }
             ErrorKind::NoDevice => {
-                let holder = holder_of(&device, Path::new("/proc"));
-                return Self::Busy { device, holder };
+                let real = device.canonicalize().unwrap_or_else(|_| device.clone());
+                let holders = devices::holders(&Roots::default().proc, &real);
+                return Self::Busy { device, holders };
             }
             _ => {}
         }
         match fs::metadata(&device) {
             Ok(meta) if !meta.file_type().is_char_device() => Self::NotSerial { device },
             // It went in this moment.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Self::NotFound { device, there: serial_devices(Path::new("/dev")) }
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::not_found(device),
             _ => match error.description.as_str() {
                 "Not a typewriter" | "Inappropriate ioctl for device" => Self::NotSerial { device },
                 reason => Self::Refused { device, spoken: line.spoken(), reason: reason.to_owned() },
             },
         }
+    }
+
+    fn not_found(device: PathBuf) -> Self {
+        let there = Found::read(&Roots::default()).adapters.into_iter().filter(|it| it.is_there);
+        Self::NotFound { device, there: there.map(|it| it.path).collect() }
     }
 
     /// Whether the line cannot be used because of it.
@@ -198,23 +182,27 @@ impl fmt::Display for Fault {
                 }
                 f.write_str("; it is opened when it comes")
             }
-            Self::Denied(denied) => denied.fmt(f),
-            Self::Busy { device, holder } => {
+            Self::Denied { device, denied } => {
+                write!(f, "{} may not be opened: {denied}; {}", device.display(), denied.remedy())
+            }
+            Self::Busy { device, holders } => {
                 write!(f, "{} is in use by ", device.display())?;
-                match holder {
-                    Some(Holder { pid, name }) if name == "ModemManager" => write!(
-                        f,
-                        "ModemManager (pid {pid}), which takes it for a modem: keep it away with the rule of `mqtt-sn-gateway devices \
-                         --udev`"
-                    ),
-                    Some(Holder { pid, name }) => {
-                        write!(f, "{name} (pid {pid}): stop that, or name another device")
+                match holders.seen.as_slice() {
+                    // Nobody else is seen, and nobody is hidden.
+                    [] if !holders.hidden => {
+                        f.write_str("this gateway itself: is it another transport's too?")
                     }
-                    None => write!(
+                    [] => write!(
                         f,
                         "a process that this user may not see: `sudo fuser -v {}` shows it",
                         device.display()
                     ),
+                    seen if seen.iter().any(|holder| holder.name == "ModemManager") => write!(
+                        f,
+                        "{}, which takes it for a modem: keep it away with the rule of `mqtt-sn-gateway devices --udev`",
+                        holders.describe()
+                    ),
+                    _ => write!(f, "{}: stop that, or name another device", holders.describe()),
                 }
             }
             Self::NotSerial { device } => {
@@ -296,93 +284,10 @@ fn name(mode: xbee::Mode) -> &'static str {
     }
 }
 
-impl Denied {
-    fn of(device: &Path) -> Self {
-        let name_of = |uid: u32| {
-            let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
-            user.map_or_else(|| uid.to_string(), |user| user.name)
-        };
-        let meta = fs::metadata(device).ok();
-        let (owner, gid, mode) =
-            meta.map_or((0, 0, 0), |meta| (meta.uid(), meta.gid(), meta.mode() & 0o7777));
-        let group = Group::from_gid(Gid::from_raw(gid)).ok().flatten();
-        let groups = getgroups().unwrap_or_default();
-        Self {
-            device: device.to_owned(),
-            owner: name_of(owner),
-            group: group.map_or_else(|| gid.to_string(), |group| group.name),
-            mode,
-            user: name_of(geteuid().as_raw()),
-            member: getegid().as_raw() == gid || groups.iter().any(|group| group.as_raw() == gid),
-        }
-    }
-}
-
-impl fmt::Display for Denied {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, owner, group, mode, user, member } = self;
-        write!(
-            f,
-            "{user} may not open {}, which is {owner}'s and group {group}'s with mode {mode:04o}: ",
-            device.display()
-        )?;
-        if mode & 0o060 != 0o060 {
-            return write!(f, "its group may not either, a udev rule with MODE=\"0660\" lets it");
-        }
-        if *member {
-            return f.write_str(
-                "its group may, so something else forbids it, such as DeviceAllow= of a systemd unit",
-            );
-        }
-        write!(
-            f,
-            "`sudo usermod -aG {group} {user}` and a new login, or SupplementaryGroups={group} in a systemd unit"
-        )
-    }
-}
-
-/// Serial devices below `dev`, by their lasting names if they have some.
-fn serial_devices(dev: &Path) -> Vec<PathBuf> {
-    let list = |dir: PathBuf, is: fn(&str) -> bool| {
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        let mut found: Vec<_> = entries
-            .filter(|entry| entry.file_name().to_str().is_some_and(is))
-            .map(|entry| entry.path())
-            .collect();
-        found.sort();
-        found
-    };
-    let by_id = list(dev.join("serial/by-id"), |_| true);
-    let named: Vec<_> = by_id.iter().filter_map(|name| name.canonicalize().ok()).collect();
-    let kinds = |name: &str| {
-        ["ttyUSB", "ttyACM", "ttyAMA", "serial"].iter().any(|kind| {
-            name.strip_prefix(kind).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-        })
-    };
-    let others = list(dev.to_owned(), kinds).into_iter();
-    let others = others.filter(|path| !path.canonicalize().is_ok_and(|real| named.contains(&real)));
-    by_id.iter().cloned().chain(others).collect()
-}
-
-/// A process below `proc` that has this device open, if we may see it; this one, under another name, if there is no other.
-fn holder_of(device: &Path, proc: &Path) -> Option<Holder> {
-    let device = device.canonicalize().ok()?;
-    let holds = |pid: &u32| {
-        let files = fs::read_dir(proc.join(format!("{pid}/fd"))).into_iter().flatten().flatten();
-        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file == device)
-    };
-    let processes = fs::read_dir(proc).ok()?.flatten().take(PROCESSES_MAX);
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let holders: Vec<_> = pids.filter(holds).collect();
-    let other = holders.iter().find(|pid| **pid != std::process::id());
-    let pid = *other.or(holders.first())?;
-    let name = fs::read_to_string(proc.join(format!("{pid}/comm"))).unwrap_or_default();
-    Some(Holder { pid, name: name.trim().to_owned() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::Holder;
 
     #[track_caller]
     fn says(fault: Fault, text: &str) {
@@ -420,47 +325,43 @@ mod tests {
     #[test]
     fn who_may_not_open_it_is_told_how_to() {
         let denied = Denied {
-            device: tty(),
             owner: "root".into(),
             group: "dialout".into(),
             mode: 0o660,
             user: "pi".into(),
-            member: false,
+            groups: vec!["pi".into(), "video".into()],
+            cause: devices::Cause::NotInGroup,
         };
-        let text = "pi may not open /dev/ttyUSB0, which is root's and group dialout's with mode 0660: ";
-        let says = |denied: Denied, rest: &str| says(Fault::Denied(denied), &format!("{text}{rest}"));
         says(
-            denied.clone(),
-            "`sudo usermod -aG dialout pi` and a new login, or SupplementaryGroups=dialout in a systemd unit",
-        );
-        says(
-            Denied { member: true, ..denied.clone() },
-            "its group may, so something else forbids it, such as DeviceAllow= of a systemd unit",
-        );
-        let closed = Denied { mode: 0o600, ..denied };
-        let text = text.replace("0660", "0600");
-        assert_eq!(
-            closed.to_string(),
-            format!("{text}its group may not either, a udev rule with MODE=\"0660\" lets it")
+            Fault::Denied { device: tty(), denied },
+            "/dev/ttyUSB0 may not be opened: it belongs to root:dialout with mode 0660, and this is pi in pi, video; \
+             sudo usermod -aG dialout pi, then log in again; in a unit of systemd SupplementaryGroups=dialout",
         );
     }
 
     #[test]
     fn who_holds_it_is_named() {
-        let busy =
-            |name: &str| Fault::Busy { device: tty(), holder: Some(Holder { pid: 42, name: name.into() }) };
+        let busy = |names: &[&str], hidden| {
+            let seen =
+                names.iter().zip(42..).map(|(name, pid)| Holder { pid, name: (*name).into() }).collect();
+            Fault::Busy { device: tty(), holders: Holders { seen, hidden } }
+        };
         says(
-            busy("minicom"),
-            "/dev/ttyUSB0 is in use by minicom (pid 42): stop that, or name another device",
+            busy(&["minicom", "cat"], true),
+            "/dev/ttyUSB0 is in use by minicom (pid 42), cat (pid 43): stop that, or name another device",
         );
         says(
-            busy("ModemManager"),
+            busy(&["ModemManager"], false),
             "/dev/ttyUSB0 is in use by ModemManager (pid 42), which takes it for a modem: keep it away with the rule of \
              `mqtt-sn-gateway devices --udev`",
         );
         says(
-            Fault::Busy { device: tty(), holder: None },
+            busy(&[], true),
             "/dev/ttyUSB0 is in use by a process that this user may not see: `sudo fuser -v /dev/ttyUSB0` shows it",
+        );
+        says(
+            busy(&[], false),
+            "/dev/ttyUSB0 is in use by this gateway itself: is it another transport's too?",
         );
     }
 
@@ -532,37 +433,5 @@ mod tests {
             Fault::OtherMode { device: tty(), says: xbee::Mode::Plain },
             "/dev/ttyUSB0 is an XBee with AP 1: set api: plain; it is spoken with like that for now",
         );
-    }
-
-    #[test]
-    fn devices_are_listed_once_by_their_lasting_names() {
-        let dev = tempfile::tempdir().unwrap();
-        let root = dev.path().canonicalize().unwrap();
-        assert_eq!(serial_devices(&root), [""; 0].map(PathBuf::from));
-        for name in ["ttyUSB0", "ttyUSB1", "ttyACM3", "tty1", "ttyUSBx", "null"] {
-            fs::write(root.join(name), "").unwrap();
-        }
-        fs::create_dir_all(root.join("serial/by-id")).unwrap();
-        std::os::unix::fs::symlink("../../ttyUSB1", root.join("serial/by-id/usb-radio-if00")).unwrap();
-        let expected = ["serial/by-id/usb-radio-if00", "ttyACM3", "ttyUSB0"].map(|name| root.join(name));
-        assert_eq!(serial_devices(&root), expected);
-    }
-
-    #[test]
-    fn the_holder_is_the_process_with_the_device_open() {
-        let dir = tempfile::tempdir().unwrap();
-        let device = dir.path().join("ttyUSB0");
-        fs::write(&device, "").unwrap();
-        let proc = dir.path().join("proc");
-        for (pid, name, file) in [("7", "cat\n", "/dev/null"), ("4000000", "minicom\n", "ttyUSB0")] {
-            fs::create_dir_all(proc.join(pid).join("fd")).unwrap();
-            fs::write(proc.join(pid).join("comm"), name).unwrap();
-            let file = dir.path().join(file).canonicalize().unwrap();
-            std::os::unix::fs::symlink(file, proc.join(pid).join("fd/3")).unwrap();
-        }
-        fs::create_dir_all(proc.join("self/fd")).unwrap();
-        let holder = holder_of(&device, &proc);
-        assert_eq!(holder, Some(Holder { pid: 4_000_000, name: "minicom".into() }));
-        assert_eq!(holder_of(Path::new("/dev/null"), &dir.path().join("none")), None);
     }
 }

@@ -21,7 +21,7 @@ mod speech;
 pub mod udp;
 mod xbee;
 
-pub use self::fault::{Denied, Fault, Holder};
+pub use self::fault::Fault;
 pub use self::framed::QUEUE_TIME_MAX;
 pub use self::line::{Flow, Line, Parity};
 
