@@ -21,6 +21,9 @@ pub struct Holders {
     pub seen: Vec<Holder>,
     /// There are processes whose files only root may see.
     pub hidden: bool,
+    /// This process has.
+    #[serde(skip)]
+    pub own: bool,
 }
 
 /// A process.
@@ -49,7 +52,7 @@ impl Holders {
     }
 }
 
-/// The processes below `proc` (`/proc`), other than this one, that have open what the kernel calls `device`: a name without links
+/// The processes below `proc` (`/proc`) that have open what the kernel calls `device`: a name without links
 /// in it, such as `/dev/ttyUSB0`.
 pub fn holders(proc: &Path, device: &Path) -> Holders {
     // Where the first process is not seen, none of others is: a unit with ProtectProc=.
@@ -58,9 +61,6 @@ pub fn holders(proc: &Path, device: &Path) -> Holders {
     for pid in processes(proc) {
         if left == 0 || found.seen.len() == HOLDERS_MAX {
             break;
-        }
-        if pid == std::process::id() {
-            continue;
         }
         let dir = proc.join(pid.to_string());
         let files = match fs::read_dir(dir.join("fd")) {
@@ -72,7 +72,12 @@ pub fn holders(proc: &Path, device: &Path) -> Holders {
             }
         };
         let mut links = files.flatten().take(left).inspect(|_| left -= 1);
-        if links.any(|link| fs::read_link(link.path()).is_ok_and(|target| target == device)) {
+        if !links.any(|link| fs::read_link(link.path()).is_ok_and(|target| target == device)) {
+            continue;
+        }
+        if pid == std::process::id() {
+            found.own = true;
+        } else {
             found.seen.push(Holder { pid, name: process_name(&dir) });
         }
     }

@@ -188,10 +188,7 @@ impl fmt::Display for Fault {
             Self::Busy { device, holders } => {
                 write!(f, "{} is in use by ", device.display())?;
                 match holders.seen.as_slice() {
-                    // Nobody else is seen, and nobody is hidden.
-                    [] if !holders.hidden => {
-                        f.write_str("this gateway itself: is it another transport's too?")
-                    }
+                    [] if holders.own => f.write_str("this gateway itself: is it another transport's too?"),
                     [] => write!(
                         f,
                         "a process that this user may not see: `sudo fuser -v {}` shows it",
@@ -341,13 +338,13 @@ mod tests {
 
     #[test]
     fn who_holds_it_is_named() {
-        let busy = |names: &[&str], hidden| {
+        let busy = |names: &[&str], own| {
             let seen =
                 names.iter().zip(42..).map(|(name, pid)| Holder { pid, name: (*name).into() }).collect();
-            Fault::Busy { device: tty(), holders: Holders { seen, hidden } }
+            Fault::Busy { device: tty(), holders: Holders { seen, own, hidden: !own } }
         };
         says(
-            busy(&["minicom", "cat"], true),
+            busy(&["minicom", "cat"], false),
             "/dev/ttyUSB0 is in use by minicom (pid 42), cat (pid 43): stop that, or name another device",
         );
         says(
@@ -356,11 +353,11 @@ mod tests {
              `mqtt-sn-gateway devices --udev`",
         );
         says(
-            busy(&[], true),
+            busy(&[], false),
             "/dev/ttyUSB0 is in use by a process that this user may not see: `sudo fuser -v /dev/ttyUSB0` shows it",
         );
         says(
-            busy(&[], false),
+            busy(&[], true),
             "/dev/ttyUSB0 is in use by this gateway itself: is it another transport's too?",
         );
     }

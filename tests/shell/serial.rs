@@ -213,8 +213,8 @@ async fn a_device_in_use_names_its_user_and_is_taken_when_it_is_free() {
     port.event(PortEvent::Up).await;
     // And it is ours alone.
     let mut second = Port::open(&name, Framing::Slip, BAUD);
-    let ours = format!(" (pid {}): stop that", std::process::id());
-    second.why(|status| status.why.as_ref().is_some_and(|why| why.contains(&ours))).await;
+    let ours = "in use by this gateway itself";
+    second.why(|status| status.why.as_ref().is_some_and(|why| why.contains(ours))).await;
 }
 
 #[tokio::test]
