@@ -18,7 +18,7 @@
 //! | [`broker`] | a small MQTT 3.1.1 broker as a value, and its TCP shell |
 //! | [`framing`] | frames in the octets of a serial line, and those of an XBee |
 //! | [`devices`] | serial devices as the system shows them: which there are, who may use them, who does |
-//! | [`transport`] | ports: datagrams between sockets and the core |
+//! | [`transport`] | ports: datagrams and frames between sockets or serial devices and the core |
 //! | [`link`] | TCP and TLS to brokers |
 //! | [`store`] | what outlives the process, in a file |
 //! | [`admin`] | how an operator asks the running gateway: the control socket |

@@ -60,6 +60,9 @@ const PROBE_WAIT: Duration = Duration::from_millis(2500);
 /// How often the strength of what was heard is asked for.
 const RSSI_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How much it has to change before it is told, in dB: less comes and goes with people in the room.
+const RSSI_STEP: u8 = 6;
+
 /// Nodes of which is kept what the radio tells; beyond them the one that was heard longest ago is forgotten.
 const NODES_MAX: usize = 1024;
 
@@ -531,13 +534,6 @@ impl Radio {
         self.unanswered = 0;
         if let Destination::Node(node) = waiting.to {
             self.nodes.status(node, short, status);
-            let retries = waiting.tries;
-            tracing::debug!(
-                node = format_args!("{node:016X}"),
-                retries,
-                "transmission: {}",
-                delivery(status)
-            );
         }
         if status == DELIVERED {
             return;
@@ -662,9 +658,9 @@ impl Radio {
 
     fn hear(&mut self, node: u64, short: Option<u16>, rssi: Option<u8>, payload: Bytes, now: Instant) {
         self.nodes.heard(node, short, rssi);
-        if let Some(rssi) = rssi {
-            tracing::debug!(node = format_args!("{node:016X}"), "heard with -{rssi} dBm");
-        } else if self.rssi_next.is_none_or(|at| at <= now) && self.payload_max.is_some() {
+        // An early module says with each frame how strong it was.
+        let asks = rssi.is_none() && self.payload_max.is_some();
+        if asks && self.rssi_next.is_none_or(|at| at <= now) {
             self.rssi_next = Some(now + RSSI_INTERVAL);
             self.rssi_of = Some(node);
             self.ask(*b"DB");
@@ -678,7 +674,6 @@ impl Radio {
     fn take_rssi(&mut self, rssi: Option<u8>) {
         if let (Some(node), Some(rssi)) = (self.rssi_of.take(), rssi) {
             self.nodes.heard(node, None, Some(rssi));
-            tracing::debug!(node = format_args!("{node:016X}"), "last hop with -{rssi} dBm");
         }
     }
 
@@ -761,7 +756,7 @@ struct Nodes {
 #[derive(Debug, Default)]
 struct Node {
     short: Option<u16>,
-    /// The last one, in -dBm.
+    /// The last one that was worth telling, in -dBm.
     rssi: Option<u8>,
     /// What became of the last transmission.
     status: Option<u8>,
@@ -775,16 +770,23 @@ impl Nodes {
             let oldest = self.nodes.iter().min_by_key(|(_, node)| node.heard).map(|(id, _)| *id);
             oldest.map(|id| self.nodes.remove(&id));
         }
-        let times = self.times;
-        let node = self.nodes.entry(node).or_default();
+        let (id, times) = (node, self.times);
+        let node = self.nodes.entry(id).or_default();
         node.heard = times;
         node.short = short.filter(|short| *short < SHORT_UNKNOWN).or(node.short);
-        node.rssi = rssi.or(node.rssi);
+        let Some(rssi) = rssi else { return };
+        if node.rssi.is_none_or(|before| before.abs_diff(rssi) >= RSSI_STEP) {
+            tracing::debug!(node = format_args!("{id:016X}"), "heard with -{rssi} dBm");
+            node.rssi = Some(rssi);
+        }
     }
 
     fn status(&mut self, node: u64, short: Option<u16>, status: u8) {
-        let Some(node) = self.nodes.get_mut(&node) else { return };
-        node.status = Some(status);
+        let id = node;
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        if node.status.replace(status) != Some(status) {
+            tracing::debug!(node = format_args!("{id:016X}"), "transmissions: {}", delivery(status));
+        }
         node.short = match status {
             DELIVERED => short.filter(|short| *short < SHORT_UNKNOWN).or(node.short),
             // It may have another one by now: the radio is to look for it.

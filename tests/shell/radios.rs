@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use crate::process::{Process, free_tcp, gateway_program, wait_until};
 use crate::pty::Pty;
 use crate::runtime::{Node as UdpNode, Running, setup, start_broker};
 use crate::serial::{Node, options};
@@ -343,4 +345,51 @@ async fn collect(node: UdpNode, numbers: Arc<Mutex<BTreeSet<u32>>>) {
             numbers.lock().unwrap().insert(u32::from_be_bytes([*one, *two, *three, *four]));
         }
     }
+}
+
+/// The program as a user starts it: it never ends because of a radio, tells each thing once, and `health` tells it too.
+#[tokio::test]
+async fn a_radio_that_comes_and_goes_is_told_once_each_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().display();
+    let name = dir.path().join("usb-radio-if00");
+    let (broker, file) = (free_tcp(), dir.path().join("gateway.yaml"));
+    let text = format!(
+        "broker: {{ url: embedded, listen: 127.0.0.1:{broker} }}\n\
+         transports: [{{ name: radio, type: serial, device: {}, framing: cobs+crc }}]\n\
+         store: {{ path: {folder}/state }}\ncontrol: {{ socket: {folder}/control.sock }}\n",
+        name.display()
+    );
+    std::fs::write(&file, text).unwrap();
+    let mut gateway = Process::start(Command::new(gateway_program()).args(["run", "-c"]).arg(&file));
+    gateway.wait_for_line("connected to the broker");
+    let health = || {
+        let asked = Command::new(gateway_program()).args(["health", "-c"]).arg(&file).output().unwrap();
+        (asked.status.code(), String::from_utf8(asked.stdout).unwrap())
+    };
+    let is = |expected: (i32, &str)| {
+        wait_until("that health", || {
+            let (code, text) = health();
+            code == Some(expected.0) && text.contains(expected.1)
+        });
+    };
+    gateway.wait_for_line("is not there");
+    is((1, "\ntransport radio: down: "));
+    for round in 1..4 {
+        let pty = Pty::plugged(&name);
+        let mut node = Node::new(Framing::CobsCrc);
+        node.say(&pty, &connect("n1")).await;
+        assert_eq!(until(&mut node, &pty, 5).await, [3, 5, 0][..]);
+        is((0, "\ntransport radio: up"));
+        drop(pty);
+        is((1, "is gone, pulled out or without power"));
+        // It is looked for several times meanwhile.
+        sleep(Duration::from_millis(1200)).await;
+        let printed = gateway.printed();
+        let lines = |part: &str| printed.lines().filter(|line| line.contains(part)).count();
+        let told = ["is not there", "opened with 115200 baud 8N1", "is gone"].map(lines);
+        assert_eq!(told, [1, round, round], "{printed}");
+    }
+    gateway.signal("TERM");
+    assert!(gateway.wait_for_end().success());
 }
