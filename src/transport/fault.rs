@@ -28,7 +28,7 @@ pub enum Fault {
         /// Its name.
         device: PathBuf,
         /// Why not.
-        denied: Denied,
+        denied: Box<Denied>,
     },
     /// Another process has it.
     Busy {
@@ -122,7 +122,7 @@ impl Fault {
             }
             ErrorKind::Io(io::ErrorKind::PermissionDenied) => {
                 return match Denied::of(&device) {
-                    Some(denied) => Self::Denied { device, denied },
+                    Some(denied) => Self::Denied { device, denied: Box::new(denied) },
                     None => Self::not_found(device),
                 };
             }
@@ -330,7 +330,7 @@ mod tests {
             cause: devices::Cause::NotInGroup,
         };
         says(
-            Fault::Denied { device: tty(), denied },
+            Fault::Denied { device: tty(), denied: Box::new(denied) },
             "/dev/ttyUSB0 may not be opened: it belongs to root:dialout with mode 0660, and this is pi in pi, video; \
              sudo usermod -aG dialout pi, then log in again; in a unit of systemd SupplementaryGroups=dialout",
         );

@@ -495,7 +495,7 @@ fn a_silent_radio_is_probed_told_and_asked_again() {
     assert_eq!(talk.events(), []);
     talk.pass(Duration::from_secs(3));
     let silent = Event::Fault(Fault::Silent { device: device(), spoken: "115200 baud 8N1".into() });
-    assert_eq!(talk.events(), [silent.clone()]);
+    assert_eq!(talk.events(), std::slice::from_ref(&silent));
     talk.raw.clear();
     talk.pass(Duration::from_secs(24));
     assert_eq!((talk.written.len(), talk.raw.len()), (6, 0), "and not probed any more");
