@@ -255,6 +255,9 @@ impl Keeper {
                 Happened::Written(octets) => {
                     out.advance(octets);
                     written = now;
+                    if matches!(self.told, Some(Fault::Held { .. })) {
+                        self.is_well("takes what is sent again");
+                    }
                 }
                 Happened::Gone(error) => return Err(error),
                 Happened::Due => {}
@@ -296,11 +299,7 @@ impl Keeper {
                     self.counters.add(if taken { Count::Received } else { Count::InboxFull }, 1);
                 }
                 Event::Fault(fault) => self.complain(fault),
-                Event::Well => {
-                    self.told = None;
-                    info!(port = self.name, "{} is understood", self.line.device.display());
-                    self.state.send_modify(|status| status.why = None);
-                }
+                Event::Well => self.is_well("is understood"),
                 Event::Told(text) => info!(port = self.name, "{text}"),
                 Event::Count(count, n) => self.counters.add(count, n),
             }
@@ -319,6 +318,13 @@ impl Keeper {
             let event = if up { PortEvent::Up } else { PortEvent::Down };
             self.inbox.tell(Input::Port(self.port, event)).await;
         }
+    }
+
+    /// What was wrong is so no more.
+    fn is_well(&mut self, how: &str) {
+        self.told = None;
+        info!(port = self.name, "{} {how}", self.line.device.display());
+        self.state.send_modify(|status| status.why = None);
     }
 
     fn complain(&mut self, fault: Fault) {
