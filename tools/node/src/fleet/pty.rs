@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -31,7 +32,7 @@ const READ_MAX: usize = 4096;
 /// The far end, and the name of the near one.
 #[derive(Debug)]
 pub(super) struct Pty {
-    master: AsyncFd<PtyMaster>,
+    master: Arc<PtyMaster>,
     path: PathBuf,
     /// A name of the near end that stays the same from run to run; removed with it.
     link: Option<PathBuf>,
@@ -58,12 +59,7 @@ impl Pty {
             }
             symlink(&path, link)?;
         }
-        #[expect(
-            deprecated,
-            reason = "a master keeps its descriptor, and what replaces this is unsafe to call"
-        )]
-        let master = AsyncFd::new(master)?;
-        Ok(Self { master, path, link: link.map(Path::to_owned) })
+        Ok(Self { master: Arc::new(master), path, link: link.map(Path::to_owned) })
     }
 
     /// What the gateway is to open.
@@ -81,20 +77,41 @@ impl Pty {
 
     /// Whether somebody has opened the near end.
     fn is_open(&self) -> bool {
-        let mut fds = [PollFd::new(self.master.get_ref().as_fd(), PollFlags::empty())];
+        let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::empty())];
         // What cannot be asked is not there.
         let asked = poll(&mut fds, PollTimeout::ZERO).is_ok();
         asked && fds[0].revents().is_some_and(|events| !events.contains(PollFlags::POLLHUP))
     }
 
-    /// What the gateway has written; an error if nobody has opened the near end. May be dropped and called again.
+    /// What the runtime is to watch while the near end is open, and never longer: once closed, it stays closed to whoever
+    /// watches it, though somebody opens it again.
+    fn connection(&self) -> Option<Connection> {
+        if !self.is_open() {
+            return None;
+        }
+        #[expect(deprecated, reason = "a master keeps its descriptor, and what replaces this is unsafe")]
+        AsyncFd::new(Arc::clone(&self.master)).ok().map(Connection)
+    }
+}
+
+/// From the opening of the near end to its closing.
+#[derive(Debug)]
+struct Connection(AsyncFd<Arc<PtyMaster>>);
+
+impl Connection {
+    /// What the gateway has written by now.
+    fn read_now(&self, buffer: &mut [u8]) -> Option<usize> {
+        (&**self.0.get_ref()).read(buffer).ok()
+    }
+
+    /// What the gateway has written; an error if it has closed. May be dropped and called again.
     async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.master.async_io(Interest::READABLE, |mut master| master.read(buffer)).await
+        self.0.async_io(Interest::READABLE, |master| (&**master).read(buffer)).await
     }
 
     /// Writes some of it. May be dropped and called again.
     async fn write(&self, octets: &[u8]) -> io::Result<usize> {
-        self.master.async_io(Interest::WRITABLE, |mut master| master.write(octets)).await
+        self.0.async_io(Interest::WRITABLE, |master| (&**master).write(octets)).await
     }
 }
 
@@ -117,17 +134,24 @@ pub(super) async fn run(
     nodes: Vec<mpsc::Sender<Bytes>>,
 ) -> Tally {
     let mut look = interval(LOOK);
-    let mut open = true;
+    let mut connection = pty.connection();
     let (mut out, mut buffer) = (BytesMut::new(), [0; READ_MAX]);
     radio.start(Instant::now());
     loop {
         let now = Instant::now();
+        let room = radio.room().min(READ_MAX);
+        if let Some(connection) = &connection
+            && room > 0
+            && let Some(len) = connection.read_now(&mut buffer[..room])
+        {
+            radio.handle_octets(now, &buffer[..len]);
+        }
         radio.handle_timeout(now);
         while let Some(heard) = radio.poll_heard() {
             deliver(heard, &nodes);
         }
         out.extend_from_slice(&radio.poll_octets(now));
-        if !open {
+        if connection.is_none() {
             radio.hang_up();
             out.clear();
         }
@@ -137,17 +161,31 @@ pub(super) async fn run(
                 Some((node, frame)) => radio.handle_frame(Instant::now(), node, &frame),
                 None => return radio.tally(),
             },
-            read = pty.read(&mut buffer[..room]), if open && room > 0 => match read {
+            read = read(&connection, &mut buffer[..room]), if room > 0 => match read {
                 Ok(len) => radio.handle_octets(Instant::now(), &buffer[..len]),
-                Err(_) => open = false,
+                Err(_) => connection = None,
             },
-            written = pty.write(&out), if open && !out.is_empty() => match written {
+            written = write(&connection, &out), if !out.is_empty() => match written {
                 Ok(len) => out.advance(len),
-                Err(_) => open = false,
+                Err(_) => connection = None,
             },
-            _ = look.tick(), if !open => open = pty.is_open(),
+            _ = look.tick(), if connection.is_none() => connection = pty.connection(),
             () = sleep(radio.poll_timeout()) => {}
         }
+    }
+}
+
+async fn read(connection: &Option<Connection>, buffer: &mut [u8]) -> io::Result<usize> {
+    match connection {
+        Some(connection) => connection.read(buffer).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn write(connection: &Option<Connection>, octets: &[u8]) -> io::Result<usize> {
+    match connection {
+        Some(connection) => connection.write(octets).await,
+        None => std::future::pending().await,
     }
 }
 
