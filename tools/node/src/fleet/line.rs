@@ -29,6 +29,8 @@ pub(super) struct Line {
     random: fastrand::Rng,
     /// Not out of the line yet.
     queue: VecDeque<u8>,
+    /// Octets of each offer in `queue`, if they come out together.
+    whole: Option<VecDeque<usize>>,
     /// When the first of them went in.
     since: Option<Instant>,
     pub(super) corrupted: u64,
@@ -38,7 +40,13 @@ pub(super) struct Line {
 impl Line {
     pub(super) fn new(noise: Noise, seed: u64) -> Self {
         let random = fastrand::Rng::with_seed(seed);
-        Self { noise, random, queue: VecDeque::new(), since: None, corrupted: 0, lost: 0 }
+        Self { noise, random, queue: VecDeque::new(), whole: None, since: None, corrupted: 0, lost: 0 }
+    }
+
+    /// What is offered at one time comes out at one time, when the last octet of it is through: where a pause has a meaning, a
+    /// computer that is busy elsewhere must not make one.
+    pub(super) fn in_one_go(self) -> Self {
+        Self { whole: Some(VecDeque::new()), ..self }
     }
 
     pub(super) fn offer(&mut self, now: Instant, octets: &[u8]) {
@@ -46,6 +54,9 @@ impl Line {
             self.since = Some(now);
         }
         self.queue.extend(octets);
+        if let Some(whole) = &mut self.whole {
+            whole.push_back(octets.len());
+        }
     }
 
     /// Octets that have gone in and not come out.
@@ -56,6 +67,7 @@ impl Line {
     /// Forgets what has not come out.
     pub(super) fn clear(&mut self) {
         self.queue.clear();
+        self.whole.iter_mut().for_each(VecDeque::clear);
         self.since = None;
     }
 
@@ -64,14 +76,27 @@ impl Line {
         let Some(since) = self.since else { return Vec::new() };
         let time = self.octet_time();
         let passed = now.saturating_duration_since(since).as_nanos().checked_div(time.as_nanos());
-        let count = passed.map_or(self.queue.len(), |passed| self.queue.len().min(passed as usize));
+        let mut count = passed.map_or(self.queue.len(), |passed| self.queue.len().min(passed as usize));
+        if let Some(whole) = &mut self.whole {
+            let mut through = 0;
+            while let Some(len) = whole.front().filter(|len| through + **len <= count) {
+                through += len;
+                whole.pop_front();
+            }
+            count = through;
+        }
         self.since = Some(since + time * count as u32).filter(|_| count < self.queue.len());
         let octets: Vec<u8> = self.queue.drain(..count).collect();
         octets.into_iter().filter_map(|octet| self.damage(octet)).collect()
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        Some(self.since? + (self.octet_time() * self.queue.len() as u32).min(BUNDLE.max(self.octet_time())))
+        let time = self.octet_time();
+        let wait = match self.whole.as_ref().map(VecDeque::front) {
+            Some(first) => time * *first? as u32,
+            None => (time * self.queue.len() as u32).min(BUNDLE.max(time)),
+        };
+        Some(self.since? + wait)
     }
 
     fn octet_time(&self) -> Duration {
@@ -113,6 +138,20 @@ mod tests {
         assert_eq!((line.poll(ms(30)), line.len()), (b"c".to_vec(), 1));
         assert_eq!(line.poll(ms(40)), b"d");
         assert_eq!((line.poll_timeout(), line.len()), (None, 0));
+    }
+
+    #[test]
+    fn what_comes_out_in_one_go_comes_when_all_of_it_is_through() {
+        let start = Instant::now();
+        let ms = |ms| start + Duration::from_millis(ms);
+        let mut line = Line::new(QUIET, 0).in_one_go();
+        line.offer(start, b"abc");
+        line.offer(start, b"de");
+        assert_eq!(line.poll_timeout(), Some(ms(30)));
+        assert_eq!(line.poll(ms(29)), b"");
+        assert_eq!(line.poll(ms(45)), b"abc");
+        assert_eq!(line.poll_timeout(), Some(ms(50)));
+        assert_eq!((line.poll(ms(50)), line.poll_timeout()), (b"de".to_vec(), None));
     }
 
     #[test]

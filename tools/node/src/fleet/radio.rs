@@ -57,7 +57,7 @@ pub(super) struct Radio {
 
 #[derive(Debug)]
 enum Far {
-    Modem(Modem),
+    Modem(Box<Modem>),
     Xbee(Box<Xbee>),
 }
 
@@ -65,12 +65,14 @@ impl Radio {
     pub(super) fn new(options: Options, nodes: u32, seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let far = match options.kind {
-            Kind::Modem(framing) => Far::Modem(Modem::new(framing, nodes)),
+            Kind::Modem(framing) => Far::Modem(Box::new(Modem::new(framing, nodes))),
             Kind::Xbee(options) => Far::Xbee(Box::new(Xbee::new(options, nodes, random.u64(..)))),
         };
+        let up = Line::new(options.noise, random.u64(..));
+        let by_pauses = matches!(options.kind, Kind::Modem(Framing::Length));
         Self {
             far,
-            up: Line::new(options.noise, random.u64(..)),
+            up: if by_pauses { up.in_one_go() } else { up },
             down: Line::new(options.noise, random.u64(..)),
             room: if options.noise.baud == 0 { UNPACED } else { UART },
             out: BytesMut::new(),
@@ -116,7 +118,10 @@ impl Radio {
                 if !octets.is_empty() {
                     modem.handle_octets(now, &octets);
                 }
-                modem.handle_timeout(now);
+                // A line on which there is something is not silent, however long nobody has looked.
+                if self.down.len() == 0 {
+                    modem.handle_timeout(now);
+                }
             }
             Far::Xbee(xbee) => {
                 xbee.handle_octets(now, &octets, &mut self.out);
@@ -140,7 +145,7 @@ impl Radio {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let far = match &self.far {
-            Far::Modem(modem) => modem.poll_timeout(),
+            Far::Modem(modem) => modem.poll_timeout().filter(|_| self.down.len() == 0),
             Far::Xbee(xbee) => xbee.poll_timeout(),
         };
         [far, self.up.poll_timeout(), self.down.poll_timeout()].into_iter().flatten().min()
