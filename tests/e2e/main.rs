@@ -20,6 +20,7 @@ mod outage;
 mod pki;
 mod process;
 mod proxy;
+mod radio;
 mod restart;
 mod sensor;
 mod tls;

@@ -26,6 +26,12 @@ pub fn node(port: u16, arguments: &[&str]) -> Process {
     Process::start(Command::new(&*NODE).args(arguments).args(rest))
 }
 
+/// Runs it with these words.
+#[allow(dead_code, reason = "not every binary needs it")]
+pub fn tool(arguments: &str) -> Process {
+    Process::start(Command::new(&*NODE).args(arguments.split_whitespace()))
+}
+
 #[track_caller]
 pub fn expect_end(mut process: Process, code: i32) -> String {
     let status = process.wait_for_end();
