@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use mqtt_sn_gateway::framing::{Decoder, Framing};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_serial::{SerialPortBuilderExt, SerialStream};
 
@@ -77,25 +78,21 @@ impl Line {
             if let Some(frame) = self.decoder.poll_frame() {
                 return Ok(frame);
             }
-            let readable = self.stream.readable();
-            if !self.stirred {
-                readable.await?;
-            } else if let Ok(readable) = timeout(self.silence, readable).await {
-                readable?;
-            } else {
-                self.decoder.idle();
-                self.stirred = false;
-                continue;
-            }
-            match self.stream.try_read(&mut buffer) {
+            // Not readable() and try_read(): once readable, a SerialStream says so for ever.
+            let read = self.stream.read(&mut buffer);
+            let read = if self.stirred { timeout(self.silence, read).await } else { Ok(read.await) };
+            match read {
                 // A device that was pulled out reads as at its end.
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(len) => {
+                Ok(Ok(0)) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(Ok(len)) => {
                     self.stirred = true;
                     self.decoder.push(&buffer[..len]);
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {
+                    self.decoder.idle();
+                    self.stirred = false;
+                }
             }
         }
     }
@@ -108,12 +105,8 @@ impl Line {
     /// Writes what was queued. May be dropped and called again.
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
         while !self.out.is_empty() {
-            self.stream.writable().await?;
-            match self.stream.try_write(&self.out) {
-                Ok(len) => self.out.advance(len),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
+            let len = self.stream.write(&self.out).await?;
+            self.out.advance(len);
         }
         Ok(())
     }

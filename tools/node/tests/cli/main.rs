@@ -6,6 +6,7 @@ mod fleet;
 mod gateway;
 mod publish;
 mod search;
+mod serial;
 mod subscribe;
 mod usage;
 
