@@ -31,7 +31,7 @@ fn settings(unit: &str) -> BTreeMap<&str, Vec<&str>> {
 }
 
 fn analyze(arguments: &[&str]) -> Output {
-    Command::new("systemd-analyze").args(arguments).output().expect("systemd-analyze of the package systemd")
+    Command::new("systemd-analyze").args(arguments).output().unwrap()
 }
 
 /// A system with the unit, the program and what the unit builds on. It has no other part of systemd.
