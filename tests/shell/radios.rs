@@ -374,7 +374,7 @@ async fn a_radio_that_comes_and_goes_is_told_once_each_time() {
         });
     };
     gateway.wait_for_line("is not there");
-    is((1, "\ntransport radio: down: "));
+    is((1, "\ntransport radio: down for "));
     for round in 1..4 {
         let pty = Pty::plugged(&name);
         let mut node = Node::new(Framing::CobsCrc);
