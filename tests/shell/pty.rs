@@ -16,6 +16,8 @@ pub(crate) struct Pty {
     master: AsyncFd<PtyMaster>,
     /// The device itself, below `/dev/pts`.
     pub(crate) device: PathBuf,
+    /// The name that goes with it: another test may be given the same device next.
+    name: Option<PathBuf>,
     /// Without it the test's end would be gone whenever the gateway's is.
     _slave: OwnedFd,
 }
@@ -34,12 +36,13 @@ impl Pty {
         tcsetattr(&slave, SetArg::TCSANOW, &terminal).unwrap();
         #[expect(deprecated, reason = "what replaces it is unsafe; the master stays where it is, open")]
         let master = AsyncFd::new(master).unwrap();
-        Self { master, device, _slave: slave }
+        Self { master, device, name: None, _slave: slave }
     }
 
-    /// One that is plugged in under this name. Dropped, it is pulled out; the name stays until the next one takes it.
+    /// One that is plugged in under this name. Dropped, it is pulled out.
     pub(crate) fn plugged(name: &Path) -> Self {
-        let pty = Self::new();
+        let mut pty = Self::new();
+        pty.name = Some(name.to_owned());
         let new = name.with_extension("new");
         std::os::unix::fs::symlink(&pty.device, &new).unwrap();
         std::fs::rename(&new, name).unwrap();
@@ -64,6 +67,17 @@ impl Pty {
             if let Ok(read) = ready.try_io(|master| Ok(nix::unistd::read(master.get_ref(), &mut buffer)?)) {
                 return buffer[..read.unwrap()].to_vec();
             }
+        }
+    }
+}
+
+impl Drop for Pty {
+    fn drop(&mut self) {
+        // Before the device, as udev does.
+        if let Some(name) =
+            self.name.take_if(|name| std::fs::read_link(name).is_ok_and(|to| to == self.device))
+        {
+            let _ = std::fs::remove_file(name);
         }
     }
 }
