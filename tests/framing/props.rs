@@ -114,6 +114,8 @@ pub(super) fn noisy() -> impl Strategy<Value = Vec<u8>> {
             line
         }),
         prop::collection::vec(any::<u8>(), 2000..2200),
+        // About as long as a frame may be, and nothing that ends one.
+        (FRAME_LEN_MAX - 8..FRAME_LEN_MAX + 8).prop_map(|len| vec![0x55; len]),
     ];
     prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
 }

@@ -44,12 +44,12 @@ fn every_frame_type_is_laid_out_as_digi_says() {
             frame_id: 0x11,
             to,
             to_short: 0x7D84,
-            radius: 0,
-            options,
+            radius: 5,
+            options: 1,
             payload: payload.clone(),
         },
-        "7E 0014 10 11 0013A20040522BAA 7D84 00 00 0217117E7D13 89",
-        "7E 0014 10 7D31 007D33A20040522BAA 7D5D84 00 00 02177D317D5E7D5D7D33 89",
+        "7E 0014 10 11 0013A20040522BAA 7D84 05 01 0217117E7D13 83",
+        "7E 0014 10 7D31 007D33A20040522BAA 7D5D84 05 01 02177D317D5E7D5D7D33 83",
     );
     both_ways(
         Frame::Rx64 { from, rssi: 0x28, options: 2, payload: payload.clone() },
