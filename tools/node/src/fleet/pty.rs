@@ -224,7 +224,8 @@ mod tests {
         assert_eq!(pty.name(), link);
         assert!(!pty.is_open());
 
-        let noise = Noise { baud: 0, corrupt: 0.0, byte_loss: 0.0 };
+        // With a speed, so that time has to pass between what comes and what goes.
+        let noise = Noise { baud: 9600, corrupt: 0.0, byte_loss: 0.0 };
         let radio = Radio::new(Options { kind: Kind::Modem(Framing::Slip), noise }, 1, 0);
         let (frames, from_nodes) = mpsc::channel(10);
         let (to_node, mut node) = mpsc::channel(10);

@@ -27,6 +27,21 @@ fn a_message_is_published_and_acknowledged_over_each_framing() {
     }
 }
 
+/// Nothing but silence says with `length` where a message begins.
+#[test]
+fn after_garbage_and_a_silence_a_message_of_length_is_heard() {
+    let (mut master, name) = pty();
+    let args = format!("pub --serial {name} --framing length -t a/b -m 21.5 -q 1 --retry 1s");
+    let child = command(&args).spawn().unwrap();
+    // To the first CONNECT.
+    while master.read(&mut [0; 100]).is_err() {
+        sleep(Duration::from_millis(5));
+    }
+    master.write_all(&[0, 0, 0]).unwrap();
+    serve(&master, Framing::Length, "DISCONNECT");
+    ran(child.wait_with_output().unwrap()).ends_with(0);
+}
+
 #[test]
 fn a_gateway_at_the_line_is_found() {
     let (master, name) = pty();
