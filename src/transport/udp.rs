@@ -243,6 +243,17 @@ impl Plan {
         Ok(plans)
     }
 
+    /// An option that emulators and old kernels (IPV6_MULTICAST_ALL is of Linux 4.20) do not have. The gateway works without it.
+    fn wish<E: Into<io::Error>>(&self, without: &str, granted: Result<(), E>) -> io::Result<()> {
+        match granted.map_err(E::into) {
+            Err(error) if error.raw_os_error() == Some(Errno::ENOPROTOOPT as i32) => {
+                debug!(addr = %self.addr, %error, "{without}");
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
     /// A socket with all its options, bound.
     fn bind(&self) -> io::Result<UdpSocket> {
         let mut addr = self.addr;
@@ -252,19 +263,16 @@ impl Plan {
         let socket = Socket::new(Domain::for_address(addr), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
         socket.set_send_buffer_size(SEND_BUFFER)?;
-        // A system that does not tell what it drops (an emulator) is good enough to work on.
-        if let Err(error) = setsockopt(&socket, sockopt::RxqOvfl, &1) {
-            debug!(%addr, %error, "what the operating system drops is not counted");
-        }
+        self.wish("what the system drops is not counted", setsockopt(&socket, sockopt::RxqOvfl, &1))?;
         // Only the groups this socket joins itself, not those of all programs on this machine.
         if addr.is_ipv4() {
             setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
-            socket.set_multicast_all_v4(false)?;
+            self.wish("groups of other programs are heard", socket.set_multicast_all_v4(false))?;
         } else {
             // Beside 0.0.0.0, not instead of it.
             socket.set_only_v6(true)?;
             setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
-            socket.set_multicast_all_v6(false)?;
+            self.wish("groups of other programs are heard", socket.set_multicast_all_v6(false))?;
         }
         // Before bind, or what arrives between would lack all that.
         socket.set_reuse_address(self.only_group)?;
