@@ -117,6 +117,21 @@ fn it_is_ready_without_a_transport_that_cannot_be_opened_yet_and_health_tells_wh
 }
 
 #[test]
+fn it_is_ready_without_a_radio_and_says_that_it_is_down() {
+    let folder = Folder::new();
+    let device = folder.path().join("ttyUSB0").display().to_string();
+    let radio =
+        format!("  - {{ name: radio, type: serial, device: {device}, baud: 115200, framing: slip+crc }}\n");
+    let lan = "  - { name: lan, type: udp, listen: '127.0.0.1:0' }\n";
+    let config = format!("broker: {{ url: mqtt://127.0.0.1:1 }}\ntransports:\n{radio}{lan}");
+    std::fs::write(folder.path().join("gateway.yaml"), config).unwrap();
+    let mut manager = Manager::at(&folder);
+    let gateway = start(folder, &manager, &[]);
+    assert_eq!(manager.hears(), "READY=1\nSTATUS=broker not connected; radio down, lan up; 0 sessions\n");
+    assert_eq!(stop(gateway).code, 0);
+}
+
+#[test]
 fn its_status_follows_the_broker() {
     // A gateway with a broker inside stands for the broker.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
