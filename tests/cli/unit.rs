@@ -31,7 +31,8 @@ fn settings(unit: &str) -> BTreeMap<&str, Vec<&str>> {
 }
 
 fn analyze(arguments: &[&str]) -> Output {
-    Command::new("systemd-analyze").args(arguments).output().unwrap()
+    let output = Command::new("systemd-analyze").args(arguments).output();
+    output.unwrap_or_else(|error| panic!("systemd-analyze, of the package systemd: {error}"))
 }
 
 /// A system with the unit, the program and what the unit builds on. It has no other part of systemd.
