@@ -1059,6 +1059,49 @@ fn a_session_that_was_inherited_stays_so_when_the_client_connects_again() {
     world.expect_register(A, "from/before");
 }
 
+/// Two connections under one id would end each other, and what the client begins would be removed.
+#[test]
+fn a_client_that_is_back_while_its_session_is_removed_from_the_broker_connects_behind_that() {
+    for clean in [false, true] {
+        let mut world = world();
+        world.served(A, "c1", false);
+        world.takes_leave(A);
+        world.broker_gets_disconnect();
+        world.commands.clear();
+        world.pass(Duration::from_secs(86_401));
+        assert_eq!(world.gw.sessions(), 0);
+        world.commands.clear();
+        world.send(A, connect_with("c1", false, clean, 60));
+        world.no_command();
+        let purge = world.broker_sees_connect("c1");
+        assert!(purge.clean_session);
+        world.commands.clear();
+        world.broker_accepts(false);
+        world.broker_gets_disconnect();
+        world.expect_close();
+        world.quiet();
+        let connect = world.broker_sees_connect("c1");
+        assert_eq!(connect.clean_session, clean);
+        world.broker_accepts(false);
+        world.expect(A, connack(ReturnCode::Accepted));
+    }
+}
+
+#[test]
+fn a_client_that_is_back_connects_though_its_session_cannot_be_removed() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    world.takes_leave(A);
+    world.broker_gets_disconnect();
+    world.commands.clear();
+    world.pass(Duration::from_secs(86_401));
+    world.send(A, connect_with("c1", false, false, 60));
+    world.on_link_of(Some("c1"));
+    world.commands.clear();
+    world.broker_down();
+    world.admitted(A, "c1", true);
+}
+
 #[test]
 fn a_session_that_cannot_be_removed_from_the_broker_is_tried_once() {
     let mut world = world();

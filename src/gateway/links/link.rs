@@ -131,6 +131,11 @@ impl Link {
         }
     }
 
+    /// Whose link it is, if not the gateway's own.
+    pub(super) fn client(&self) -> Option<&ClientId> {
+        self.client.as_ref()
+    }
+
     /// The connection that there is, was asked for, or was last.
     pub(super) fn id(&self) -> LinkId {
         self.id
@@ -330,6 +335,13 @@ impl Link {
         }
         if matches!(self.socket, Socket::Waiting(_)) {
             self.connect(self.protocol(shared, cx.settings), shared, cx);
+        }
+    }
+
+    /// Does not connect before [`Link::connect_now`].
+    pub(super) fn hold(&mut self) {
+        if matches!(self.socket, Socket::Waiting(_)) {
+            self.socket = Socket::Waiting(None);
         }
     }
 

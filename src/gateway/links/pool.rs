@@ -2,7 +2,7 @@
 //!
 //! Thousands of links cost nothing while nothing happens to them: only those that were touched are looked at.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use rustc_hash::FxHashMap;
@@ -27,6 +27,11 @@ pub(super) struct Pool {
     heard: BTreeSet<LinkKey>,
     /// Links that may have something to write.
     touched: BTreeSet<LinkKey>,
+    /// Links of clients that remove sessions from the broker, and who connects as the same client when they have left: two
+    /// connections under one id would end each other, and the session that begins would be the one that is removed.
+    purging: BTreeMap<ClientId, (LinkKey, Option<LinkKey>)>,
+    /// Links whose turn it is.
+    next: Vec<LinkKey>,
     shared: Shared,
     /// Links that the broker has accepted and that have not ended.
     up: usize,
@@ -103,9 +108,16 @@ impl Pool {
         self.links.get(&key).map_or(0, |entry| entry.link.failures())
     }
 
-    /// Connects now, whatever pause there was to be.
+    /// Connects now, whatever pause there was to be; behind one that removes the session of the same client.
     pub(super) fn connect_now(&mut self, key: LinkKey, cx: &mut LinkCx<'_>) {
-        self.with(key, cx, Link::connect_now);
+        let client = self.links.get(&key).and_then(|entry| entry.link.client());
+        match client.and_then(|client| self.purging.get_mut(client)) {
+            Some((_, next)) => {
+                *next = Some(key);
+                self.with(key, cx, |link, _, _| link.hold());
+            }
+            None => self.with(key, cx, Link::connect_now),
+        }
     }
 
     /// See [`Link::change_will`].
@@ -130,18 +142,23 @@ impl Pool {
     /// Takes leave of the broker, unless that is under way, and of the session there if `purge`. Nothing more will be heard
     /// of the link.
     pub(super) fn remove(&mut self, key: LinkKey, purge: bool, cx: &mut LinkCx<'_>) {
-        if let Some(entry) = self.links.get_mut(&key) {
-            entry.leaving = true;
-        }
+        self.part(key, purge);
         self.with(key, cx, |link, _, cx| link.shut_down(purge, cx));
     }
 
     /// As [`Pool::remove`], see [`Link::erase`].
     pub(super) fn erase(&mut self, key: LinkKey, cx: &mut LinkCx<'_>) {
-        if let Some(entry) = self.links.get_mut(&key) {
-            entry.leaving = true;
-        }
+        self.part(key, true);
         self.with(key, cx, |link, _, cx| link.erase(cx));
+    }
+
+    /// Nothing more will be heard of a link.
+    fn part(&mut self, key: LinkKey, purge: bool) {
+        let Some(entry) = self.links.get_mut(&key) else { return };
+        entry.leaving = true;
+        if let Some(client) = entry.link.client().filter(|_| purge) {
+            self.purging.insert(client.clone(), (key, None));
+        }
     }
 
     /// Removes every link.
@@ -239,6 +256,7 @@ impl Pool {
                 self.follow(key);
             }
         }
+        self.connect_next(cx);
     }
 
     fn with(
@@ -254,6 +272,16 @@ impl Pool {
         self.follow(key);
         if std::mem::take(&mut self.returned) {
             self.hurry(cx);
+        }
+        self.connect_next(cx);
+    }
+
+    /// Links connect that have waited for others to leave.
+    fn connect_next(&mut self, cx: &mut LinkCx<'_>) {
+        while let Some(key) = self.next.pop() {
+            if self.links.get(&key).is_some_and(|entry| !entry.leaving) {
+                self.connect_now(key, cx);
+            }
         }
     }
 
@@ -292,6 +320,12 @@ impl Pool {
             self.due.extend(due.map(|due| (due, key)));
         }
         if entry.leaving && entry.link.has_left() {
+            if let Some(client) = entry.link.client()
+                && self.purging.get(client).is_some_and(|(purging, _)| *purging == key)
+                && let Some((_, next)) = self.purging.remove(client)
+            {
+                self.next.extend(next);
+            }
             if let Some(before) = entry.due {
                 self.due.remove(&(before, key));
             }
