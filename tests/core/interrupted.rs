@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::io::{LinkFailure, Mode, OutageQueue};
 use mqtt_sn_gateway::gateway::record::{ClientKey, Key, Lsn};
-use mqtt_sn_gateway::wire::{Packet, Publish, Qos, ReturnCode, TopicRef, decode};
+use mqtt_sn_gateway::wire::{Packet, Publish, Qos, ReturnCode, TopicRef, WillMsg, WillTopic, decode};
 use rumqttc::mqttbytes::v4;
 use rumqttc::{ConnectReturnCode, QoS};
 
@@ -53,6 +53,8 @@ struct Play {
     published: Vec<u16>,
     sends: VecDeque<(u16, u16, bool)>,
     sent: u16,
+    /// Packets that it has heard.
+    heard: u32,
 }
 
 impl Play {
@@ -85,6 +87,7 @@ impl Play {
             published: Vec::new(),
             sends: VecDeque::new(),
             sent: 0,
+            heard: 0,
         };
         play.begin();
         play
@@ -134,7 +137,11 @@ impl Play {
     }
 
     fn crash(&mut self) {
-        self.w.crash();
+        self.crash_when_written(0);
+    }
+
+    fn crash_when_written(&mut self, batches: usize) {
+        self.w.crash_when_written(batches);
         self.committed = self.w.last_batch().0;
         self.w.store_answers(Answers::Never);
         self.lose();
@@ -256,6 +263,7 @@ impl Play {
     }
 
     fn hears(&mut self, packet: v4::Packet) {
+        self.heard += 1;
         match packet {
             v4::Packet::Publish(publish) => {
                 let pkid = publish.pkid;
@@ -321,9 +329,13 @@ impl Play {
 
     /// All goes well from here on.
     fn settle(&mut self) {
+        self.settle_within(50);
+    }
+
+    fn settle_within(&mut self, rounds: u32) {
         self.away = false;
         self.w.store_answers(Answers::AtOnce);
-        for _ in 0..50 {
+        for _ in 0..rounds {
             self.w.pass(Duration::from_secs(2));
             for _ in 0..20 {
                 let frames = self.w.taken();
@@ -375,6 +387,132 @@ impl Play {
     }
 }
 
+/// A conversation without chance.
+#[derive(Debug, Clone, Copy)]
+struct Script {
+    /// Messages of the client, and of the broker.
+    up: u16,
+    down: u16,
+    /// The broker is away when the first is sent, for longer than it may take to answer.
+    outage: bool,
+    /// Nothing else happens before everything is stored, else everything else does.
+    stores_first: bool,
+}
+
+impl Play {
+    /// The next thing happens. Whether there was one.
+    fn advance(&mut self, script: Script) -> bool {
+        if script.stores_first && self.commits() {
+            return true;
+        }
+        let frames = self.w.taken();
+        let has_heard = !frames.is_empty();
+        frames.into_iter().for_each(|frame| self.takes(decode(&frame).unwrap().packet));
+        if has_heard {
+            return true;
+        }
+        if self.doing == Doing::Nothing && self.number < script.up {
+            self.number += 1;
+            self.doing = Doing::Publishing;
+            self.publish(false);
+            return true;
+        }
+        if !self.away && self.sent < script.down {
+            self.sends_one();
+            return true;
+        }
+        let heard = self.heard;
+        self.broker();
+        heard < self.heard || self.commits() || self.returns()
+    }
+
+    fn commits(&mut self) -> bool {
+        let before = self.committed;
+        self.commit();
+        self.committed > before
+    }
+
+    /// The broker, if it is away, is back once everything has come to rest.
+    fn returns(&mut self) -> bool {
+        if std::mem::take(&mut self.away) {
+            self.w.pass(Duration::from_secs(9));
+            return true;
+        }
+        false
+    }
+
+    fn follows(&mut self, script: Script) {
+        if script.outage {
+            self.on_link();
+            self.w.broker_down_with(LinkFailure::Io("reset".into()));
+            self.lose();
+            self.away = true;
+        }
+    }
+}
+
+/// How long a client with a Will may be silent, in seconds.
+const KEEP_ALIVE: u16 = 10;
+
+impl Play {
+    /// A client with a Will of QoS 2, which is message 1, that is not heard any more.
+    fn with_will(at_release: bool) -> Self {
+        let mut play = Self::new(1, Kind { transparent: false, at_release, keeps: true });
+        play.w.store_answers(Answers::AtOnce);
+        play.w.send(A, connect_with("n1", true, false, KEEP_ALIVE));
+        let will = WillTopic { qos: Qos::ExactlyOnce, retain: false, topic: b"w" };
+        play.w.send(A, Packet::WillTopic(will));
+        play.w.send(A, Packet::WillMsg(WillMsg { message: b"1" }));
+        play.w.taken();
+        play.w.store_answers(Answers::Never);
+        play.committed = play.w.last_batch().0;
+        play
+    }
+
+    /// The next thing happens to it. Whether there was one.
+    fn fades(&mut self, stores_first: bool) -> bool {
+        if stores_first && self.commits() {
+            return true;
+        }
+        let heard = self.heard;
+        self.broker();
+        if heard < self.heard || self.commits() {
+            return true;
+        }
+        let is_there = self.w.gw.counters().clients_lost == 0;
+        if is_there {
+            self.w.pass(Duration::from_secs(4));
+        }
+        is_there
+    }
+}
+
+/// Lets the process die behind each event of a conversation, with each number of the batches that wait for the store written.
+fn die_everywhere(kind: Kind, script: Script) {
+    let mut behind = 0;
+    loop {
+        let mut written = 0;
+        loop {
+            let mut play = Play::new(1, kind);
+            play.follows(script);
+            let happened = (0..behind).all(|_| play.advance(script));
+            if !happened {
+                assert!(behind > 8, "there is a conversation: {behind}");
+                return;
+            }
+            let waiting = play.w.waiting_batches();
+            play.crash_when_written(written);
+            play.settle_within(15);
+            play.check(&format!("{kind:?}, {script:?}, dead behind event {behind}, {written} of {waiting} written"));
+            if written == waiting {
+                break;
+            }
+            written += 1;
+        }
+        behind += 1;
+    }
+}
+
 fn accepted(session_present: bool) -> v4::Packet {
     v4::Packet::ConnAck(v4::ConnAck { session_present, code: ConnectReturnCode::Success })
 }
@@ -412,5 +550,60 @@ fn whatever_is_interrupted_on_a_link_of_the_clients_own_of_qos_2_comes_once() {
 fn whatever_is_interrupted_nothing_is_lost_with_the_session_of_a_broker() {
     for transparent in [true, false] {
         play(0..150, Kind { transparent, at_release: true, keeps: false });
+    }
+}
+
+fn die_everywhere_in(up: u16, down: u16, outage: bool) {
+    for transparent in [false, true] {
+        for at_release in [false, true] {
+            let kind = Kind { transparent, at_release, keeps: true };
+            for stores_first in [false, true] {
+                die_everywhere(kind, Script { up, down, outage, stores_first });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_crash_at_any_point_of_a_conversation_leaves_a_message_of_a_client_exactly_once() {
+    die_everywhere_in(1, 0, false);
+}
+
+#[test]
+fn a_crash_at_any_point_of_an_outage_leaves_what_was_kept_exactly_once_and_in_order() {
+    die_everywhere_in(3, 0, true);
+}
+
+#[test]
+fn a_crash_at_any_point_of_a_conversation_leaves_a_message_of_the_broker_exactly_once() {
+    die_everywhere_in(0, 1, false);
+}
+
+#[test]
+fn a_crash_at_any_point_leaves_messages_of_both_directions_exactly_once() {
+    die_everywhere_in(2, 2, false);
+}
+
+#[test]
+fn a_crash_at_any_point_before_and_after_a_client_is_lost_leaves_its_will_exactly_once() {
+    for (at_release, stores_first) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (mut behind, mut over) = (0, false);
+        while !over {
+            for written in 0.. {
+                let mut play = Play::with_will(at_release);
+                over = !(0..behind).all(|_| play.fades(stores_first));
+                let waiting = play.w.waiting_batches();
+                play.crash_when_written(written);
+                play.settle_within(20);
+                let told = format!("dead behind event {behind}, {written} of {waiting} written");
+                assert_eq!(play.published, [1], "{told}, at PUBREL {at_release}, store first {stores_first}");
+                assert_eq!(play.w.gw.kept_messages(), 0, "{told}");
+                if written == waiting {
+                    break;
+                }
+            }
+            behind += 1;
+        }
+        assert!(behind > 8, "there is a conversation");
     }
 }

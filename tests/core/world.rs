@@ -325,6 +325,19 @@ impl World {
         }
     }
 
+    /// Batches that were handed out and are not durable.
+    pub fn waiting_batches(&self) -> usize {
+        self.store.waiting.len()
+    }
+
+    /// So many of them are written, and nobody hears of it before the process dies.
+    pub fn crash_when_written(&mut self, batches: usize) {
+        if let Some((lsn, _)) = batches.checked_sub(1).and_then(|at| self.store.waiting.get(at)) {
+            self.store.commit(*lsn);
+        }
+        self.crash();
+    }
+
     /// Everything up to this batch is durable.
     pub fn store_commits(&mut self, lsn: Lsn) {
         self.store.commit(lsn);
