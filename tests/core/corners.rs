@@ -832,3 +832,76 @@ fn who_connects_while_the_gateway_leaves_is_not_accepted() {
     w.send(B, connect("n2"));
     w.expect(B, connack(ReturnCode::Congestion));
 }
+
+// SUBSCRIBE on top of a subscription, and what waits behind what is not answered.
+
+#[test]
+fn a_renewal_that_the_broker_refuses_leaves_the_qos_as_it_was() {
+    let mut w = world();
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::ExactlyOnce);
+    w.send(A, subscribe(9, "s/1", Qos::AtMostOnce));
+    let pkid = w.broker_gets_subscribe("s/1", QoS::ExactlyOnce);
+    w.broker_denies(pkid);
+    w.expect(A, refused(9, ReturnCode::NotSupported));
+    w.broker_publishes(5, "s/1", "on", QoS::ExactlyOnce);
+    let msg_id = w.expect_publish(A, topic, Qos::ExactlyOnce, false, "on");
+    w.completes(A, msg_id);
+}
+
+#[test]
+fn each_subscribe_brings_the_retained_message_whatever_an_earlier_one_has_brought() {
+    let mut w = world();
+    let topic = w.subscriber(A, connect("n1"), "s/1", QoS::AtMostOnce);
+    retained_comes(&mut w, topic);
+    w.subscribed(A, "s/1", QoS::AtMostOnce);
+    retained_comes(&mut w, topic);
+    w.broker_publishes_retained("s/1", "on");
+    w.quiet();
+}
+
+/// It waits for what the client has not answered, and for nothing behind that (Interpretation: R-145).
+#[test]
+fn the_broker_does_not_wait_for_what_is_behind_a_publish_that_is_repeated() {
+    let mut w = world();
+    let topic = w.subscriber(A, connect_with("n1", false, true, 600), "s/1", QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/1", "first", QoS::AtLeastOnce);
+    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "first");
+    w.broker_publishes(6, "s/1", "second", QoS::AtLeastOnce);
+    w.broker_quiet();
+    w.pass(RETRY);
+    w.expect_publish(A, topic, Qos::AtLeastOnce, true, "first");
+    w.broker_gets_puback(6);
+    w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+    w.broker_gets_puback(5);
+    w.takes(A, topic, "second");
+}
+
+#[test]
+fn the_broker_does_not_wait_for_a_client_that_is_congested() {
+    let mut w = world();
+    let topic = w.subscriber(A, connect_with("n1", false, true, 600), "s/1", QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/1", "first", QoS::AtLeastOnce);
+    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "first");
+    w.broker_publishes(6, "s/1", "second", QoS::AtLeastOnce);
+    w.broker_quiet();
+    w.send(A, puback(topic, msg_id, ReturnCode::Congestion));
+    w.broker_gets_puback(5);
+    w.broker_gets_puback(6);
+}
+
+#[test]
+fn the_broker_does_not_wait_for_what_is_behind_a_name_that_rests() {
+    let mut w = world();
+    w.subscriber(A, connect_with("n1", false, true, 600), "s/+", QoS::AtLeastOnce);
+    w.broker_publishes(5, "s/1", "first", QoS::AtLeastOnce);
+    w.broker_publishes(6, "s/1", "second", QoS::AtLeastOnce);
+    w.broker_quiet();
+    w.expect_register(A, "s/1");
+    w.pass(RETRY);
+    w.broker_gets_puback(6);
+    for _ in 0..3 {
+        w.send(A, pingreq());
+        w.pass(RETRY);
+    }
+    w.broker_gets_puback(5);
+}

@@ -853,3 +853,21 @@ fn a_store_that_hangs_for_thousands_of_batches_is_caught_up_with() {
     }
     w.leaves_nothing();
 }
+
+/// There is room for so many, and the broker is done with them.
+#[test]
+fn an_exchange_that_makes_room_for_another_leaves_no_row_behind() {
+    let mut w = lasting();
+    w.active(A, "n1");
+    let id = w.registered(A, "s/1");
+    let rows = w.store.rows.len();
+    for msg_id in 1..=20 {
+        w.send(A, publish(TopicRef::Normal(id), Qos::ExactlyOnce, msg_id, "x"));
+        let pkid = w.broker_gets("s/1", "x", QoS::ExactlyOnce);
+        w.broker_pubrecs(pkid);
+        w.expect(A, pubrec(msg_id));
+        w.broker_gets_pubrel(pkid);
+        w.broker_pubcomps(pkid);
+        assert_eq!(w.store.rows.len() - rows, usize::from(msg_id.min(16)), "message {msg_id}");
+    }
+}

@@ -440,6 +440,21 @@ fn a_retained_message_of_a_subscribe_after_the_link_was_lost_is_the_clients() {
 }
 
 #[test]
+fn what_the_broker_keeps_comes_to_nobody_when_filters_are_issued_again() {
+    let mut world = world();
+    world.served(A, "c1", false);
+    let id = world.subscribed(A, "t", QoS::AtMostOnce);
+    world.broker_down();
+    world.pass(Duration::from_secs(3));
+    world.link_up("c1", false);
+    world.broker_grants_subscribe("t", QoS::AtMostOnce);
+    world.broker_publishes_retained("t", "kept");
+    world.quiet();
+    world.broker_publishes(0, "t", "new", QoS::AtMostOnce);
+    world.expect_publish(A, TopicRef::Normal(id), Qos::AtMostOnce, false, "new");
+}
+
+#[test]
 fn a_client_whose_link_stays_away_is_told_when_the_grace_is_over() {
     let mut world = world();
     world.served(A, "c1", false);
