@@ -434,9 +434,20 @@ struct RadioArgs {
 }
 
 impl RadioArgs {
-    fn meant(self, gateway: Gateway) -> fleet::Via {
+    fn meant(self, gateway: Gateway) -> Result<fleet::Via, Failure> {
+        let noisy = self.corrupt > 0.0 || self.byte_loss > 0.0;
+        let unused = match self.via {
+            ViaArg::Udp if self.link.is_some() || noisy => {
+                Some("--link, --corrupt, --byte-loss: only with a pty")
+            }
+            ViaArg::Udp | ViaArg::Pty if self.tx_fail > 0.0 => Some("--tx-fail: only with --via xbee-pty"),
+            _ => None,
+        };
+        if let Some(text) = unused {
+            return Err(Failure::Usage(text.into()));
+        }
         let kind = match self.via {
-            ViaArg::Udp => return fleet::Via::Udp(gateway),
+            ViaArg::Udp => return Ok(fleet::Via::Udp(gateway)),
             ViaArg::Pty => fleet::RadioKind::Modem(self.framing),
             ViaArg::XbeePty => fleet::RadioKind::Xbee(fleet::XbeeOptions {
                 mode: match self.api {
@@ -449,7 +460,7 @@ impl RadioArgs {
             }),
         };
         let noise = fleet::Noise { baud: self.baud, corrupt: self.corrupt, byte_loss: self.byte_loss };
-        fleet::Via::Pty { radio: fleet::RadioOptions { kind, noise }, link: self.link }
+        Ok(fleet::Via::Pty { radio: fleet::RadioOptions { kind, noise }, link: self.link })
     }
 }
 
@@ -552,7 +563,7 @@ impl FleetArgs {
         }
         let last = Duration::from_secs(if self.down.is_some() { 60 } else { 10 });
         Ok(fleet::Plan {
-            via: self.radio.meant(self.gateway.meant()),
+            via: self.radio.meant(self.gateway.meant())?,
             nodes: self.nodes,
             period: self.rate,
             down: self.down,

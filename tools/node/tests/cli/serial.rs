@@ -81,6 +81,21 @@ fn a_line_and_a_host_exclude_each_other() {
     run("pub --serial /dev/x --framing tube -t a -m x").ends_with(2).says("length, slip, slip+crc");
 }
 
+#[test]
+fn what_a_fleet_would_not_use_is_refused() {
+    run("fleet --corrupt 1%").ends_with(2).says("only with a pty");
+    run("fleet --link /tmp/x").ends_with(2).says("only with a pty");
+    run("fleet --via pty --tx-fail 1%").ends_with(2).says("only with --via xbee-pty");
+}
+
+#[test]
+fn a_name_that_is_taken_is_not_replaced_by_a_pty() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let name = file.path().display().to_string();
+    run(&format!("fleet --via pty --link {name}")).ends_with(69).says(&format!("cannot open {name}"));
+    assert!(file.path().is_file());
+}
+
 fn pty() -> (PtyMaster, String) {
     let master =
         posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
