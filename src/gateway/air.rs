@@ -1,6 +1,6 @@
 //! What leaves the core for the air: packets become frames here, encapsulated where a forwarder stands between (§5.5).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::BytesMut;
 use tracing::trace;
@@ -18,6 +18,8 @@ const SCRATCH_LEN: usize = 4096;
 pub(super) struct Air {
     pub(super) outputs: VecDeque<Leaving>,
     scratch: BytesMut,
+    /// Transports that said that they cannot send and receive.
+    down: BTreeSet<PortId>,
 }
 
 /// To whom a frame goes.
@@ -37,6 +39,16 @@ impl<'a> Addressee<'a> {
 }
 
 impl Air {
+    /// A transport can send and receive, or cannot. Whether that is news; they are taken to be up.
+    pub(super) fn set_port(&mut self, port: PortId, up: bool) -> bool {
+        if up { self.down.remove(&port) } else { self.down.insert(port) }
+    }
+
+    /// Whether nothing reaches this peer, and nothing comes from it, whatever it does.
+    pub(super) fn is_down(&self, peer: &Peer) -> bool {
+        self.down.contains(&peer.port)
+    }
+
     pub(super) fn send(&mut self, to: Addressee<'_>, packet: Packet<'_>, counters: &mut Counters) {
         self.send_within(usize::MAX, 0, to, packet, counters);
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use rustc_hash::FxHashMap;
 
 use super::ClientKey;
-use super::io::Peer;
+use super::io::{Peer, PortId};
 use super::session::Session;
 use crate::topic::ClientId;
 
@@ -102,6 +102,15 @@ impl Clients {
     pub(super) fn sum(&self, of: impl Fn(&Session) -> usize) -> usize {
         #[expect(clippy::disallowed_methods, reason = "a sum has no order")]
         self.sessions.values().map(|session| of(session)).sum()
+    }
+
+    /// The keys of those that are bound to a peer there, in the order the sessions were made.
+    pub(super) fn keys_at(&self, port: PortId) -> Vec<ClientKey> {
+        #[expect(clippy::disallowed_methods, reason = "sorted before anybody sees the order")]
+        let at = self.by_peer.iter().filter(|(peer, _)| peer.port == port);
+        let mut keys: Vec<_> = at.map(|(_, key)| *key).collect();
+        keys.sort_unstable();
+        keys
     }
 
     /// Every key, in the order the sessions were made.

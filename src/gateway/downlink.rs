@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::air::Addressee;
+use super::air::{Addressee, Air};
 use super::exchange::{Exchange, Repair, Request, publish};
 use super::io::Settings;
 use super::journal::Whose;
@@ -122,7 +122,7 @@ impl Session {
             cx.settle(&self.id, &item);
             return;
         }
-        let at_once = !self.waits() && self.downlink.outbox.is_empty();
+        let at_once = !self.waits(cx.air) && self.downlink.outbox.is_empty();
         if !at_once && !self.may_wait(&item, cx.settings) {
             cx.counters.downlink_offline += 1;
             cx.settle(&self.id, &item);
@@ -145,7 +145,7 @@ impl Session {
         self.advance(cx);
     }
 
-    /// Whether the broker is kept waiting for what this client has yet to take. Not while it is asleep, away or congested,
+    /// Whether the broker is kept waiting for what this client has yet to take. Not while it is asleep, away, cut off or congested,
     /// nor while the topic rests or once it has left a request unanswered: the broker's window is shared by all (design section 3). On a link of the
     /// client's own nobody else waits (Interpretation: R-145).
     fn broker_waits(&self, item: &Item, cx: &Cx<'_>) -> bool {
@@ -154,6 +154,7 @@ impl Session {
         }
         let prompt = |exchange: &Exchange| exchange.repeated == 0;
         self.state == State::Active
+            && !self.is_cut_off(cx.air)
             && self.downlink.paused.is_none()
             && !self.registry.is_resting(&item.message.topic)
             && self.downlink.exchange.as_deref().is_none_or(prompt)
@@ -247,11 +248,17 @@ impl Session {
 
     /// Whether what waits has to wait on. SUBACK comes before what the subscription brings, also where the broker sends that
     /// first (§6.10): it stays behind while a SUBSCRIBE is with the broker.
-    fn waits(&self) -> bool {
+    fn waits(&self, air: &Air) -> bool {
         !self.is_receiving()
+            || self.is_cut_off(air)
             || self.downlink.exchange.is_some()
             || self.downlink.paused == Some(Pause::Everything)
             || !self.requests.is_empty()
+    }
+
+    /// Whether its transport cannot send and receive.
+    fn is_cut_off(&self, air: &Air) -> bool {
+        self.peer.as_ref().is_some_and(|peer| air.is_down(peer))
     }
 
     /// Whether a message is kept until the client can take it. One that is Active has only its turn to wait for.
@@ -265,7 +272,7 @@ impl Session {
 
     /// Sends what can be sent: until an exchange is open, or nothing is left.
     pub(super) fn advance(&mut self, cx: &mut Cx<'_>) {
-        while !self.waits() {
+        while !self.waits(cx.air) {
             if self.state == State::Awake && self.downlink.drain == 0 {
                 break;
             }
@@ -740,7 +747,8 @@ impl Session {
         self.reopen(cx);
     }
 
-    fn reopen(&mut self, cx: &mut Cx<'_>) {
+    /// What was under way is under way again, as if it had never left.
+    pub(super) fn reopen(&mut self, cx: &mut Cx<'_>) {
         self.downlink.paused = None;
         self.registry.end_all_rests();
         self.put_back(cx);
@@ -813,7 +821,7 @@ impl Session {
         self.downlink.paused = None;
     }
 
-    /// The client is asleep or away: nothing is repeated, the broker does not wait, and not everything is kept.
+    /// The client is asleep or away, or cannot be reached: nothing is repeated, the broker does not wait, and not everything is kept.
     pub(super) fn interrupt_downlink(&mut self, cx: &mut Cx<'_>) {
         cx.timers.cancel(&Timer::Client(self.key, ClientTimer::Retry));
         self.put_back(cx);

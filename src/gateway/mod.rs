@@ -741,12 +741,30 @@ impl Gateway {
         let name = self.settings.ports.get(usize::from(port.0)).map(|port| port.name.as_str());
         debug!(port = name, ?event, "transport");
         match event {
-            PortEvent::Up => self.advertise_on(port),
-            PortEvent::Down => {}
+            PortEvent::Up => {
+                self.set_port(port, true);
+                self.advertise_on(port);
+            }
+            PortEvent::Down => self.set_port(port, false),
             PortEvent::Mtu(mtu) => {
                 if let Some(port) = self.settings.ports.get_mut(usize::from(port.0)) {
                     port.mtu = mtu;
                 }
+            }
+        }
+    }
+
+    /// Lets the clients of a transport wait for it, or go on.
+    fn set_port(&mut self, port: PortId, up: bool) {
+        if !self.air.set_port(port, up) {
+            return;
+        }
+        for key in self.clients.keys_at(port) {
+            let Some((session, mut cx)) = self.session_cx(key) else { continue };
+            if up {
+                session.handle_port_up(&mut cx);
+            } else {
+                session.handle_port_down(&mut cx);
             }
         }
     }

@@ -300,6 +300,26 @@ impl Session {
         }
     }
 
+    /// Its transport cannot send and receive: what is under way waits, and nobody takes the client's silence for its own. A
+    /// client that was awake asks again.
+    pub(super) fn handle_port_down(&mut self, cx: &mut Cx<'_>) {
+        match self.state {
+            State::Awake => self.sleep_on(false, cx),
+            State::Active => self.interrupt_downlink(cx),
+            State::Asleep | State::Disconnected | State::Lost => {}
+        }
+        cx.timers.cancel(&Timer::Client(self.key, ClientTimer::Supervision));
+    }
+
+    /// Its transport can send and receive again: all times begin anew.
+    pub(super) fn handle_port_up(&mut self, cx: &mut Cx<'_>) {
+        self.last_heard = cx.now;
+        self.supervise(cx);
+        if self.state == State::Active {
+            self.reopen(cx);
+        }
+    }
+
     /// REGISTER from the client (§5.4.10): its TopicId field is not relevant.
     pub(super) fn handle_register(&mut self, register: &Register<'_>, cx: &mut Cx<'_>) {
         let (topic_id, code) = match TopicName::portable(register.topic_name) {

@@ -104,7 +104,7 @@ impl Serial {
             counters: counters.clone(),
             frames,
             state,
-            up: false,
+            up: None,
             told: None,
         };
         let mut task = JoinSet::new();
@@ -177,13 +177,15 @@ struct Keeper {
     frames: mpsc::Receiver<(To, Bytes)>,
     state: watch::Sender<Status>,
     /// What the core was told last.
-    up: bool,
+    up: Option<bool>,
     /// The last fault that was told: each once, until the device was opened.
     told: Option<Fault>,
 }
 
 impl Keeper {
     async fn run(mut self) {
+        // Clients that were there before a restart are not missed before the device is.
+        self.report(false).await;
         loop {
             let Some(device) = self.find().await else { return };
             self.told = None;
@@ -239,6 +241,8 @@ impl Keeper {
                 () = wait_until(wake) => Happened::Due,
             };
             let now = Instant::now();
+            // Octets that came meanwhile are read before there was silence.
+            let may_be_late = matches!(happened, Happened::Read(_) | Happened::Due);
             match happened {
                 Happened::Handed(Some((to, frame))) => {
                     self.speech.handle_send(now, to, &frame);
@@ -262,7 +266,9 @@ impl Keeper {
                 Happened::Gone(error) => return Err(error),
                 Happened::Due => {}
             }
-            self.speech.handle_timeout(now);
+            if may_be_late {
+                self.speech.handle_timeout(now);
+            }
             if !out.is_empty() && written + HELD_MAX <= now {
                 written = now;
                 self.speech.handle_held();
@@ -314,7 +320,7 @@ impl Keeper {
                 status.why = None;
             }
         });
-        if std::mem::replace(&mut self.up, up) != up {
+        if self.up.replace(up) != Some(up) {
             let event = if up { PortEvent::Up } else { PortEvent::Down };
             self.inbox.tell(Input::Port(self.port, event)).await;
         }

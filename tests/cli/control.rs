@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::ports::free_tcp;
 use super::{Ended, Folder, watch};
 
 const CONNECT: &[u8] = &[8, 4, 0, 1, 0, 60, b'n', b'1'];
@@ -212,8 +213,7 @@ fn health_is_1_while_the_broker_is_away() {
 #[test]
 fn health_is_0_when_all_is_well_and_69_when_nobody_runs() {
     let broker = "{ url: embedded, listen: '127.0.0.1:0' }";
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let broker = broker.replace(":0", &format!(":{port}"));
+    let broker = broker.replace(":0", &format!(":{}", free_tcp()));
     let folder = with(&broker, "none", "./control.sock");
     let gateway = Gateway::start(&folder);
     let mut health = folder.run(&["health"]);

@@ -14,6 +14,9 @@ mod broken;
 mod control;
 mod devices;
 mod notify;
+#[allow(dead_code, unreachable_pub, reason = "shared with other tests, which use all of it")]
+#[path = "../e2e/ports.rs"]
+mod ports;
 mod run;
 mod store;
 mod unit;

@@ -5,6 +5,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
+use super::ports::free_tcp;
 use super::run::{LOCAL, Running};
 use super::{Ended, Folder};
 
@@ -134,7 +135,7 @@ fn it_is_ready_without_a_radio_and_says_that_it_is_down() {
 #[test]
 fn its_status_follows_the_broker() {
     // A gateway with a broker inside stands for the broker.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = format!("127.0.0.1:{}", free_tcp());
     let broker = || {
         let config = format!(
             "broker: {{ url: embedded, listen: '{free}' }}\nstore: {{ path: none }}\n\

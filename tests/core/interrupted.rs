@@ -503,7 +503,9 @@ fn die_everywhere(kind: Kind, script: Script) {
             let waiting = play.w.waiting_batches();
             play.crash_when_written(written);
             play.settle_within(15);
-            play.check(&format!("{kind:?}, {script:?}, dead behind event {behind}, {written} of {waiting} written"));
+            play.check(&format!(
+                "{kind:?}, {script:?}, dead behind event {behind}, {written} of {waiting} written"
+            ));
             if written == waiting {
                 break;
             }

@@ -1,14 +1,18 @@
 //! Clients on serial lines and radio modules: addresses that are no sockets, and a carrier that says how much it takes.
 
+use std::time::Duration;
+
 use mqtt_sn_gateway::gateway::io::{
     Address, Input, Peer, PortEvent, PortId, Rebind, Route, Target, WirelessNodeId,
 };
-use mqtt_sn_gateway::wire::{Packet, ReturnCode, decode};
+use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, decode};
 use rumqttc::QoS;
+use rumqttc::mqttbytes::v4;
 
 use crate::world::*;
 
 const A: At = 1;
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Also behind a forwarder on the line; from another module or another line it may not.
 #[test]
@@ -94,4 +98,118 @@ fn what_is_said_of_a_transport_that_is_not_there_changes_nothing() {
         w.input(Input::Port(PortId(9), event));
     }
     w.quiet();
+}
+
+fn port(w: &mut World, event: PortEvent) {
+    w.input(Input::Port(PortId(0), event));
+}
+
+/// A radio that was pulled out: its clients cannot answer, and are not to blame.
+#[test]
+fn who_cannot_be_reached_is_not_lost_and_gets_in_order_what_came_meanwhile() {
+    let mut w = world();
+    let topic = w.subscriber(A, connect_with("n1", false, false, 60), "t/1", QoS::ExactlyOnce);
+    w.broker_publishes(1, "t/1", "a", QoS::ExactlyOnce);
+    let a = w.expect_publish(A, topic, Qos::ExactlyOnce, false, "a");
+    port(&mut w, PortEvent::Down);
+    // The broker does not wait for a radio.
+    assert_eq!(w.broker_next(), v4::Packet::PubRec(v4::PubRec::new(1)));
+    w.broker_publishes(2, "t/1", "b", QoS::AtLeastOnce);
+    assert_eq!(w.broker_next(), v4::Packet::PubAck(v4::PubAck::new(2)));
+    w.broker_publishes(0, "t/1", "c", QoS::AtMostOnce);
+    w.pass(HOUR);
+    w.quiet();
+    assert_eq!((w.gw.counters().clients_lost, w.gw.counters().downlink_retransmissions), (0, 0));
+
+    port(&mut w, PortEvent::Up);
+    assert_eq!(w.expect_publish(A, topic, Qos::ExactlyOnce, true, "a"), a);
+    w.completes(A, a);
+    w.takes(A, topic, "b");
+    w.expect_publish(A, topic, Qos::AtMostOnce, false, "c");
+    // From then on it is missed in its time, and not before.
+    w.pass(Duration::from_millis(89_999));
+    assert_eq!(w.gw.counters().clients_lost, 0);
+    w.pass(Duration::from_millis(1));
+    assert_eq!(w.gw.counters().clients_lost, 1);
+}
+
+#[test]
+fn the_end_of_an_exchange_waits_for_the_radio_too() {
+    let mut w = world();
+    let topic = w.subscriber(A, connect("n1"), "t/1", QoS::ExactlyOnce);
+    w.broker_publishes(1, "t/1", "a", QoS::ExactlyOnce);
+    let a = w.expect_publish(A, topic, Qos::ExactlyOnce, false, "a");
+    w.send(A, pubrec(a));
+    w.expect(A, pubrel(a));
+    port(&mut w, PortEvent::Down);
+    w.pass(HOUR);
+    w.quiet();
+    port(&mut w, PortEvent::Up);
+    w.expect(A, pubrel(a));
+    w.send(A, pubcomp(a));
+    w.pass(RETRY);
+    w.quiet();
+}
+
+/// PINGREQ was answered into nothing: the sleeper asks again, and its time is counted from the radio's return.
+#[test]
+fn a_sleeper_that_was_awake_when_the_radio_went_gets_everything_when_it_asks_again() {
+    for awake in [false, true] {
+        let mut w = world();
+        let topic = w.subscriber(A, connect_with("n1", false, false, 60), "t/1", QoS::AtLeastOnce);
+        w.falls_asleep(A, 60);
+        w.broker_publishes(1, "t/1", "a", QoS::AtLeastOnce);
+        if awake {
+            w.send(A, pingreq_of("n1"));
+            w.expect_publish(A, topic, Qos::AtLeastOnce, false, "a");
+        }
+        port(&mut w, PortEvent::Down);
+        w.pass(HOUR);
+        port(&mut w, PortEvent::Up);
+        w.pass(Duration::from_millis(89_999));
+        w.quiet();
+        assert_eq!(w.gw.counters().clients_lost, 0);
+        w.send(A, pingreq_of("n1"));
+        let a = w.expect_publish(A, topic, Qos::AtLeastOnce, awake, "a");
+        w.send(A, puback(topic, a, ReturnCode::Accepted));
+        w.expect(A, Packet::PingResp);
+    }
+}
+
+/// After a restart the radio is still to be opened.
+#[test]
+fn who_was_there_before_a_restart_is_not_missed_before_the_radio_is_there() {
+    let mut w = world_with(|settings| settings.lasting = true);
+    let topic = w.subscriber(A, connect_with("n1", false, false, 60), "t/1", QoS::AtLeastOnce);
+    w.falls_asleep(A, 60);
+    w.broker_publishes(1, "t/1", "a", QoS::AtLeastOnce);
+    w.restart();
+    port(&mut w, PortEvent::Down);
+    w.pass(HOUR);
+    w.quiet();
+    assert_eq!(w.gw.counters().clients_lost, 0);
+    port(&mut w, PortEvent::Up);
+    w.send(A, pingreq_of("n1"));
+    w.takes(A, topic, "a");
+    w.expect(A, Packet::PingResp);
+}
+
+#[test]
+fn a_client_that_comes_over_another_transport_meanwhile_is_served_there() {
+    let mut w = world_with(|settings| settings.ports.push(settings.ports[0].clone()));
+    let topic = w.subscriber(A, connect_with("n1", false, false, 60), "t/1", QoS::AtLeastOnce);
+    port(&mut w, PortEvent::Down);
+    w.broker_publishes(1, "t/1", "a", QoS::AtLeastOnce);
+    w.quiet();
+    let from = Peer { port: PortId(1), ..peer(A) };
+    let frame = encode(&connect_with("n1", false, false, 60));
+    w.input(Input::Frame { from, route: Route::default(), frame });
+    let sent: Vec<_> = std::iter::from_fn(|| w.try_next()).collect();
+    let there = |target: &Target| matches!(target, Target::Unicast { port: PortId(1), .. });
+    let at_the_new: Vec<_> = sent.iter().filter(|(to, _)| there(to)).collect();
+    assert_eq!(decode(&at_the_new[0].1).unwrap().packet, connack(ReturnCode::Accepted));
+    assert!(
+        matches!(decode(&at_the_new[1].1).unwrap().packet, Packet::Register(_) | Packet::Publish(_)),
+        "{topic:?}"
+    );
 }

@@ -1,48 +1,30 @@
-//! Child processes that end with the test, and the ports they listen on.
+//! Child processes that end with the test.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
-use std::ops::Range;
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+pub use self::ports::{free_tcp, free_udp};
 use crate::pki::{self, Leaf};
+
+#[path = "ports.rs"]
+mod ports;
 
 /// How many ports a gateway is started on, if somebody else takes the one that was picked.
 const PORTS_TRIED: usize = 5;
-
-/// Where ports are picked.
-const PORTS: Range<u16> = 12_000..32_000;
 
 /// Longer than anything takes on a busy machine; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn gateway_program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_mqtt-sn-gateway"))
-}
-
-pub fn free_tcp() -> u16 {
-    free(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
-}
-
-pub fn free_udp() -> u16 {
-    free(|port| UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
-}
-
-/// A port below those that Linux gives to whoever asks for any: who has it loses it to nobody while it restarts.
-fn free(can_bind: impl Fn(u16) -> bool) -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Each process of tests begins elsewhere.
-    let next = || std::process::id().wrapping_mul(997).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-    let mut ports = std::iter::repeat_with(|| PORTS.start + (next() % PORTS.len() as u32) as u16);
-    ports.by_ref().take(PORTS.len()).find(|port| can_bind(*port)).expect("a free port")
 }
 
 /// Polls until `done` or the end of [`PATIENCE`].

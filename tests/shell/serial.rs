@@ -336,6 +336,8 @@ struct Port {
     transport: Transport,
     intake: Intake,
     taken: VecDeque<Input>,
+    /// It has said that it is not up yet.
+    begun: bool,
 }
 
 impl Port {
@@ -344,7 +346,7 @@ impl Port {
         let options = options(device, baud, Spoken::Framed(framing));
         let transport = Transport::open(PortId(0), &options, &inbox).unwrap();
         // The port has the last one: its events end with it.
-        Self { transport, intake, taken: VecDeque::new() }
+        Self { transport, intake, taken: VecDeque::new(), begun: false }
     }
 
     async fn plugged(framing: Framing, baud: u32) -> (Pty, Self) {
@@ -359,6 +361,10 @@ impl Port {
             let mut inputs = Vec::new();
             assert!(soon(what, self.intake.recv_many(&mut inputs, 100)).await > 0, "the port is gone");
             self.taken.extend(inputs);
+            if !std::mem::replace(&mut self.begun, true) {
+                let first = self.taken.pop_front();
+                assert!(matches!(first, Some(Input::Port(PortId(0), PortEvent::Down))), "{first:?}");
+            }
         }
         self.taken.pop_front().unwrap()
     }
