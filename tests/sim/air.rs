@@ -35,7 +35,8 @@ const SURPLUS: usize = 40;
 
 /// The account.
 pub(crate) struct Air {
-    /// Answers wait for a store, and the process dies: nothing is followed here. See [`crate::told`].
+    /// Answers wait for a store, and the process dies. What is followed here is what a gateway does that answers at once: its
+    /// laws are kept elsewhere then, by accounts that know of batches and of crashes. See [`crate::talk`] and [`crate::told`].
     blind: bool,
     settings: Settings,
     now: Instant,

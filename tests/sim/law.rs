@@ -105,6 +105,8 @@ pub(crate) enum Law {
     /// G5: a client that was told that it is connected or may sleep, and what its topic ids are, is known by them after a
     /// crash.
     Survival,
+    /// Of a client that the operator has forgotten nothing is left, here at once and for good when he is told so.
+    Forgotten,
     /// Nothing panics.
     NoPanic,
 }

@@ -65,8 +65,13 @@ pub(crate) struct Entry {
     pub(crate) is_kept: bool,
     /// It was handed to the store for that.
     pub(crate) promised: bool,
+    /// Whether it was stored to go by its client's own link.
+    pub(crate) by_own: Option<bool>,
     /// It was to go by its client's own link, and goes by the gateway's because there is no such link any more.
     pub(crate) handed_over: bool,
+    /// The operator had its sender forgotten; before it was at the broker.
+    pub(crate) disowned: bool,
+    pub(crate) erased: bool,
 }
 
 impl Entry {
@@ -157,7 +162,10 @@ impl Ledger {
             wills_certain: 0,
             is_kept: false,
             promised: false,
+            by_own: None,
             handed_over: false,
+            disowned: false,
+            erased: false,
         });
         let mut payload = format!("m{no} ");
         while payload.len() < len {
@@ -218,7 +226,11 @@ impl Ledger {
                 && matches!(entry.qos, Qos::AtLeastOnce | Qos::ExactlyOnce)
                 && let Some(last) = self.last_up.insert((who, life), no)
             {
-                let by_other_link = self.entries[no].handed_over || self.entries[last].handed_over;
+                let (one, other) = (&self.entries[no], &self.entries[last]);
+                let by_other_link = one.handed_over || other.handed_over;
+                // The next session of its sender may be served in the other way.
+                let by_other_link =
+                    by_other_link || one.by_own.zip(other.by_own).is_some_and(|(one, other)| one != other);
                 Law::UplinkOrder.check(last < no || by_other_link, || {
                     format!("m{no} was first published after m{last}")
                 })?;
@@ -257,6 +269,17 @@ impl Ledger {
                 Origin::Observer => continue,
             };
             entry.forgotten += u32::from(client.is_none_or(|client| client == self.clients[whose]));
+        }
+    }
+
+    /// The operator has a client forgotten: what is kept of it for the broker is not any more.
+    pub(crate) fn erase(&mut self, client: Who) {
+        self.forget(Some(client));
+        for entry in &mut self.entries {
+            let (Origin::Sensor { who, .. } | Origin::Will(who)) = entry.origin else { continue };
+            if self.clients[who] == client {
+                (entry.disowned, entry.erased) = (true, entry.erased || entry.at_broker == 0);
+            }
         }
     }
 
@@ -339,6 +362,11 @@ impl Ledger {
     /// A client did not answer for a topic: from now on messages of others overtake those on it.
     pub(crate) fn overtaken(&mut self, client: Who) {
         self.overtaken.insert(client);
+    }
+
+    /// Whether that is so.
+    pub(crate) fn is_overtaken(&self, client: Who) -> bool {
+        self.overtaken.contains(&client)
     }
 
     /// Whether a client ever got a message.

@@ -56,6 +56,9 @@ pub(crate) struct Link {
     held: BTreeMap<TopicFilter, Qos>,
     /// Those of UNSUBSCRIBEs among them.
     unsubscribes: BTreeSet<u16>,
+    /// Filters in SUBSCRIBEs without an answer that were to end since: an answer to a late repetition says nothing of what the
+    /// gateway makes of them.
+    stale: BTreeSet<(u16, String)>,
     connections: u32,
     /// The connection it is on: what an earlier one has yet to say is of no account.
     pub(crate) on: u64,
@@ -152,9 +155,18 @@ impl Link {
     /// The gateway has died. The next one knows the QoS 2 exchanges of both directions, and of the others nothing; `known`:
     /// and that the session is its own.
     /// While the store cannot write, links go on: then the next one knows nothing for certain.
-    pub(crate) fn died(&mut self, known: bool, stored: bool) {
+    pub(crate) fn died(&mut self, known: bool, stored: bool, ledger: &Ledger) {
         if !stored {
             self.forget();
+        }
+        // Of those of a client that the operator has forgotten it knows nothing either.
+        for (id, open) in std::mem::take(&mut self.out) {
+            match open {
+                Out::Received(no) | Out::Sent(no, QoS::ExactlyOnce) if ledger.entry(no).disowned => {
+                    self.forgotten.insert(id, no);
+                }
+                open => _ = self.out.insert(id, open),
+            }
         }
         self.out.retain(|_, open| matches!(open, Out::Received(_) | Out::Sent(_, QoS::ExactlyOnce)));
         for open in self.out.values_mut() {
@@ -165,6 +177,7 @@ impl Link {
         }
         self.requests.clear();
         self.unsubscribes.clear();
+        self.stale.clear();
         self.ours = known || matches!(self.lane, Some(Lane::Client(_)));
         self.left &= !known;
         self.crashed = self.count;
@@ -198,6 +211,7 @@ impl Link {
         }
         self.requests.clear();
         self.unsubscribes.clear();
+        self.stale.clear();
     }
 
     /// The gateway wrote these octets.
@@ -234,6 +248,8 @@ impl Link {
                     Law::OwnLink.check(!alone, || format!("{packet:?} is for nobody on this link"))?;
                     self.request_out(packet.pkid)?;
                     let filters: Vec<String> = packet.filters.into_iter().map(|filter| filter.path).collect();
+                    // What is asked anew may come under another identifier, and what comes under the one before is for nobody.
+                    self.held.retain(|filter, _| !filters.iter().any(|other| other == filter.as_str()));
                     facts.extend(
                         filters.iter().filter_map(|filter| TopicFilter::new(filter).ok()).map(Fact::Asked),
                     );
@@ -241,6 +257,13 @@ impl Link {
                 }
                 Packet::Unsubscribe(packet) => {
                     self.request_out(packet.pkid)?;
+                    let open = self.requests.iter().filter(|(id, _)| !self.unsubscribes.contains(id));
+                    let open = open.flat_map(|(id, filters)| filters.iter().map(|filter| (*id, filter)));
+                    let stale = open.filter(|(_, filter)| packet.topics.contains(filter));
+                    self.stale.extend(stale.map(|(id, filter)| (id, filter.clone())));
+                    // From here on nobody can tell, until the broker has said that it has it again.
+                    let ended = packet.topics.iter().filter_map(|filter| TopicFilter::new(filter).ok());
+                    facts.extend(ended.map(|filter| Fact::Filter(filter, false)));
                     self.requests.insert(packet.pkid, packet.topics);
                     self.unsubscribes.insert(packet.pkid);
                 }
@@ -436,12 +459,15 @@ impl Link {
         let answers = self.requests.remove(&id).unwrap_or_default().into_iter().zip(codes);
         // What is about to end was not granted for good.
         let ends = |filter: &String| self.unsubscribes.iter().any(|id| self.requests[id].contains(filter));
-        let granted = answers.filter(|(filter, _)| !ends(filter));
+        let granted =
+            answers.filter(|(filter, _)| !ends(filter) && !self.stale.contains(&(id, filter.clone())));
         let granted = granted.filter_map(|(filter, code)| match code {
             SubscribeReasonCode::Success(at) => Some((TopicFilter::new(filter).ok()?, qos(*at))),
             SubscribeReasonCode::Failure => None,
         });
-        granted.collect()
+        let granted = granted.collect();
+        self.stale.retain(|(other, _)| *other != id);
+        granted
     }
 
     /// Whether the broker is known to have a filter at this QoS: the gateway has read that.

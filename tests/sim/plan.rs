@@ -35,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) tcp: Tcp,
     pub(crate) settings: Settings,
     pub(crate) store: StorePlan,
+    /// Mean time between two clients that the operator has forgotten.
+    pub(crate) forgets: Option<Duration>,
     /// How long things happen and go wrong.
     pub(crate) active: Duration,
     /// Mean time between two things that a sensor does.
@@ -66,8 +68,11 @@ pub(crate) const TRANSPARENT: u64 = 20_000;
 /// four worlds.
 pub(crate) const LASTING: u64 = 30_000;
 
+/// From here on there is also an operator who has clients forgotten, and what is kept is kept for seconds.
+pub(crate) const FORGETFUL: u64 = 40_000;
+
 /// Seeds from here on are for long runs: a million worlds as from [`SLEEPLESS`] on, a million as from [`TRANSPARENT`] on, a
-/// million as from [`LASTING`] on.
+/// million as from [`LASTING`] on, a million as from [`FORGETFUL`] on.
 const LONG: u64 = 1_000_000;
 
 /// Where forwarders stand: two on one host, one on another.
@@ -155,7 +160,7 @@ impl Plan {
         let kind = if seed < LONG {
             seed
         } else {
-            [SLEEPLESS, TRANSPARENT, LASTING][(seed / LONG - 1) as usize % 3]
+            [SLEEPLESS, TRANSPARENT, LASTING, FORGETFUL][(seed / LONG - 1) as usize % 4]
         };
         match kind {
             ..TRANSPARENT => {}
@@ -165,6 +170,9 @@ impl Plan {
                     plan.add_links(rng);
                 }
                 plan.add_store(rng);
+                if kind >= FORGETFUL {
+                    plan.add_oblivion(rng);
+                }
             }
         }
         plan.copy_per_filter = !plan.broker_knows_5 && seed % 2 == 1;
@@ -198,6 +206,7 @@ impl Plan {
             tcp,
             settings,
             store: StorePlan::default(),
+            forgets: None,
             active: millis(rng, 10_000..30_000),
             pace: millis(rng, 500..2000),
             vanishing: bad_radio && rng.u8(0..4) > 0,
@@ -256,6 +265,17 @@ impl Plan {
             fails: rng.u8(0..4) == 0,
             crashes: (rng.u8(0..8) > 0).then(|| Duration::from_millis(rng.u64(2000..12_000))),
         };
+    }
+
+    /// In seven worlds of eight somebody has clients forgotten; in half of them sessions end soon, in half of them messages do.
+    fn add_oblivion(&mut self, rng: &mut Rng) {
+        self.forgets = (rng.u8(0..8) > 0).then(|| Duration::from_millis(rng.u64(2000..15_000)));
+        if rng.bool() {
+            self.settings.sessions.expiry = Duration::from_secs(rng.u64(2..12));
+        }
+        if let Some(queue) = self.settings.broker.outage_queue.as_mut().filter(|_| rng.bool()) {
+            queue.age = Duration::from_secs(rng.u64(2..12));
+        }
     }
 
     /// Whether some clients have links of their own, and whether all have.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use mqtt_sn_gateway::gateway::io::Mode;
-use mqtt_sn_gateway::gateway::record::{ClientKey, Key, Lsn, Record, Row};
+use mqtt_sn_gateway::gateway::record::{ClientKey, Key, Lsn, Record, Row, SessionRow, Standing};
 
 use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
 use mqtt_sn_gateway::wire::Qos;
@@ -26,6 +26,8 @@ pub(crate) struct Store {
     waiting: VecDeque<(Lsn, Vec<Record>)>,
     last: Lsn,
     reported: Lsn,
+    /// Where something of a client was deleted last.
+    deleted: BTreeMap<Who, Lsn>,
     /// When rows that are no more were last durable.
     gone: BTreeMap<Key, Instant>,
     /// Counts processes: what an earlier one waited for is of no account.
@@ -64,6 +66,7 @@ impl Store {
                     before.filter(|before| begins_anew(before, row))
                 }
                 Record::Delete(key) => {
+                    self.deleted.extend(client(key).map(|who| (who, lsn)));
                     let before = self.head.remove(key);
                     Law::Rows.check(before.is_some(), || format!("{key:?} is deleted and is not there"))?;
                     before.filter(|before| matches!(before, Row::Session(..)))
@@ -104,6 +107,7 @@ impl Store {
         self.waiting.clear();
         self.head = self.rows.clone();
         (self.last, self.reported, self.at) = (Lsn(0), Lsn(0), None);
+        self.deleted.clear();
         self.process += 1;
     }
 
@@ -122,6 +126,21 @@ impl Store {
     /// Batches that were not reported.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// The last batch in which something of a client was deleted.
+    pub(crate) fn last_deleted(&self, who: Who) -> Lsn {
+        self.deleted.get(&who).copied().unwrap_or_default()
+    }
+
+    /// The last that was reported durable.
+    pub(crate) fn reported(&self) -> Lsn {
+        self.reported
+    }
+
+    /// What there is of a client, as it will be.
+    pub(crate) fn rows_of(&self, who: Who) -> Vec<&Row> {
+        self.head.values().filter(|row| client(&row.key()) == Some(who)).collect()
     }
 
     /// What is durable.
@@ -185,6 +204,29 @@ impl Store {
     /// The row of a message on the way to the broker, as it will be.
     pub(crate) fn row(&self, key: &Key) -> Option<&Row> {
         self.head.get(key)
+    }
+
+    /// The message that waits for a client under this key, as it will be.
+    pub(crate) fn message_of(&self, key: &Key, ledger: &Ledger) -> Option<No> {
+        let Some(Row::Waiting(_, _, waiting)) = self.head.get(key) else { return None };
+        let Some(Row::Message(_, message)) = self.head.get(&Key::Message(waiting.message)) else {
+            return None;
+        };
+        ledger.find(&message.payload)
+    }
+
+    /// The row of a session, as it will be.
+    pub(crate) fn session(&self, who: Who) -> Option<&SessionRow> {
+        match self.head.get(&Key::Client(client_id(who), ClientKey::Session)) {
+            Some(Row::Session(_, row)) => Some(row),
+            _ => None,
+        }
+    }
+
+    /// Whether a client is connected and does not sleep.
+    pub(crate) fn is_active(&self, who: Who) -> bool {
+        let standing = self.session(who).map(|row| row.standing);
+        standing.is_some_and(|standing| matches!(standing, Standing::Active | Standing::Leaving))
     }
 
     /// Whether a client has a link of its own.

@@ -1,6 +1,6 @@
 //! What clients were told, and what the gateway was heard to take over: the account of worlds with a store, in which answers
-//! wait for it and the process dies. [`crate::air`] knows more of what is due when, and only as long as answers come at
-//! once and the process lives.
+//! wait for it and the process dies: what must be durable before it is said, and what survives. What is under way with each
+//! client, frame by frame, is in [`crate::talk`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -24,6 +24,8 @@ pub(crate) struct Told {
     bound: BTreeMap<Peer, Who>,
     connecting: BTreeMap<Peer, Connecting>,
     clients: BTreeMap<Who, Client>,
+    /// Clients that are to be told that they are forgotten.
+    farewells: BTreeSet<Who>,
     /// Clients whose id several sensors have: nobody can tell what they know.
     shared: BTreeSet<Who>,
     /// Of what the last frame from a peer was.
@@ -57,6 +59,8 @@ struct Client {
     /// It was told that it may sleep; and has not asked for what it missed since.
     asleep: bool,
     awake: bool,
+    /// It has asked for what it missed since it last said that it sleeps.
+    wakes: bool,
     /// It asked once more while the answers wait for the store: they are in a row.
     asks_again: bool,
     /// The shortest and the longest time that it said since it connected.
@@ -92,6 +96,7 @@ impl Told {
             bound: BTreeMap::new(),
             connecting: BTreeMap::new(),
             clients: BTreeMap::new(),
+            farewells: BTreeSet::new(),
             shared,
             cause: None,
             up: Some(now),
@@ -154,6 +159,7 @@ impl Told {
         self.look_at_all(now, ledger);
         self.untold(ledger);
         self.connecting.clear();
+        self.farewells.clear();
         (self.cause, self.up) = (None, None);
         self.clients
             .values_mut()
@@ -182,6 +188,17 @@ impl Told {
         if let Some(client) = self.clients.get_mut(&who) {
             client.ids.clear();
             client.over = true;
+        }
+    }
+
+    /// The operator has a client forgotten: if it listens it is told that it is not connected, behind what it was told before;
+    /// and its Will is not published.
+    pub(crate) fn forgotten(&mut self, who: Who, listens: bool) {
+        if listens {
+            self.farewells.insert(who);
+        }
+        if let Some(client) = self.clients.get_mut(&who) {
+            (client.connected, client.over) = (false, true);
         }
     }
 
@@ -298,13 +315,13 @@ impl Told {
                 }
             }
             Packet::RegAck(ack) => _ = client.offered.remove(&ack.topic_id),
-            Packet::PingReq(_) if sleeps => client.awake = true,
-            Packet::PingReq(_) => client.asks_again = client.awake,
+            Packet::PingReq(_) if sleeps => (client.awake, client.wakes) = (true, true),
+            Packet::PingReq(_) => (client.asks_again, client.wakes) = (client.awake, true),
             Packet::Disconnect(disconnect) => match disconnect.duration.filter(|seconds| *seconds > 0) {
                 Some(seconds) => {
                     client.goodbyes += 1;
                     client.naps = longer(client.naps, seconds);
-                    client.asked_to_sleep = true;
+                    (client.asked_to_sleep, client.wakes) = (true, false);
                 }
                 None => (client.connected, client.goodbyes) = (false, client.goodbyes + 1),
             },
@@ -387,7 +404,12 @@ impl Told {
                 let Some((no, qos)) = client.publishes.get(&ack.msg_id).copied() else { return Ok(()) };
                 match ack.code {
                     ReturnCode::Accepted if qos == Qos::AtLeastOnce => {
-                        let fair = ledger.entry(no).acked || is_kept(no, ledger, store);
+                        let kept = is_kept(no, ledger, store);
+                        let entry = ledger.entry_mut(no);
+                        // What was kept for too long is given up, and its sender may ask once more.
+                        entry.is_kept |= kept;
+                        // And what the operator had forgotten meanwhile is his to answer for.
+                        let fair = entry.acked || entry.is_kept || entry.disowned;
                         return Law::AckedByBroker
                             .check(fair, || format!("PUBACK of m{no} comes of nothing"));
                     }
@@ -407,7 +429,7 @@ impl Told {
                 let kept = is_kept(no, ledger, store);
                 let entry = ledger.entry_mut(no);
                 entry.is_kept |= kept;
-                let fair = entry.received || entry.acked || entry.is_kept;
+                let fair = entry.received || entry.acked || entry.is_kept || entry.disowned;
                 return Law::AckedByBroker.check(fair, || format!("PUBREC of m{no} comes of nothing"));
             }
             Packet::PubComp(ack) => {
@@ -416,7 +438,8 @@ impl Told {
                 };
                 let entry = ledger.entry(no);
                 // Of what the broker has taken over it needs no more, if it loses its session.
-                let fair = entry.acked || entry.received || entry.is_kept || is_kept(no, ledger, store);
+                let fair = entry.acked || entry.received || entry.is_kept || entry.disowned;
+                let fair = fair || is_kept(no, ledger, store);
                 return Law::AckedByBroker.check(fair, || format!("PUBCOMP of m{no} comes of nothing"));
             }
             _ => {}
@@ -460,6 +483,7 @@ impl Told {
                 will: same,
                 asleep: false,
                 awake: false,
+                wakes: false,
                 asks_again: false,
                 naps,
                 asked_to_sleep: naps.is_some(),
@@ -495,12 +519,14 @@ impl Told {
     fn disconnect_out(&mut self, now: Instant, who: Who, to: &Peer) -> Checked {
         // One with a link of its own may have been dismissed.
         let aggregating = self.aggregating();
+        let farewell = self.farewells.remove(&who);
         let Some(client) = self.clients.get_mut(&who) else { return Ok(()) };
+        client.unsteady |= farewell;
         let cause = self.cause.as_ref().filter(|(from, _)| from == to).map(|(_, name)| *name);
         if client.goodbyes > 0 {
             client.goodbyes -= 1;
             if client.asked_to_sleep {
-                (client.asleep, client.awake) = (true, false);
+                (client.asleep, client.awake) = (true, client.wakes);
             } else {
                 client.gone = true;
             }

@@ -6,6 +6,7 @@
 mod broker;
 mod end;
 mod faults;
+mod operator;
 mod promises;
 mod sensors;
 mod store;
@@ -18,9 +19,9 @@ use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
 use mqtt_sn_gateway::broker::{Broker, ConnectionId, Fault, Input as BrokerInput, Limits};
 use mqtt_sn_gateway::gateway::io::{
-    Address, Input, LinkEvent, LinkFailure, LinkId, Output, Peer, PortId, Route, Target,
+    Address, Input, LinkEvent, LinkFailure, LinkId, Output, Peer, PortId, RequestId, Route, Target,
 };
-use mqtt_sn_gateway::gateway::record::Lsn;
+use mqtt_sn_gateway::gateway::record::{Lsn, Outcome};
 use mqtt_sn_gateway::gateway::{Counters, Gateway};
 use mqtt_sn_gateway::wire::{Packet, decode};
 
@@ -34,6 +35,7 @@ use crate::observer::Observer;
 use crate::plan::{self, LATE, Plan};
 use crate::sensor::Sensor;
 use crate::store::Store;
+use crate::talk::Talk;
 use crate::told::Told;
 use crate::trace::{Step, Trace};
 use crate::translator::Translator;
@@ -124,6 +126,7 @@ struct World<'t> {
     observer: Observer,
     air: Air,
     told: Told,
+    talk: Talk,
     /// By the client id at the broker.
     accounts: BTreeMap<String, Link>,
     /// Subscription identifiers of the sessions there.
@@ -136,6 +139,9 @@ struct World<'t> {
     kept: BTreeSet<Who>,
     /// What gateways before this one counted.
     retired: Vec<Counters>,
+    /// What the operator asked for, and who is to be forgotten in which batch, if that can be stored.
+    requests: u64,
+    forgetting: Vec<(RequestId, Who, bool, Lsn)>,
     /// What was promised to sensors, and what became of that.
     promised: Vec<Due>,
     kept_promises: Kept,
@@ -171,6 +177,7 @@ struct Tally {
     restored: Restored,
     store_hangs: u64,
     store_failures: u64,
+    forgotten: u64,
 }
 
 /// What a process finds when it starts.
@@ -285,6 +292,8 @@ enum Event {
     /// Those that slept through the probes have had their time to fetch them.
     Rise,
     ProbeSensors,
+    /// The operator has a client forgotten.
+    Oblivion,
 }
 
 impl<'t> World<'t> {
@@ -297,7 +306,8 @@ impl<'t> World<'t> {
         for sensor in &mut sensors {
             sensor.shared = clients.iter().filter(|client| **client == sensor.client).count() > 1;
         }
-        let shared = sensors.iter().filter(|sensor| sensor.shared).map(|sensor| sensor.client).collect();
+        let shared = sensors.iter().filter(|sensor| sensor.shared).map(|sensor| sensor.client);
+        let shared: BTreeSet<Who> = shared.collect();
         let mut ledger = Ledger::new(clients);
         ledger.keeps = plan.settings.broker.outage_queue.is_some();
         if plan.settings.lasting {
@@ -311,7 +321,8 @@ impl<'t> World<'t> {
             dying: None,
             restored: 0,
             store: Store::default(),
-            told: Told::new(plan.settings.clone(), shared, base),
+            told: Told::new(plan.settings.clone(), shared.clone(), base),
+            talk: Talk::new(plan.settings.clone(), shared, base),
             air: Air::new(plan.settings.clone(), base),
             broker: Broker::new(Limits::default()),
             broker_up: true,
@@ -335,6 +346,8 @@ impl<'t> World<'t> {
             rested: 0,
             at_once: 0,
             timeouts: (0, 0),
+            requests: 0,
+            forgetting: Vec::new(),
             promised: Vec::new(),
             kept_promises: Kept::default(),
             probes: Vec::new(),
@@ -373,6 +386,10 @@ impl<'t> World<'t> {
         if self.plan.store.fails {
             let first = self.millis(1000..20_000);
             self.after(first, Event::StoreFails);
+        }
+        if let Some(mean) = self.plan.forgets {
+            let first = self.around(mean * 2);
+            self.after(first, Event::Oblivion);
         }
         self.after(self.plan.active, Event::Calm);
         Ok(())
@@ -485,6 +502,7 @@ impl<'t> World<'t> {
             Event::Probe(at) => self.probe(at),
             Event::Rise => self.rise(),
             Event::ProbeSensors => self.probe_sensors(),
+            Event::Oblivion => self.oblivion(),
         }
     }
 
@@ -541,6 +559,7 @@ impl World<'_> {
         let from = self.peer(addr);
         self.trace.add(self.now, Step::FrameIn(place(addr), frame.clone()));
         self.told.frame_in(self.now, &from, &frame, &mut self.ledger);
+        self.talk.frame_in(self.now, &from, &frame, &self.store);
         self.air.frame_in(self.now, &from, &frame, &self.ledger)?;
         self.tell_gateway(Input::Frame { from, route: Route::default(), frame })
     }
@@ -579,6 +598,7 @@ impl World<'_> {
         Law::Manners.check(to.port == port, || format!("a frame for {addr} leaves on {port:?}"))?;
         self.air.frame_out(&to, &frame, self.gateway.counters(), &self.ledger)?;
         self.told.frame_out(self.now, &to, &frame, &mut self.ledger, &self.store)?;
+        self.talk.frame_out(&to, &frame, &self.ledger, &self.store, self.air.has_lanes)?;
         self.send_to_sensor(addr, frame);
         Ok(())
     }
@@ -652,6 +672,12 @@ impl World<'_> {
             return Ok(());
         }
         let before = self.gateway.counters().clone();
+        self.talk.begin(self.now);
+        match input {
+            Input::Stored(lsn, Outcome::Durable) => self.talk.durable(lsn),
+            Input::Stored(_, Outcome::Unavailable) => self.talk.failed(self.now),
+            _ => {}
+        }
         self.gateway.handle(self.now, input);
         self.drain_gateway(&before)
     }
@@ -662,6 +688,7 @@ impl World<'_> {
             self.accounts.remove(client_id(who).as_str());
         }
         let before = self.gateway.counters().clone();
+        self.talk.begin(self.now);
         self.gateway.handle_timeout(self.now);
         self.drain_gateway(&before)?;
         if self.down {
@@ -680,8 +707,7 @@ impl World<'_> {
                 Output::Send { to, frame } => self.frame_from_gateway(to, frame)?,
                 Output::Link(LinkId(link), command) => self.link_command(self.first_link + link, command)?,
                 Output::Store { lsn, records } => self.store_batch(lsn, records)?,
-                // Nobody asks.
-                Output::Answer(..) => {}
+                Output::Answer(request, answer) => self.answer(request, &answer)?,
                 Output::Stopped => {
                     let asked = matches!(self.phase, Phase::Leaving(_));
                     Law::Manners.check(asked, || "the gateway stops unasked".into())?;
@@ -690,6 +716,7 @@ impl World<'_> {
             }
         }
         self.air.end()?;
+        self.talk.end(&self.store)?;
         self.check_conservation()?;
         self.check_bounds()
     }

@@ -48,6 +48,8 @@ impl World<'_> {
                 let up_at = self.pass(link, true);
                 self.at(up_at, Event::Arrive(link));
             }
+            // What has waited for the store may come when the connection is gone.
+            LinkCommand::Write(_) if self.streams.get(&link).is_none_or(|stream| !stream.open) => {}
             LinkCommand::Write(octets) => {
                 self.account_for(link, &octets)?;
                 self.trace.note(self.now, format!("writes {} octets", octets.len()));
@@ -124,6 +126,7 @@ impl World<'_> {
                         self.air.ack_out(lane, no, retain, last, self.gateway.counters(), &self.ledger)?;
                     }
                     Fact::Asked(filter) => self.air.subscribe_out(lane, &filter),
+                    Fact::Filter(filter, has) => self.air.filter_at_broker(lane, &filter, has),
                     _ => {}
                 }
             }
@@ -234,6 +237,7 @@ impl World<'_> {
                 Fact::Message { no, qos, retain, fresh, dup } => {
                     let arrival = Arrival { no, qos, retain, fresh, dup };
                     self.air.message_in(lane, &arrival, &self.ledger);
+                    self.talk.arrived(no, retain);
                     if let (Lane::Client(who), true) = (lane, fresh) {
                         self.ledger.came(who, no);
                     }
@@ -266,6 +270,7 @@ impl World<'_> {
         let clean = self.accounts.get(client.as_str()).is_some_and(|account| account.clean);
         if clean != self.plan.sensors[who].clean {
             // The gateway removes the session.
+            self.kept.remove(&who);
             return Ok(());
         }
         Law::SessionResumed.check(present || !self.kept.contains(&who), || {
@@ -322,7 +327,12 @@ impl World<'_> {
                 Meaning::Octets(octets) => {
                     self.broker.handle(self.now, BrokerInput::Bytes(ConnectionId(link), octets));
                 }
-                Meaning::Forget(client) => self.broker.inject(self.now, Fault::ForgetSession { client }),
+                Meaning::Forget(client) => {
+                    if let Lane::Client(who) = link::lane(client.as_str()) {
+                        self.kept.remove(&who);
+                    }
+                    self.broker.inject(self.now, Fault::ForgetSession { client });
+                }
             }
         }
         self.pump_broker()

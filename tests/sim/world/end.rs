@@ -349,6 +349,7 @@ impl World<'_> {
             ref restored,
             store_hangs,
             store_failures,
+            forgotten,
         } = self.tally;
         let lasting = self.plan.settings.lasting;
         for (name, value) in [
@@ -366,6 +367,7 @@ impl World<'_> {
             ("naps_too_long", overslept),
             ("deaf_in_a_drain", deaf),
             ("promises_followed", self.kept_promises.followed),
+            ("promises_kept_early", self.kept_promises.early),
             ("promises_void", self.kept_promises.void),
             ("memory_losses", self.ledger.losses.into()),
             ("seconds", self.now.saturating_duration_since(self.base).as_secs()),
@@ -379,6 +381,7 @@ impl World<'_> {
             ("records", self.store.records),
             ("hangs", store_hangs),
             ("failures", store_failures),
+            ("clients_to_be_forgotten", forgotten),
             ("crashes", gateway_crashes),
             ("crashes_in_a_commit", crashes_in_a_commit),
             ("crashes_in_a_commit_that_was_lost", crashes_with_a_loss),

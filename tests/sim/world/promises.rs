@@ -33,7 +33,11 @@ pub(super) struct Due {
 /// What became of those that are due.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
+    /// To the end.
     pub(super) followed: u64,
+    /// Kept, and void since: a sensor, or somebody between it and the broker, lost its memory, or the subscription changed.
+    pub(super) early: u64,
+    /// Void before it was kept.
     pub(super) void: u64,
 }
 
@@ -126,10 +130,12 @@ impl World<'_> {
         let Some(session) = self.air.session(client) else { return false };
         let mut matching = session.matching(topic);
         // What was granted in the absence of the broker, which may have the filter at QoS 0, brings nothing before that knows.
+        // And what it is told after a message, in the same write, brings the message to nobody.
         matching.all(|(filter, qos, lane)| {
-            let known = lane.and_then(|lane| self.broker.session(&link::client_id(lane)));
-            let known = known.map_or_else(Vec::new, |known| known.subscriptions);
-            known.iter().any(|(other, at)| other == filter && link::qos(*at) >= qos)
+            let Some(id) = lane.map(link::client_id) else { return false };
+            let known = self.broker.session(&id).map_or_else(Vec::new, |known| known.subscriptions);
+            let holds = self.accounts.get(&id).is_some_and(|account| account.holds(filter, qos));
+            holds && known.iter().any(|(other, at)| other == filter && link::qos(*at) >= qos)
         })
     }
 
@@ -142,7 +148,10 @@ impl World<'_> {
             let &Due { no, who, qos, .. } = due;
             let sensor = &self.sensors[who];
             if !self.lasted(due, sensor) {
-                kept.void += 1;
+                // What came of it before nobody was bound by it any more was kept all the same.
+                let early = self.ledger.has(sensor.client, no);
+                kept.early += u64::from(early);
+                kept.void += u64::from(!early);
                 continue;
             }
             kept.followed += 1;
@@ -194,7 +203,7 @@ impl World<'_> {
             let lasted = self.ledger.breaks(self.ledger.client(who)) == entry.breaks;
             let once = entry.qos == Qos::ExactlyOnce && lasted && (persistent || prompt);
             if times == 0 {
-                missing.push(no);
+                missing.extend((!entry.erased).then_some(no));
                 continue;
             }
             Law::EndToEndUp.check(times == 1 || !once, || {

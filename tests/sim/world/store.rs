@@ -43,6 +43,16 @@ impl World<'_> {
         }
         self.trace.note(self.now, format!("batch {}: {records:?}", lsn.0));
         for record in &records {
+            let gives_up = self.gateway.counters().uplink_expired > 0;
+            if let Record::Delete(key) = record
+                && gives_up
+                && let Some(Row::Uplink(_, _, row)) = self.store.row(key)
+                && row.promised
+                && let Some(no) = self.ledger.find(&row.message.payload)
+            {
+                // It may have waited for the store for longer than it may wait for the broker.
+                self.ledger.entry_mut(no).is_kept = true;
+            }
             if let Record::Insert(Row::Uplink(id, number, row)) | Record::Update(Row::Uplink(id, number, row)) =
                 record
                 && row.promised
@@ -52,10 +62,13 @@ impl World<'_> {
                 let own = matches!(before, Some(Row::Uplink(_, _, before)) if before.dedicated);
                 let entry = self.ledger.entry_mut(no);
                 entry.promised = true;
+                entry.by_own = Some(row.dedicated);
                 entry.handed_over |= own && !row.dedicated;
             }
         }
+        self.talk.batch(lsn, &records, &self.store, self.gateway.counters(), &self.ledger)?;
         for who in self.store.take(lsn, records)? {
+            self.talk.session_ended(who);
             self.ledger.forget(Some(who));
             self.kept.remove(&who);
             self.told.session_ended(who);
@@ -177,12 +190,13 @@ impl World<'_> {
         }
         self.store.crash(more, self.now);
         self.told.died(self.now, &mut self.ledger);
+        self.talk.died(&self.store, &self.ledger);
         let (known, stored) = (self.store.has_gateway(), !self.store.fails);
         if !known {
             self.ledger.losses += 1;
             self.ledger.broken(None);
         }
-        self.accounts.values_mut().for_each(|account| account.died(known, stored));
+        self.accounts.values_mut().for_each(|account| account.died(known, stored, &self.ledger));
         let open: Vec<u64> =
             self.streams.iter().filter(|(_, stream)| stream.open).map(|(link, _)| *link).collect();
         for link in open {
@@ -195,6 +209,8 @@ impl World<'_> {
                 self.at(at, Event::UpClosed(link));
             }
         }
+        // Nobody is answered any more.
+        self.forgetting.clear();
         self.down = true;
         let back = if self.rng.bool() { self.millis(0..100) } else { self.millis(100..8000) };
         self.after(back, Event::GatewayUp);
@@ -211,6 +227,7 @@ impl World<'_> {
         self.gateway = Gateway::restore(self.plan.settings.clone(), rows, self.now);
         (self.down, self.at_once) = (false, 0);
         self.told.restarted(self.now);
+        self.talk.restarted(self.now);
         self.first_link += 1000;
         self.restored = self.gateway.waiting_messages() as u64;
         let orphans = self.gateway.counters().rows_orphaned;
