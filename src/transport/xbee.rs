@@ -773,8 +773,8 @@ impl Nodes {
         let (id, times) = (node, self.times);
         let node = self.nodes.entry(id).or_default();
         node.heard = times;
-        node.short = short.filter(|short| *short < SHORT_UNKNOWN).or(node.short);
-        let Some(rssi) = rssi else { return };
+        self.has_short(id, short);
+        let Some((rssi, node)) = rssi.zip(self.nodes.get_mut(&id)) else { return };
         if node.rssi.is_none_or(|before| before.abs_diff(rssi) >= RSSI_STEP) {
             tracing::debug!(node = format_args!("{id:016X}"), "heard with -{rssi} dBm");
             node.rssi = Some(rssi);
@@ -787,17 +787,30 @@ impl Nodes {
         if node.status.replace(status) != Some(status) {
             tracing::debug!(node = format_args!("{id:016X}"), "transmissions: {}", delivery(status));
         }
-        node.short = match status {
-            DELIVERED => short.filter(|short| *short < SHORT_UNKNOWN).or(node.short),
+        match status {
+            DELIVERED => self.has_short(id, short),
             // It may have another one by now: the radio is to look for it.
-            _ => None,
-        };
+            _ => node.short = None,
+        }
+    }
+
+    /// A node has this short address, so that nobody else has it any more: networks give them out anew.
+    fn has_short(&mut self, node: u64, short: Option<u16>) {
+        let short = short.filter(|short| *short < SHORT_UNKNOWN);
+        if short.is_none() || short == self.short(node) {
+            return;
+        }
+        self.nodes.values_mut().filter(|other| other.short == short).for_each(|other| other.short = None);
+        if let Some(node) = self.nodes.get_mut(&node) {
+            node.short = short;
+        }
     }
 
     fn short(&self, node: u64) -> Option<u16> {
         self.nodes.get(&node)?.short
     }
 
+    /// Who has it: one at most.
     fn with_short(&self, short: u16) -> Option<u64> {
         self.nodes.iter().find(|(_, node)| node.short == Some(short)).map(|(id, _)| *id)
     }

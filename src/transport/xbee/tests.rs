@@ -279,6 +279,40 @@ fn frames_of_every_kind_come_from_whom_they_say() {
 }
 
 #[test]
+fn a_short_address_is_of_whom_it_was_heard_last() {
+    let from = |from, from_short| Frame::Receive {
+        from,
+        from_short,
+        options: 1,
+        payload: Bytes::from_static(b"\x02\x16"),
+    };
+    let mut talk = Talk::alive();
+    let mut is_of = |frames: &[(u64, u16)], node| {
+        for (long, short) in frames {
+            talk.say(&from(*long, *short));
+        }
+        talk.events();
+        talk.say(&from(u64::MAX, 0x1111));
+        assert_eq!(talk.events(), [heard(node, b"\x02\x16")]);
+    };
+    // Whoever comes first in the list of nodes has no right to it.
+    is_of(&[(N1, 0x1111), (N2, 0x1111)], N2);
+    is_of(&[(N1, 0x1111)], N1);
+    is_of(&[(N2, 0x2222)], N1);
+    is_of(&[(N1, 0x3333)], SHORT | 0x1111);
+    // Where the radio sent to is as good.
+    is_of(&[(N1, 0x1111)], N1);
+    talk.nothing_but_questions();
+    talk.send(N2, b"a");
+    let (frame_id, ..) = talk.sent();
+    let delivery = DELIVERED;
+    talk.say(&Frame::TransmitStatus { frame_id, short: 0x1111, retries: 0, delivery, discovery: 0 });
+    talk.events();
+    talk.say(&from(u64::MAX, 0x1111));
+    assert_eq!(talk.events(), [heard(N2, b"\x02\x16")]);
+}
+
+#[test]
 fn answers_are_addressed_as_the_node_was_heard() {
     let mut talk = Talk::alive();
     let payload = Bytes::from_static(b"\x02\x17");
@@ -334,6 +368,13 @@ impl Talk {
         };
         assert_eq!(plain(&frame), plain(&expected), "{frame:?}");
         frame
+    }
+
+    #[track_caller]
+    fn nothing_but_questions(&mut self) {
+        self.pass(Duration::from_secs(5));
+        let mut written = std::mem::take(&mut self.written).into_iter();
+        assert!(written.all(|frame| matches!(frame, Frame::AtCommand { .. })));
     }
 
     #[track_caller]
