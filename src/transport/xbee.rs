@@ -3,7 +3,8 @@
 //! What is done with a radio, in this order:
 //! 1. It is asked `AP` until it answers or says anything else in frames; then the port is up. If it does not, `+++` with a
 //!    silence before it finds out whether it is in transparent mode, and it is asked again now and then.
-//! 2. It is asked for what it is, once, one question at a time. `NP` is how much a frame may have.
+//! 2. It is asked for what it is, once, one question at a time. `NP` is how much a frame may have, and the first modules show by
+//!    `VR` that they know other frames than all after them, so that nothing is sent before every question was put.
 //! 3. Each frame for a node is sent with an id and waits for the radio's word of what became of it, [`WINDOW`] of them at a
 //!    time and one for each node, so that what is sent to a node keeps its order. What was not delivered is sent again.
 
@@ -177,6 +178,15 @@ struct Waiting {
     not_before: Option<Instant>,
 }
 
+impl Waiting {
+    /// When it is of no use any more. What is for everybody waits until the radio is introduced, however long that takes: nobody
+    /// repeats it soon.
+    fn late_at(&self, introduced: bool) -> Option<Instant> {
+        let waits = !introduced && matches!(self.to, Destination::All(_));
+        (!waits).then(|| self.since + QUEUE_AGE_MAX)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Destination {
     Node(u64),
@@ -329,7 +339,8 @@ impl Radio {
         };
         let asked = self.asked.as_ref().map(|asked| asked.until);
         let statuses = self.in_flight.values().map(|sent| sent.until).min();
-        let ages = self.queue.iter().map(|waiting| waiting.since + QUEUE_AGE_MAX).min();
+        let introduced = self.payload_max.is_some();
+        let ages = self.queue.iter().filter_map(|waiting| waiting.late_at(introduced)).min();
         let pauses = self.queue.iter().filter_map(|waiting| waiting.not_before).filter(|at| *at > now).min();
         let wants = !(self.queue.is_empty() && self.questions.is_empty() && self.raw.is_empty());
         let room = self.pacer.busy_until(now).filter(|_| wants);
@@ -378,7 +389,7 @@ impl Radio {
                 self.drop_queue(Count::NotUp);
                 self.is_silent(now);
             }
-            _ => self.conclude(),
+            _ => self.conclude(now),
         }
     }
 
@@ -415,7 +426,7 @@ impl Radio {
         Some(octets)
     }
 
-    fn take_answer(&mut self, id: u8, command: [u8; 2], status: u8, value: Bytes) {
+    fn take_answer(&mut self, id: u8, command: [u8; 2], status: u8, value: Bytes, now: Instant) {
         if self.asked.take_if(|asked| (asked.id, asked.question.command) == (id, command)).is_none() {
             return self.events.push_back(Event::Count(Count::Foreign, 1));
         }
@@ -427,7 +438,7 @@ impl Radio {
             }
             self.facts.insert(command, value);
         }
-        self.conclude();
+        self.conclude(now);
     }
 
     fn writes_as(&mut self, ap: Option<u8>) {
@@ -445,8 +456,8 @@ impl Radio {
         }
     }
 
-    /// When every question was put, it is known how much the radio takes.
-    fn conclude(&mut self) {
+    /// When every question was put, it is known how much the radio takes, and in which frames.
+    fn conclude(&mut self, now: Instant) {
         if !self.questions.is_empty() || self.asked.is_some() || self.payload_max.is_some() {
             return;
         }
@@ -458,6 +469,8 @@ impl Radio {
         // Of those without NP, only the first 802.15.4 modules know no other frames.
         self.legacy |= says.is_none() && version.is_some_and(|version| version >> 12 == 1);
         let max = says.unwrap_or_else(|| payload_of(version, encrypts));
+        let waited = self.queue.iter_mut().filter(|waiting| matches!(waiting.to, Destination::All(_)));
+        waited.for_each(|waiting| waiting.since = now);
         self.payload_max = Some(max);
         if self.mtu_auto {
             self.events.push_back(Event::Mtu(max));
@@ -479,7 +492,8 @@ impl Radio {
     // To nodes.
 
     fn transmission(&mut self, now: Instant) -> Option<Bytes> {
-        if self.standing != Standing::Alive || self.in_flight.len() >= WINDOW {
+        let knows_how = self.standing == Standing::Alive && self.payload_max.is_some();
+        if !knows_how || self.in_flight.len() >= WINDOW {
             return None;
         }
         let mut blocked: BTreeSet<_> = self.in_flight.values().map(|sent| sent.waiting.to).collect();
@@ -577,15 +591,17 @@ impl Radio {
                 self.ask(*b"AP");
             }
         }
+        let introduced = self.payload_max.is_some();
+        self.keep(Count::QueueFull, |waiting| waiting.late_at(introduced).is_none_or(|at| at > now));
+    }
+
+    /// Of what waits keeps only this, and counts the rest.
+    fn keep(&mut self, count: Count, stays: impl Fn(&Waiting) -> bool) {
         let before = self.queue.len();
-        let queued = &mut self.queued;
-        self.queue.retain(|waiting| {
-            let stays = waiting.since + QUEUE_AGE_MAX > now;
-            *queued -= if stays { 0 } else { waiting.payload.len() };
-            stays
-        });
+        self.queue.retain(stays);
+        self.queued = self.queue.iter().map(|waiting| waiting.payload.len()).sum();
         if before > self.queue.len() {
-            self.events.push_back(Event::Count(Count::QueueFull, before - self.queue.len()));
+            self.events.push_back(Event::Count(count, before - self.queue.len()));
         }
     }
 
@@ -645,7 +661,7 @@ impl Radio {
                 self.hear(self.identity(from, from_short), Some(from_short), None, payload, now);
             }
             Frame::AtResponse { frame_id, command, status, value } => {
-                self.take_answer(frame_id, command, status, value);
+                self.take_answer(frame_id, command, status, value, now);
             }
             Frame::TxStatus { frame_id, status } => self.take_status(frame_id, None, status, now),
             Frame::TransmitStatus { frame_id, short, delivery, .. } => {

@@ -221,8 +221,53 @@ fn a_frame_before_the_answer_brings_the_port_up() {
     talk.say(&receive(N1, b"\x02\x16"));
     assert_eq!(talk.events(), [Event::Up, heard(N1, b"\x02\x16")]);
     talk.send(N1, b"\x02\x17");
-    let mut frames = std::iter::from_fn(|| Some(talk.next()));
-    assert!(frames.any(|frame| matches!(frame, Frame::TransmitRequest { to: N1, .. })));
+    talk.introduce(&zigbee());
+    assert_eq!(talk.sent().1, N1);
+}
+
+/// What is sent the moment the port is up is for everybody (§6.1), and not said again for a long time.
+#[test]
+fn nothing_is_sent_before_it_is_known_in_which_frames() {
+    let advertise = Bytes::from_static(&[5, 0, 1, 4, 0xB0]);
+    let to_all = |frame_id, payload: &Bytes| Frame::TransmitRequest {
+        frame_id,
+        to: BROADCAST,
+        to_short: 0xFFFE,
+        radius: 0,
+        options: 0,
+        payload: payload.clone(),
+    };
+    // 802.15.4, series 1: it knows frames of its own only.
+    let mut talk = Talk::new(Mode::Escaped, Mode::Escaped);
+    talk.say(&Frame::ModemStatus { status: 2 });
+    assert_eq!(talk.events()[0], Event::Up);
+    talk.radio.handle_send(talk.now, To::All(0), &advertise);
+    talk.introduce(&[(b"AP", &[2]), (b"VR", &[0x10, 0xEF])]);
+    talk.radio_wrote(Frame::Tx64 { frame_id: 9, to: BROADCAST, options: 0, payload: advertise.clone() });
+    talk.nothing_for(Duration::from_secs(1));
+
+    // One that answers nothing is given up after longer than a frame may wait: what is for one node is dropped meanwhile.
+    let mut talk = Talk::new(Mode::Escaped, Mode::Escaped);
+    talk.say(&receive(N1, b"\x02\x16"));
+    talk.radio.handle_send(talk.now, To::All(0), &advertise);
+    talk.send(N1, b"\x02\x17");
+    let mut questions = 0;
+    let frame = loop {
+        match talk.next() {
+            Frame::AtCommand { .. } => questions += 1,
+            frame => break frame,
+        }
+        talk.say(&receive(N1, b"\x02\x16"));
+    };
+    assert_eq!((questions, &frame), (QUESTIONS.len() * 3, &to_all(25, &advertise)));
+    assert_eq!(talk.events().into_iter().filter(|event| *event == count(Count::QueueFull)).count(), 1);
+
+    // After a reset too, as it may be set otherwise.
+    let mut talk = Talk::alive();
+    talk.say(&Frame::ModemStatus { status: 0 });
+    talk.send(N1, b"\x02\x17");
+    talk.introduce(&zigbee());
+    assert_eq!(talk.sent().1, N1);
 }
 
 #[test]
@@ -337,7 +382,7 @@ fn answers_are_addressed_as_the_node_was_heard() {
     talk.radio_wrote(request(11, BROADCAST, 0xFFFE, 3));
     talk.send(SHORT | 0x77, b"\x02\x17");
     talk.radio_wrote(request(12, u64::MAX, 0x77, 0));
-    talk.pass(Duration::from_secs(20));
+    (1..=talk.radio.last_id).for_each(|id| talk.status(id, DELIVERED));
     // An early module says who was heard how strongly, and is spoken to in its own frames.
     talk.say(&Frame::Rx64 { from: N1, rssi: 40, options: 0, payload: payload.clone() });
     talk.send(N1, b"\x02\x17");
