@@ -184,6 +184,9 @@ const REGISTER_LEN: usize = 6;
 /// What is expected of a radio module that has not said how much it takes: all of them take this.
 pub const XBEE_MTU_LEAST: usize = 72;
 
+/// The most that one takes in a frame: those of DigiMesh and of ZigBee in pieces.
+const XBEE_MTU_MOST: usize = 256;
+
 impl Transport {
     /// What is allowed here and is of less use than it seems.
     fn notes(&self) -> Vec<String> {
@@ -205,6 +208,14 @@ impl Transport {
                 "messages with the octets 0x11 or 0x13 in them are damaged; rts-cts has no such octets";
             notes.push(format!("transport {}: flow: xon-xoff: {text}", self.name));
         }
+        let is_xbee = matches!(self.kind, TransportKind::Xbee(_));
+        if let Some(mtu) = self.mtu.filter(|mtu| is_xbee && *mtu > XBEE_MTU_MOST) {
+            let text = "what is longer than the radio takes (NP) is dropped, as with auto";
+            notes.push(format!(
+                "transport {}: mtu: {mtu}: no XBee takes more than {XBEE_MTU_MOST} octets; {text}",
+                self.name
+            ));
+        }
         notes
     }
 
@@ -213,7 +224,12 @@ impl Transport {
         if matches!(self.kind, TransportKind::Udp(_) | TransportKind::Dtls(_)) {
             return None;
         }
+        let is_xbee = matches!(self.kind, TransportKind::Xbee(_));
+        // A radio may take less than is set.
         let (mtu, says) = match self.mtu {
+            Some(mtu) if is_xbee && mtu > XBEE_MTU_LEAST => {
+                (XBEE_MTU_LEAST, format!("{mtu} if the radio takes that, at least {XBEE_MTU_LEAST}"))
+            }
             Some(mtu) => (mtu, format!("{mtu}")),
             None => (XBEE_MTU_LEAST, format!("auto, at least {XBEE_MTU_LEAST}")),
         };

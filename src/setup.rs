@@ -238,7 +238,7 @@ fn options(transport: Transport) -> Result<transport::Options, SetupError> {
                 XbeeApi::Plain => xbee::Mode::Plain,
                 XbeeApi::Escaped => xbee::Mode::Escaped,
             };
-            let speech = Spoken::Xbee { mode, mtu_auto: mtu.is_none() };
+            let speech = Spoken::Xbee { mode, mtu };
             Ok(transport::Options::Serial(serial::Options { name, line: line(it), speech }))
         }
         TransportKind::Dtls(_) => Err(SetupError::NotBuilt("type: dtls")),
@@ -548,11 +548,11 @@ mod tests {
             stop_bits: 1,
             flow: Flow::None,
         };
-        let xbee = |mode, mtu_auto| Spoken::Xbee { mode, mtu_auto };
+        let xbee = |mode, mtu| Spoken::Xbee { mode, mtu };
         let expected = [
             (first, Spoken::Framed(Framing::Cobs)),
-            (line("/dev/b"), xbee(xbee::Mode::Plain, true)),
-            (line("/dev/c"), xbee(xbee::Mode::Escaped, false)),
+            (line("/dev/b"), xbee(xbee::Mode::Plain, None)),
+            (line("/dev/c"), xbee(xbee::Mode::Escaped, Some(50))),
         ];
         assert_eq!(lines, expected);
     }

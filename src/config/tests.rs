@@ -326,13 +326,33 @@ fn what_a_radio_cannot_carry_is_noted() {
              only clients that know the id get its messages"
         )
     };
+    let of_big = "84 if the radio takes that, at least 72";
     let expected = [
         note("topics.predefined", 7, 73, "z", "auto, at least 72"),
         note("topics.predefined", 7, 73, "s", "72"),
+        note("topics.predefined", 7, 73, "big", of_big),
         note("topics.clients.pump", 9, 74, "z", "auto, at least 72"),
         note("topics.clients.pump", 9, 74, "s", "72"),
+        note("topics.clients.pump", 9, 74, "big", of_big),
     ];
     assert_eq!(config.notes(), expected);
+}
+
+#[test]
+fn more_than_any_xbee_takes_is_noted() {
+    let notes = |mtu: &str| {
+        let (config, problems) =
+            transports(&format!("  - {{ name: z, type: xbee, device: /dev/a, mtu: {mtu} }}\n"));
+        assert_eq!(problems, [""; 0]);
+        config.notes()
+    };
+    assert_eq!(
+        notes("257"),
+        [
+            "transport z: mtu: 257: no XBee takes more than 256 octets; what is longer than the radio takes (NP) is dropped, as with auto"
+        ]
+    );
+    assert!(notes("256").is_empty() && notes("auto").is_empty());
 }
 
 #[test]

@@ -69,8 +69,9 @@ pub enum Spoken {
     Xbee {
         /// How its frames are written.
         mode: xbee::Mode,
-        /// Whether the core is told how much the radio takes.
-        mtu_auto: bool,
+        /// Octets that a frame may have at most, however much the radio takes; `None`: as many as it takes. The core is told the
+        /// lesser one.
+        mtu: Option<usize>,
     },
 }
 
@@ -93,7 +94,7 @@ impl Serial {
         let (state, status) = watch::channel(Status::down("it was not opened yet"));
         let speech = match speech {
             Spoken::Framed(framing) => Speech::Framed(Framed::new(line.clone(), framing)),
-            Spoken::Xbee { mode, mtu_auto } => Speech::Xbee(Radio::new(line.clone(), mode, mtu_auto)),
+            Spoken::Xbee { mode, mtu } => Speech::Xbee(Radio::new(line.clone(), mode, mtu)),
         };
         let keeper = Keeper {
             port,

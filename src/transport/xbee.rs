@@ -98,7 +98,8 @@ pub(super) struct Radio {
     configured: Mode,
     /// As the radio says it writes frames.
     mode: Mode,
-    mtu_auto: bool,
+    /// The most that the core may send, if that is set; the radio may take less.
+    mtu: Option<usize>,
     decoder: Decoder,
     pacer: Pacer,
     standing: Standing,
@@ -200,13 +201,13 @@ struct InFlight {
 }
 
 impl Radio {
-    pub(super) fn new(line: Line, mode: Mode, mtu_auto: bool) -> Self {
+    pub(super) fn new(line: Line, mode: Mode, mtu: Option<usize>) -> Self {
         Self {
             pacer: Pacer::new(line.clone()),
             line,
             configured: mode,
             mode,
-            mtu_auto,
+            mtu,
             decoder: Decoder::new(mode),
             standing: Standing::Asking { probed: false },
             heard: 0,
@@ -234,7 +235,7 @@ impl Radio {
     pub(super) fn handle_open(&mut self, _now: Instant) {
         let nodes = std::mem::take(&mut self.nodes);
         let events = std::mem::take(&mut self.events);
-        *self = Self::new(self.line.clone(), self.configured, self.mtu_auto);
+        *self = Self::new(self.line.clone(), self.configured, self.mtu);
         (self.nodes, self.events) = (nodes, events);
         self.ask_everything();
     }
@@ -469,16 +470,10 @@ impl Radio {
         // Of those without NP, only the first 802.15.4 modules know no other frames.
         self.legacy |= says.is_none() && version.is_some_and(|version| version >> 12 == 1);
         let max = says.unwrap_or_else(|| payload_of(version, encrypts));
-        let waited = self.queue.iter_mut().filter(|waiting| matches!(waiting.to, Destination::All(_)));
-        waited.for_each(|waiting| waiting.since = now);
-        self.payload_max = Some(max);
-        if self.mtu_auto {
-            self.events.push_back(Event::Mtu(max));
-        }
         let hex = |number: Option<u64>| number.map_or("unknown".to_owned(), |number| format!("{number:X}"));
         let address = number(b"SH").zip(number(b"SL")).map(|(high, low)| high << 32 | low);
         let address = address.map_or("unknown".to_owned(), |address| format!("{address:016X}"));
-        self.events.push_back(Event::Told(format!(
+        let told = format!(
             "XBee {address}: AP {}, VR {}, ID {}, CH {}, EE {}, {} {max} octets",
             hex(number(b"AP")),
             hex(version),
@@ -486,7 +481,18 @@ impl Radio {
             hex(number(b"CH")),
             hex(number(b"EE")),
             if says.is_some() { "NP" } else { "no NP, so it is taken for" },
-        )));
+        );
+        let waited = self.queue.iter_mut().filter(|waiting| matches!(waiting.to, Destination::All(_)));
+        waited.for_each(|waiting| waiting.since = now);
+        self.takes(max);
+        self.events.push_back(Event::Told(told));
+    }
+
+    /// So much a frame may have from now on: the core is told, so that it tells of what does not fit and is not sent.
+    fn takes(&mut self, max: usize) {
+        self.payload_max = Some(max);
+        self.events.push_back(Event::Mtu(self.mtu.map_or(max, |mtu| mtu.min(max))));
+        self.keep(Count::TooLong, |waiting| waiting.payload.len() <= max);
     }
 
     // To nodes.
@@ -556,10 +562,8 @@ impl Radio {
         if status == TOO_LARGE {
             self.events.push_back(Event::Count(Count::TooLong, 1));
             // Encryption or a longer way take some of it.
-            if self.mtu_auto && self.payload_max.is_some_and(|max| octets <= max && octets > PAYLOAD_CREDIBLE)
-            {
-                self.payload_max = Some(octets - 1);
-                self.events.push_back(Event::Mtu(octets - 1));
+            if self.payload_max.is_some_and(|max| octets <= max && octets > PAYLOAD_CREDIBLE) {
+                self.takes(octets - 1);
             }
             return;
         }

@@ -46,7 +46,7 @@ fn with_lines(mut setup: Setup, lines: &[(&str, &Path, Spoken)]) -> Setup {
 async fn a_client_that_moves_between_udp_two_lines_and_a_radio_has_one_session() {
     let (broker, _broker) = start_broker().await;
     let (slip, cobs, module) = (Pty::new(), Pty::new(), Pty::new());
-    let xbee = Spoken::Xbee { mode: Mode::Escaped, mtu_auto: true };
+    let xbee = Spoken::Xbee { mode: Mode::Escaped, mtu: None };
     let lines = [
         ("slip", slip.device.as_path(), Spoken::Framed(Framing::SlipCrc)),
         ("cobs", cobs.device.as_path(), Spoken::Framed(Framing::Cobs)),
@@ -123,7 +123,7 @@ async fn until(node: &mut Node, pty: &Pty, kind: u8) -> Bytes {
 async fn a_radio_that_fails_now_and_then_loses_nothing() {
     let (broker, _broker) = start_broker().await;
     let module = Pty::new();
-    let xbee = Spoken::Xbee { mode: Mode::Plain, mtu_auto: true };
+    let xbee = Spoken::Xbee { mode: Mode::Plain, mtu: None };
     let lines = [("zigbee", module.device.as_path(), xbee)];
     let gateway = Running::start(with_lines(setup(broker), &lines)).await;
     let mut radio = Radio::start_with(module, Mode::Plain, 5);

@@ -20,6 +20,10 @@ struct Talk {
 
 impl Talk {
     fn new(configured: Mode, mode: Mode) -> Self {
+        Self::with_mtu(configured, mode, None)
+    }
+
+    fn with_mtu(configured: Mode, mode: Mode, mtu: Option<usize>) -> Self {
         let device = "/dev/ttyUSB0".into();
         let line = Line {
             device,
@@ -29,7 +33,7 @@ impl Talk {
             stop_bits: 1,
             flow: Flow::None,
         };
-        let mut radio = Radio::new(line, configured, true);
+        let mut radio = Radio::new(line, configured, mtu);
         let now = Instant::now();
         radio.handle_open(now);
         let (decoder, raw, written) = (Decoder::new(mode), Vec::new(), VecDeque::new());
@@ -503,6 +507,28 @@ fn a_payload_that_is_too_large_teaches_how_much_is_not() {
     talk.send(N1, &[7; 80]);
     assert_eq!(talk.events(), [count(Count::TooLong)]);
     talk.nothing_for(Duration::from_secs(1));
+}
+
+#[test]
+fn an_mtu_that_is_set_is_told_as_the_lesser_of_it_and_what_the_radio_takes() {
+    for (set, told) in [(100, 84), (84, 84), (50, 50)] {
+        let mut talk = Talk::with_mtu(Mode::Escaped, Mode::Escaped, Some(set));
+        talk.say(&receive(N1, b"\x02\x16"));
+        // Before the radio has said it there may be more.
+        talk.send(N1, &[7; 85]);
+        talk.send(N1, &[7; 80]);
+        talk.introduce(&zigbee());
+        let events = talk.events();
+        let mtus = events.iter().filter(|event| matches!(event, Event::Mtu(_)));
+        assert_eq!(mtus.collect::<Vec<_>>(), [&Event::Mtu(told)]);
+        assert!(events.contains(&count(Count::TooLong)), "{events:?}");
+        let (id, _, payload) = talk.sent();
+        assert_eq!(payload.len(), 80, "what is too long is not sent");
+        talk.status(id, TOO_LARGE);
+        assert_eq!(talk.events()[1..], [count(Count::TooLong), Event::Mtu(set.min(79))]);
+        talk.nothing_for(Duration::from_secs(1));
+        assert_eq!(talk.radio.queued, 0);
+    }
 }
 
 #[test]
