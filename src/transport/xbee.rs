@@ -127,6 +127,8 @@ pub(super) struct Radio {
     idle_at: Option<Instant>,
     /// Octets in no frame since the device was opened.
     garbage: u64,
+    /// The state of the radio that was told last.
+    told: Option<u8>,
     /// The last octets, in case they are an answer in ASCII.
     tail: [u8; 3],
     events: VecDeque<Event>,
@@ -227,6 +229,7 @@ impl Radio {
             rssi_next: None,
             idle_at: None,
             garbage: 0,
+            told: None,
             tail: [0; 3],
             events: VecDeque::new(),
         }
@@ -710,9 +713,19 @@ impl Radio {
             0x02 => "joined its network".to_owned(),
             0x03 => "left its network".to_owned(),
             0x06 => "formed a network as its coordinator".to_owned(),
+            0x0B => "woke up with its network".to_owned(),
+            0x0C => "sleeps with its network".to_owned(),
             status => format!("has status {status:02X}"),
         };
-        self.events.push_back(Event::Told(format!("the radio {text}")));
+        match status {
+            // A line that repeats itself hides others; a network that sleeps does so all the time.
+            0x0B | 0x0C => tracing::debug!("the radio {text}"),
+            status if self.told == Some(status) => tracing::debug!("the radio {text} once more"),
+            status => {
+                self.told = Some(status);
+                self.events.push_back(Event::Told(format!("the radio {text}")));
+            }
+        }
     }
 
     /// Who a node is: by its long address, or if the radio does not know that, by who had this short one.

@@ -612,6 +612,28 @@ fn a_reset_brings_what_was_under_way_and_the_questions_again() {
 }
 
 #[test]
+fn a_state_of_the_radio_is_told_when_it_is_another() {
+    let mut talk = Talk::alive();
+    let told = |text: &str| Event::Told(format!("the radio {text}"));
+    for _ in 0..1500 {
+        talk.say(&Frame::ModemStatus { status: 0x82 });
+    }
+    assert_eq!(talk.events(), [told("has status 82")]);
+    // DigiMesh, which sleeps and wakes every few seconds.
+    for status in [2, 0x0B, 0x0C].repeat(500) {
+        talk.say(&Frame::ModemStatus { status });
+    }
+    assert_eq!(talk.events(), [told("joined its network")]);
+    for status in [3, 2, 2, 3] {
+        talk.say(&Frame::ModemStatus { status });
+    }
+    assert_eq!(
+        talk.events(),
+        [told("left its network"), told("joined its network"), told("left its network")]
+    );
+}
+
+#[test]
 fn a_silent_radio_is_probed_told_and_asked_again() {
     let mut talk = Talk::new(Mode::Escaped, Mode::Escaped);
     talk.pass(Duration::from_secs(2));
