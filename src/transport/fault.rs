@@ -191,7 +191,8 @@ impl fmt::Display for Fault {
                     [] if holders.own => f.write_str("this gateway itself: is it another transport's too?"),
                     [] => write!(
                         f,
-                        "a process that this user may not see: `sudo fuser -v {}` shows it",
+                        "a process that this user may not see, often ModemManager: `sudo mqtt-sn-gateway devices` and `sudo fuser -v {}` \
+                         show it",
                         device.display()
                     ),
                     seen if seen.iter().any(|holder| holder.name == "ModemManager") => write!(
@@ -354,7 +355,8 @@ mod tests {
         );
         says(
             busy(&[], false),
-            "/dev/ttyUSB0 is in use by a process that this user may not see: `sudo fuser -v /dev/ttyUSB0` shows it",
+            "/dev/ttyUSB0 is in use by a process that this user may not see, often ModemManager: `sudo mqtt-sn-gateway devices` \
+             and `sudo fuser -v /dev/ttyUSB0` show it",
         );
         says(
             busy(&[], true),
