@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::read::{Keys, Leaf, Unfit, built, list, map, section};
 use super::value::{
-    address, boolean, broker_url, choice, client_id, duration, file, group, interface, number, place,
+    address, boolean, broker_url, choice, client_id, device, duration, file, group, interface, number, place,
     port_name, size, text, topic, topic_id, whole_seconds,
 };
 use super::{
@@ -263,7 +263,7 @@ fn xbee(keys: &mut Keys<'_>, taken: &mut Taken) -> Option<Xbee> {
 }
 
 fn line(keys: &mut Keys<'_>, taken: &mut Taken, baud: u32) -> Option<Line> {
-    let device: Option<PathBuf> = keys.required("device", file());
+    let device: Option<PathBuf> = keys.required("device", device());
     let other = device.clone().and_then(|device| taken.devices.insert(device, keys.line("device")));
     if let Some(line) = other {
         keys.wrong("device", format!("the transport in line {line} has the same device, expected another"));

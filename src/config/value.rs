@@ -183,6 +183,18 @@ pub(super) fn file() -> Leaf<PathBuf> {
     text("the path of a file").and_then(|text| Ok(text.into()))
 }
 
+/// The path of a serial device: absolute, as it is for whoever starts the gateway from elsewhere.
+pub(super) fn device() -> Leaf<PathBuf> {
+    text("a path such as /dev/ttyUSB0").and_then(|text| {
+        if text.starts_with('/') {
+            return Ok(text.into());
+        }
+        let name = text.strip_prefix("dev/").unwrap_or(&text);
+        let is_of_dev = ["tty", "serial"].iter().any(|known| name.starts_with(known));
+        Err(Unfit { because: None, meant: is_of_dev.then(|| format!("/dev/{name}")) })
+    })
+}
+
 /// `auto`, `none` or a path that begins with a slash, as every other word is rather a mistake.
 pub(super) fn place() -> Leaf<Place> {
     text("auto, none or a path that begins with /").and_then(|text| match text.as_str() {
@@ -589,6 +601,20 @@ mod tests {
         assert_eq!(read(&place(), "/a b"), Ok(Place::Path("/a b".into())));
         assert!(read(&place(), "nnoe").unwrap_err().ends_with("did you mean \"none\"?"));
         assert!(read(&place(), "state").is_err());
+    }
+
+    #[test]
+    fn a_device_is_an_absolute_path() {
+        assert_eq!(read(&device(), "/dev/ttyUSB0"), Ok("/dev/ttyUSB0".into()));
+        for (text, meant) in [
+            ("ttyUSB0", "; did you mean \"/dev/ttyUSB0\"?"),
+            ("dev/serial0", "; did you mean \"/dev/serial0\"?"),
+            ("./radio", ""),
+            ("COM3", ""),
+        ] {
+            let problem = format!("found \"{text}\", expected a path such as /dev/ttyUSB0{meant}");
+            assert_eq!(read(&device(), text).unwrap_err(), problem);
+        }
     }
 
     #[test]

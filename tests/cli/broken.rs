@@ -306,7 +306,15 @@ const TABLE: &[(&str, &str)] = &[
     ),
     (
         "transports:\n  - { name: a, type: serial }\n",
-        "2:5: transports[0].device: missing, expected the path of a file",
+        "2:5: transports[0].device: missing, expected a path such as /dev/ttyUSB0",
+    ),
+    (
+        "transports:\n  - { name: a, type: serial, device: ttyUSB0 }\n",
+        "2:38: transports[0].device: found \"ttyUSB0\", expected a path such as /dev/ttyUSB0; did you mean \"/dev/ttyUSB0\"?",
+    ),
+    (
+        "transports:\n  - { name: a, type: xbee, device: ./radio }\n",
+        "2:36: transports[0].device: found \"./radio\", expected a path such as /dev/ttyUSB0",
     ),
     (
         "transports:\n  - { name: a, type: xbee, device: /dev/ttyUSB0, flow: xon-xoff }\n",
