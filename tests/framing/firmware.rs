@@ -1,5 +1,6 @@
 //! The C code of tools/firmware against ours: compiled with every warning, run with sanitizers where they are installed.
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -103,6 +104,17 @@ fn a_message_received_by_c_is_what_was_sent() {
     }
 }
 
+/// As with avr-gcc and msp430-gcc.
+#[test]
+fn where_two_octets_fill_an_int_nothing_is_read_or_shifted_out_of_bounds() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let narrow = root.join("tests/framing/narrow.h");
+    let files = ["tests/framing/narrow.c", "tools/firmware/framing.c", "tools/firmware/xbee.c"];
+    let program = compiled("narrow", &files, &["-include".as_ref(), narrow.as_os_str()]);
+    let output = Command::new(program).output().expect("the compiled program starts");
+    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+}
+
 /// Frame data.
 fn data(frame: &Frame) -> Vec<u8> {
     let line = api::line(frame, Mode::Plain);
@@ -160,33 +172,37 @@ impl Reader {
     }
 }
 
-/// The C code, compiled once; with sanitizers if the compiler has them.
+/// The C code as a filter, compiled once.
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("firmware");
-        let compile = |more: &[&str]| {
-            Command::new("cc")
-                .args(["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-O1", "-g"])
-                .args(more)
-                .arg("-I")
-                .arg(root.join("tools/firmware"))
-                .args(
-                    ["tests/framing/firmware.c", "tools/firmware/framing.c", "tools/firmware/xbee.c"]
-                        .map(|file| root.join(file)),
-                )
-                .arg("-o")
-                .arg(&program)
-                .output()
-                .expect("cc, which cargo needs for linking as well")
-        };
-        let sanitized = compile(&["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]);
-        if !sanitized.status.success() {
-            println!("without sanitizers: {}", String::from_utf8_lossy(&sanitized.stderr));
-            let plain = compile(&[]);
-            assert!(plain.status.success(), "{}", String::from_utf8_lossy(&plain.stderr));
-        }
-        program
+        let files = ["tests/framing/firmware.c", "tools/firmware/framing.c", "tools/firmware/xbee.c"];
+        compiled("firmware", &files, &["-Wconversion".as_ref()])
     })
+}
+
+/// A program of C; with sanitizers if the compiler has them.
+fn compiled(name: &str, files: &[&str], options: &[&OsStr]) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let compile = |more: &[&str]| {
+        Command::new("cc")
+            .args(["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O1", "-g"])
+            .args(more)
+            .args(options)
+            .arg("-I")
+            .arg(root.join("tools/firmware"))
+            .args(files.iter().map(|file| root.join(file)))
+            .arg("-o")
+            .arg(&program)
+            .output()
+            .expect("cc, which cargo needs for linking as well")
+    };
+    let sanitized = compile(&["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]);
+    if !sanitized.status.success() {
+        println!("without sanitizers: {}", String::from_utf8_lossy(&sanitized.stderr));
+        let plain = compile(&[]);
+        assert!(plain.status.success(), "{}", String::from_utf8_lossy(&plain.stderr));
+    }
+    program
 }

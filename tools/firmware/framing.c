@@ -15,7 +15,7 @@ static int has_crc(enum sn_framing framing)
 static uint16_t crc_octet(uint16_t crc, uint8_t octet)
 {
     int bit;
-    crc = (uint16_t)(crc ^ (uint16_t)(octet << 8));
+    crc = (uint16_t)(crc ^ (uint16_t)((uint16_t)octet << 8));
     for (bit = 0; bit < 8; bit++)
         crc = (uint16_t)(crc & 0x8000 ? (crc << 1) ^ 0x1021 : crc << 1);
     return crc;
@@ -41,7 +41,8 @@ static void put(struct out *out, uint8_t octet)
 {
     if (out->len < out->size)
         out->octets[out->len] = octet;
-    out->len++;
+    if (out->len <= out->size)
+        out->len++;
 }
 
 /* Octet i of the frame with its CRC behind it. */
@@ -151,7 +152,7 @@ static size_t finish(struct sn_decoder *decoder, int whole)
     if (!some)
         return 0;
     if (!whole || len <= sum ||
-        (sum && sn_crc(buffer, len - sum) != (uint16_t)(buffer[len - 2] << 8 | buffer[len - 1]))) {
+        (sum && sn_crc(buffer, len - sum) != (uint16_t)((uint16_t)buffer[len - 2] << 8 | buffer[len - 1]))) {
         decoder->lost++;
         return 0;
     }
@@ -228,7 +229,7 @@ static size_t length_octet(struct sn_decoder *decoder, uint8_t octet)
             return lose(decoder);
     }
     /* Message types that are reserved: no message begins here. */
-    if (kind == 0x11 || kind == 0x19 || (kind > 0x1D && kind != ENCAPSULATED) || decoder->start + len > decoder->size)
+    if (kind == 0x11 || kind == 0x19 || (kind > 0x1D && kind != ENCAPSULATED) || len > decoder->size - decoder->start)
         return lose(decoder);
     if (have < len)
         return 0;

@@ -16,7 +16,8 @@ static void put(struct out *out, uint8_t octet)
 {
     if (out->len < out->size)
         out->octets[out->len] = octet;
-    out->len++;
+    if (out->len <= out->size)
+        out->len++;
 }
 
 static void put_escaped(struct out *out, int escaped, uint8_t octet)
@@ -160,6 +161,12 @@ void xbee_push(struct xbee_decoder *decoder, uint8_t octet)
         decoder->buffer[decoder->len++] = octet;
 }
 
+/* Whether a frame with so many octets of data is within size. Their sum may be too much for a size_t of 16 bits. */
+static int has_room(size_t size, size_t len)
+{
+    return size >= XBEE_OVERHEAD && len <= size - XBEE_OVERHEAD;
+}
+
 size_t xbee_next(struct xbee_decoder *decoder, const uint8_t **data)
 {
     size_t len, noise;
@@ -171,11 +178,11 @@ size_t xbee_next(struct xbee_decoder *decoder, const uint8_t **data)
         if (decoder->len == 0)
             decoder->idle = 0;
         len = decoder->len < 3 ? 0 : (size_t)decoder->buffer[1] << 8 | decoder->buffer[2];
-        if (decoder->len >= 3 && (len == 0 || len + XBEE_OVERHEAD > decoder->size)) {
+        if (decoder->len >= 3 && (len == 0 || !has_room(decoder->size, len))) {
             drop_start(decoder);
             continue;
         }
-        if (decoder->len < 3 || decoder->len < len + XBEE_OVERHEAD) {
+        if (decoder->len < 3 || !has_room(decoder->len, len)) {
             if (!decoder->idle)
                 return 0;
             drop_start(decoder);
