@@ -46,6 +46,9 @@ const RETRY_MIN: Duration = Duration::from_secs(1);
 /// The longest wait before a device is tried again that is there and cannot be opened.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
+/// How long the name of a device that was pulled out may stay, refusing to be opened: what refuses later is another one.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+
 /// How long a device may take nothing before it is told and what waits is dropped.
 const HELD_MAX: Duration = Duration::from_secs(10);
 
@@ -354,14 +357,16 @@ fn complain(name: &str, state: &watch::Sender<Status>, told: &mut Option<Fault>,
 /// Waits until the device is there and ours. Cancelled, it begins anew.
 async fn open(line: &Line, name: &str, told: &mut Option<Fault>, state: &watch::Sender<Status>) -> Device {
     let mut wait = RETRY_MIN;
+    let lingers_until = Instant::now() + LINGER_MAX;
     loop {
         let seen = Seen::of(&line.device);
         let opener = line.clone();
         match spawn_blocking(move || opener.open()).await {
             Ok(Ok(device)) => return device,
-            // One that was pulled out is waited for: that was said. Its name may stay for a moment.
-            Ok(Err(Fault::NotFound { .. } | Fault::Refused { .. }))
-                if matches!(told, Some(Fault::Vanished { .. })) => {}
+            // One that was pulled out is waited for: that was said.
+            Ok(Err(Fault::NotFound { .. })) if matches!(told, Some(Fault::Vanished { .. })) => {}
+            Ok(Err(Fault::Refused { .. }))
+                if matches!(told, Some(Fault::Vanished { .. })) && Instant::now() < lingers_until => {}
             Ok(Err(fault)) => complain(name, state, told, fault),
             // The process is about to end.
             Err(_) => pending().await,

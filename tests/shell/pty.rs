@@ -24,9 +24,7 @@ pub(crate) struct Pty {
 
 impl Pty {
     pub(crate) fn new() -> Self {
-        let master =
-            posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
-        grantpt(&master).unwrap();
+        let master = Self::locked();
         unlockpt(&master).unwrap();
         let device = PathBuf::from(ptsname_r(&master).unwrap());
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
@@ -37,6 +35,14 @@ impl Pty {
         #[expect(deprecated, reason = "what replaces it is unsafe; the master stays where it is, open")]
         let master = AsyncFd::new(master).unwrap();
         Self { master, device, name: None, _slave: slave }
+    }
+
+    /// One that nobody can open.
+    pub(crate) fn locked() -> PtyMaster {
+        let master =
+            posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        master
     }
 
     /// One that is plugged in under this name. Dropped, it is pulled out.

@@ -217,6 +217,23 @@ async fn a_device_in_use_names_its_user_and_is_taken_when_it_is_free() {
     second.why(|status| status.why.as_ref().is_some_and(|why| why.contains(ours))).await;
 }
 
+/// Only for a moment is it the name that was left behind.
+#[tokio::test]
+async fn what_refuses_to_be_opened_in_the_place_of_a_device_that_went_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join("usb-radio-if00");
+    let pty = Pty::plugged(&name);
+    let mut port = Port::open(&name, Framing::Slip, BAUD);
+    port.event(PortEvent::Up).await;
+    let locked = Pty::locked();
+    std::os::unix::fs::symlink(nix::pty::ptsname_r(&locked).unwrap(), dir.path().join("new")).unwrap();
+    fs::rename(dir.path().join("new"), &name).unwrap();
+    drop(pty);
+    port.event(PortEvent::Down).await;
+    let refused = "cannot be opened with 115200 baud 8N1: ";
+    port.why(|status| status.why.as_ref().is_some_and(|why| why.contains(refused))).await;
+}
+
 #[tokio::test]
 async fn what_waits_is_written_before_the_port_is_closed() {
     let (pty, mut port) = Port::plugged(Framing::Slip, 9600).await;
