@@ -37,6 +37,13 @@ pub enum Fault {
         /// Who, as far as we may know.
         holders: Holders,
     },
+    /// It is open here, and another process has it open too.
+    Shared {
+        /// Its name.
+        device: PathBuf,
+        /// Who, as far as we may know.
+        holders: Holders,
+    },
     /// It is no serial device.
     NotSerial {
         /// Its name.
@@ -153,7 +160,8 @@ impl Fault {
     pub fn is_fatal(&self) -> bool {
         !matches!(
             self,
-            Self::Held { .. }
+            Self::Shared { .. }
+                | Self::Held { .. }
                 | Self::Unheard { .. }
                 | Self::Garbage { framing: Some(_), .. }
                 | Self::ApiFrames { .. }
@@ -203,6 +211,12 @@ impl fmt::Display for Fault {
                     _ => write!(f, "{}: stop that, or name another device", holders.describe()),
                 }
             }
+            Self::Shared { device, holders } => write!(
+                f,
+                "{} is also open in {}, and what comes is heard by one of the two only: stop that, or name another device",
+                device.display(),
+                holders.describe()
+            ),
             Self::NotSerial { device } => {
                 write!(f, "{} is no serial device: `mqtt-sn-gateway devices` lists those", device.display())
             }
@@ -361,6 +375,18 @@ mod tests {
         says(
             busy(&[], true),
             "/dev/ttyUSB0 is in use by this gateway itself: is it another transport's too?",
+        );
+    }
+
+    #[test]
+    fn who_has_it_open_too_is_named_and_the_line_is_used() {
+        let seen = vec![Holder { pid: 700, name: "agetty".into() }];
+        let shared = Fault::Shared { device: tty(), holders: Holders { seen, own: true, hidden: true } };
+        assert!(!shared.is_fatal());
+        says(
+            shared,
+            "/dev/ttyUSB0 is also open in agetty (pid 700), and what comes is heard by one of the two only: stop that, or name \
+             another device",
         );
     }
 

@@ -3,12 +3,13 @@
 //! A device that is absent is looked for four times a second, which costs a system call each: less than to keep watches on
 //! directories that udev makes and removes, and quicker than a person sees. One that is there and cannot be opened is tried again after 1 s, 2 s
 //! and so on up to 30 s, and at once when it changes: when it is another one, or its permissions are others. While it is open
-//! nothing is looked for; that it is gone shows in reading.
+//! nothing is looked for; that it is gone shows in reading. Who opened it before and took no lock is looked for once it is open:
+//! of what comes, each octet goes to one of the two.
 
 use std::future::{pending, poll_fn};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -27,6 +28,7 @@ use super::line::{Device, Line};
 use super::speech::{Event, Speech, To};
 use super::xbee::Radio;
 use super::{Count, Counters, Inbox, Status};
+use crate::devices::{Holders, Roots, holders};
 use crate::framing::{Framing, xbee};
 use crate::gateway::io::{Address, Input, Peer, PortEvent, PortId, Route};
 
@@ -48,6 +50,9 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// How long the name of a device that was pulled out may stay, refusing to be opened: what refuses later is another one.
 const LINGER_MAX: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether those who had a device open too still have.
+const SHARED_LOOK: Duration = Duration::from_secs(10);
 
 /// How long a device may take nothing before it is told and what waits is dropped.
 const HELD_MAX: Duration = Duration::from_secs(10);
@@ -110,6 +115,7 @@ impl Serial {
             state,
             up: None,
             told: None,
+            shared: None,
         };
         let mut task = JoinSet::new();
         task.spawn(keeper.run());
@@ -166,6 +172,8 @@ enum Happened {
     Written(usize),
     /// It is gone.
     Gone(Option<io::Error>),
+    /// These have it open too.
+    Seen(Holders),
     /// It is late enough.
     Due,
 }
@@ -184,6 +192,8 @@ struct Keeper {
     up: Option<bool>,
     /// The last fault that was told: each once, until the device was opened.
     told: Option<Fault>,
+    /// That others have the device open too: so it is for as long as they do, whatever else was told and is well again.
+    shared: Option<Fault>,
 }
 
 impl Keeper {
@@ -224,6 +234,8 @@ impl Keeper {
         let mut device = Closing(Some(device));
         let mut buffer = vec![0; READ_MAX];
         let (mut out, mut written, mut closing) = (Bytes::new(), Instant::now(), false);
+        let mut others = JoinSet::new();
+        others.spawn(seen(self.line.device.clone(), Duration::ZERO));
         loop {
             let now = Instant::now();
             if out.is_empty()
@@ -242,6 +254,7 @@ impl Keeper {
                 biased;
                 handed = self.frames.recv(), if !closing => Happened::Handed(handed),
                 happened = device.ready(&mut buffer, &out) => happened,
+                Some(Ok(holders)) = others.join_next() => Happened::Seen(holders),
                 () = wait_until(wake) => Happened::Due,
             };
             let now = Instant::now();
@@ -268,6 +281,11 @@ impl Keeper {
                     }
                 }
                 Happened::Gone(error) => return Err(error),
+                Happened::Seen(holders) => {
+                    if self.share(holders) {
+                        others.spawn(seen(self.line.device.clone(), SHARED_LOOK));
+                    }
+                }
                 Happened::Due => {}
             }
             if may_be_late {
@@ -285,6 +303,7 @@ impl Keeper {
     async fn lose(&mut self) {
         self.counters.add(Count::Vanished, 1);
         self.complain(Fault::Vanished { device: self.line.device.clone() });
+        self.shared = None;
         self.speech.handle_gone();
         while self.frames.try_recv().is_ok() {
             self.counters.add(Count::NotUp, 1);
@@ -321,7 +340,7 @@ impl Keeper {
         self.state.send_modify(|status| {
             status.up = up;
             if up {
-                status.why = None;
+                status.why = self.shared.as_ref().map(Fault::to_string);
             }
         });
         if self.up.replace(up) != Some(up) {
@@ -334,7 +353,24 @@ impl Keeper {
     fn is_well(&mut self, how: &str) {
         self.told = None;
         info!(port = self.name, "{} {how}", self.line.device.display());
-        self.state.send_modify(|status| status.why = None);
+        self.state.send_modify(|status| status.why = self.shared.as_ref().map(Fault::to_string));
+    }
+
+    /// Tells that others have the device open too, once; whether they do.
+    fn share(&mut self, holders: Holders) -> bool {
+        let is_shared = !holders.seen.is_empty();
+        if is_shared && self.shared.is_none() {
+            let fault = Fault::Shared { device: self.line.device.clone(), holders };
+            warn!(port = self.name, "{fault}");
+            self.state.send_modify(|status| status.why = Some(fault.to_string()));
+            self.shared = Some(fault);
+        } else if !is_shared && let Some(fault) = self.shared.take() {
+            info!(port = self.name, "{} is open here alone again", self.line.device.display());
+            // What else is wrong stays so.
+            self.state
+                .send_if_modified(|status| status.why.take_if(|why| *why == fault.to_string()).is_some());
+        }
+        is_shared
     }
 
     fn complain(&mut self, fault: Fault) {
@@ -385,6 +421,20 @@ async fn open(line: &Line, name: &str, told: &mut Option<Fault>, state: &watch::
                 break;
             }
         }
+    }
+}
+
+/// Who else has a device open, after so long. That is read from /proc, which may take a while.
+async fn seen(device: PathBuf, wait: Duration) -> Holders {
+    sleep(wait).await;
+    let look = move || {
+        let real = device.canonicalize().unwrap_or(device);
+        holders(&Roots::default().proc, &real)
+    };
+    match spawn_blocking(look).await {
+        Ok(holders) => holders,
+        // The process is about to end.
+        Err(_) => pending().await,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -11,6 +12,8 @@ use mqtt_sn_gateway::framing::{Decoder, Framing};
 use mqtt_sn_gateway::gateway::io::{Address, Input, PortEvent, PortId, Route};
 use mqtt_sn_gateway::transport::serial::{self, Spoken};
 use mqtt_sn_gateway::transport::{Count, Flow, Intake, Line, Options, Parity, Status, Transport, inbox};
+
+use nix::libc::O_NOCTTY;
 
 use crate::pty::Pty;
 use crate::soon;
@@ -234,6 +237,25 @@ async fn what_refuses_to_be_opened_in_the_place_of_a_device_that_went_is_told() 
     port.why(|status| status.why.as_ref().is_some_and(|why| why.contains(refused))).await;
 }
 
+/// As a login, minicom or cat does.
+#[tokio::test]
+async fn who_has_the_device_open_without_a_lock_is_named_as_long_as_he_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join("usb-radio-if00");
+    let pty = Pty::plugged(&name);
+    let mut other = Holder::without_lock(&pty.device);
+    let mut port = Port::open(&name, Framing::Slip, BAUD);
+    port.event(PortEvent::Up).await;
+    let expected = format!("is also open in sleep (pid {}), and what comes", other.0.id());
+    port.why(|status| status.up && status.why.as_ref().is_some_and(|why| why.contains(&expected))).await;
+    let mut node = Node::new(Framing::Slip);
+    node.say(&pty, &message(9, 1)).await;
+    assert_eq!(port.frame().await, message(9, 1), "it is used all the same");
+    assert!(port.transport.status().why.is_some_and(|why| why.contains(&expected)));
+    other.end();
+    port.status(|status| *status == Status::UP).await;
+}
+
 #[tokio::test]
 async fn what_waits_is_written_before_the_port_is_closed() {
     let (pty, mut port) = Port::plugged(Framing::Slip, 9600).await;
@@ -321,6 +343,12 @@ impl Holder {
             std::thread::sleep(MILLI);
         }
         holder
+    }
+
+    /// One that reads nothing, which is all that `cat` would do beyond this.
+    fn without_lock(device: &Path) -> Self {
+        let device = fs::File::options().read(true).write(true).custom_flags(O_NOCTTY).open(device).unwrap();
+        Self(Command::new("sleep").arg("60").stdin(device).spawn().unwrap())
     }
 
     fn end(&mut self) {
@@ -417,12 +445,16 @@ impl Port {
 
     /// What is wrong, when the status is as awaited.
     async fn why(&mut self, is: impl Fn(&Status) -> bool) -> String {
+        self.status(is).await.why.unwrap()
+    }
+
+    async fn status(&mut self, is: impl Fn(&Status) -> bool) -> Status {
         let awaited = async {
             while !is(&self.transport.status()) {
                 tokio::time::sleep(MILLI).await;
             }
         };
         soon("that status", awaited).await;
-        self.transport.status().why.unwrap()
+        self.transport.status()
     }
 }
