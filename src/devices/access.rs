@@ -106,6 +106,9 @@ pub(super) fn process_name(dir: &Path) -> String {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize)]
 #[error("{}", self.why())]
 pub struct Denied {
+    /// Its name as the kernel has it, such as `ttyS0`.
+    #[serde(skip)]
+    pub line: String,
     /// Whose it is.
     pub owner: String,
     /// The group that it is for.
@@ -206,7 +209,7 @@ fn group_name(gid: u32) -> String {
 }
 
 /// Why the system, which has said no, did so.
-fn explain(device: Ownership, who: Identity) -> Denied {
+fn explain(line: String, device: Ownership, who: Identity) -> Denied {
     let Ownership { uid, gid, mode, user: owner, group, members } = device;
     let for_both = |shift: u32| mode >> shift & 0o6 == 0o6;
     let belongs = who.groups.iter().any(|(own, _)| *own == gid);
@@ -222,17 +225,19 @@ fn explain(device: Ownership, who: Identity) -> Denied {
         Cause::NotInGroup
     };
     let groups = who.groups.into_iter().map(|(_, name)| name).collect();
-    Denied { owner, group, mode, user: who.user, groups, cause }
+    Denied { line, owner, group, mode, user: who.user, groups, cause }
 }
 
 impl Denied {
     /// Why the system, which has said no, did so; `None` if the device is not there.
     pub fn of(device: &Path) -> Option<Self> {
-        Some(explain(Ownership::of(&fs::metadata(device).ok()?), Identity::own()))
+        let real = fs::canonicalize(device).ok()?;
+        let line = super::printable(&real.file_name()?.to_string_lossy());
+        Some(explain(line, Ownership::of(&fs::metadata(real).ok()?), Identity::own()))
     }
 
     fn why(&self) -> String {
-        let Self { owner, group, mode, user, groups, cause } = self;
+        let Self { line: _, owner, group, mode, user, groups, cause } = self;
         let whose = format!("it belongs to {owner}:{group} with mode {mode:04o}");
         let us = format!("this is {user} in {}", groups.join(", "));
         match cause {
@@ -243,20 +248,42 @@ impl Denied {
 
     /// What to do about it.
     pub fn remedy(&self) -> String {
-        let Self { group, user, .. } = self;
+        let Self { line, group, user, .. } = self;
         match self.cause {
+            // Whoever logs in there owns it, and that group is for writing to him.
+            Cause::NotInGroup | Cause::Closed if group == "tty" && line.starts_with("tty") => {
+                format!("a login has it: {}", without_login(line))
+            }
             Cause::NotInGroup => format!(
                 "sudo usermod -aG {group} {user}, then log in again; in a unit of systemd SupplementaryGroups={group}"
             ),
             Cause::JoinedLater => {
                 format!("{user} joined {group} after this was started: log in again, or restart the service")
             }
+            // The rule is for sticks.
+            Cause::Closed if !is_on_usb(line) => match line.starts_with("tty") {
+                true => format!("if a login has it: {}", without_login(line)),
+                false => format!("whoever made it has to open it to {user}"),
+            },
             Cause::Closed => "give it to a group by a udev rule: mqtt-sn-gateway devices --udev".to_owned(),
             Cause::Forbidden => {
                 "DeviceAllow= of the unit, an access control list, or the container keeps it away".to_owned()
             }
         }
     }
+}
+
+/// By the name that the kernel gives it.
+fn is_on_usb(line: &str) -> bool {
+    line.starts_with("ttyUSB") || line.starts_with("ttyACM")
+}
+
+/// How a login is taken off a line, whose name is as the kernel has it.
+pub(super) fn without_login(line: &str) -> String {
+    format!(
+        "sudo systemctl disable --now serial-getty@{line}; on a Raspberry Pi: sudo raspi-config, Interface Options, Serial \
+         Port: no login shell, but the hardware enabled; then restart"
+    )
 }
 
 #[cfg(test)]
@@ -272,6 +299,10 @@ mod tests {
         Ownership { uid: 0, gid: 20, mode, user: "root".to_owned(), group: "dialout".to_owned(), members }
     }
 
+    fn usb() -> String {
+        "ttyUSB0".to_owned()
+    }
+
     fn pi(groups: &[(u32, &str)]) -> Identity {
         let groups = groups.iter().map(|(gid, name)| (*gid, (*name).to_owned())).collect();
         Identity { uid: 1000, user: "pi".to_owned(), groups }
@@ -279,7 +310,7 @@ mod tests {
 
     #[test]
     fn who_is_not_in_the_group_is_told_which_and_how_to_join() {
-        let denied = explain(dialout(0o660, &["anna"]), pi(&[(44, "video"), (1000, "pi")]));
+        let denied = explain(usb(), dialout(0o660, &["anna"]), pi(&[(44, "video"), (1000, "pi")]));
         assert_eq!(
             denied.to_string(),
             "it belongs to root:dialout with mode 0660, and this is pi in video, pi"
@@ -292,30 +323,52 @@ mod tests {
 
     #[test]
     fn who_has_joined_the_group_since_is_told_to_log_in_again() {
-        let denied = explain(dialout(0o660, &["anna", "pi"]), pi(&[(1000, "pi")]));
+        let denied = explain(usb(), dialout(0o660, &["anna", "pi"]), pi(&[(1000, "pi")]));
         assert_eq!(denied.cause, Cause::JoinedLater);
         assert!(denied.remedy().contains("log in again"), "{}", denied.remedy());
     }
 
     #[test]
     fn a_group_that_may_not_use_it_either_is_no_advice() {
-        assert_eq!(explain(dialout(0o600, &[]), pi(&[(1000, "pi")])).cause, Cause::Closed);
-        assert_eq!(explain(dialout(0o640, &[]), pi(&[(20, "dialout")])).cause, Cause::Closed);
+        assert_eq!(explain(usb(), dialout(0o600, &[]), pi(&[(1000, "pi")])).cause, Cause::Closed);
+        assert_eq!(explain(usb(), dialout(0o640, &[]), pi(&[(20, "dialout")])).cause, Cause::Closed);
         let roots = Ownership { gid: 0, group: "root".to_owned(), ..dialout(0o660, &[]) };
-        assert_eq!(explain(roots, pi(&[(1000, "pi")])).cause, Cause::Closed);
+        assert_eq!(explain(usb(), roots, pi(&[(1000, "pi")])).cause, Cause::Closed);
         let own = Ownership { uid: 1000, ..dialout(0o066, &[]) };
-        assert_eq!(explain(own, pi(&[(20, "dialout")])).cause, Cause::Closed, "the owner's bits come first");
+        assert_eq!(
+            explain(usb(), own, pi(&[(20, "dialout")])).cause,
+            Cause::Closed,
+            "the owner's bits come first"
+        );
+    }
+
+    #[test]
+    fn a_line_with_a_login_is_not_mended_by_the_rule_for_sticks() {
+        let of = |line: &str, gid, group: &str, mode| {
+            let group = Ownership { gid, group: group.to_owned(), ..dialout(mode, &[]) };
+            explain(line.to_owned(), group, pi(&[(1000, "pi")])).remedy()
+        };
+        let login = "a login has it: sudo systemctl disable --now serial-getty@ttyS0; on a Raspberry Pi: sudo raspi-config, \
+                     Interface Options, Serial Port: no login shell, but the hardware enabled; then restart";
+        assert_eq!(of("ttyS0", 5, "tty", 0o600), login);
+        assert_eq!(of("ttyS0", 5, "tty", 0o660), login, "to join that group would open all terminals");
+        assert_eq!(of("ttyS0", 0, "root", 0o600), format!("if {login}"));
+        assert_eq!(of("ttyS0", 20, "dialout", 0o600), format!("if {login}"));
+        assert!(of("ttyUSB0", 5, "tty", 0o620).contains("serial-getty@ttyUSB0"), "on the USB too");
+        assert!(of("ttyS0", 20, "dialout", 0o660).starts_with("sudo usermod -aG dialout pi"));
+        assert!(of("ttyUSB0", 0, "root", 0o660).contains("devices --udev"));
+        assert_eq!(of("3", 5, "tty", 0o620), "whoever made it has to open it to pi");
     }
 
     #[test]
     fn what_the_mode_allows_is_forbidden_by_something_else() {
-        let denied = explain(dialout(0o660, &[]), pi(&[(20, "dialout")]));
+        let denied = explain(usb(), dialout(0o660, &[]), pi(&[(20, "dialout")]));
         assert_eq!(denied.cause, Cause::Forbidden);
         assert_eq!(
             denied.to_string(),
             "it belongs to root:dialout with mode 0660, which is enough for pi, yet the system refuses"
         );
-        assert_eq!(explain(dialout(0o666, &[]), pi(&[])).cause, Cause::Forbidden);
+        assert_eq!(explain(usb(), dialout(0o666, &[]), pi(&[])).cause, Cause::Forbidden);
     }
 
     #[test]

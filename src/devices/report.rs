@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Formatter, Write as _};
 
 use serde_json::{Value, json};
 
+use super::access::without_login;
 use super::{Adapter, Found, Kind, Usb};
 
 /// Where the rule of `--udev` belongs: after 60-serial.rules, which finds out what it asks for.
@@ -142,14 +143,12 @@ impl Found {
                  mqtt-sn-gateway devices --udev | sudo tee {RULES}, then sudo udevadm control --reload and plug the radio in again"
             ));
         }
-        if usable()
-            .any(|adapter| adapter.console || adapter.holders.seen.iter().any(|it| it.name.contains("getty")))
-        {
-            advice.push(
-                "A login or the kernel uses a serial line. On a Raspberry Pi: sudo raspi-config, Interface Options, Serial \
-                 Port: no login shell, but the hardware enabled; then restart"
-                    .to_owned(),
-            );
+        let has_login =
+            |it: &&Adapter| it.console || it.holders.seen.iter().any(|it| it.name.contains("getty"));
+        for adapter in usable().filter(has_login) {
+            let line = adapter.device.file_name().unwrap_or_default().to_string_lossy();
+            let (device, remedy) = (adapter.device.display(), without_login(&line));
+            advice.push(format!("A login or the kernel uses {device}: {remedy}"));
         }
         if usable().any(|adapter| adapter.usb.is_some() && adapter.path == adapter.device) {
             advice.push(

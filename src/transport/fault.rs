@@ -337,6 +337,7 @@ mod tests {
     #[test]
     fn who_may_not_open_it_is_told_how_to() {
         let denied = Denied {
+            line: "ttyUSB0".into(),
             owner: "root".into(),
             group: "dialout".into(),
             mode: 0o660,

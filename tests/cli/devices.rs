@@ -379,7 +379,8 @@ fn the_pins_of_a_raspberry_pi_with_a_login_on_them_are_told() {
         "/dev/serial0\n  device    /dev/ttyS0, bcm2835-aux-uart\n  what      the Raspberry Pi's mini UART\n",
         "held by   agetty (pid 700)\n",
         "the kernel writes its messages here\n",
-        "no login shell, but the hardware enabled",
+        "- A login or the kernel uses /dev/ttyS0: sudo systemctl disable --now serial-getty@ttyS0; on a Raspberry Pi: sudo \
+         raspi-config, Interface Options, Serial Port: no login shell, but the hardware enabled; then restart\n",
         "device: /dev/serial0, baud: 115200",
     ] {
         assert!(ended.stdout.contains(words), "{words:?} in {}", ended.stdout);
