@@ -86,6 +86,8 @@ pub struct Usb {
     pub product: String,
     /// Its serial number.
     pub serial: String,
+    /// Another stick of its kind says the same one: it tells nothing.
+    pub has_twin: bool,
     /// bInterfaceNumber of this serial line: a stick may have several.
     pub interface: Option<u8>,
     /// Where it is plugged in, such as `1-1.2`.

@@ -1,6 +1,6 @@
 //! From the trees in which the system shows itself to a list of adapters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -29,9 +29,33 @@ impl Found {
             .filter_map(|name| adapter(roots, &class, &name, &links, consoles.contains(&name.as_str())))
             .take(ADAPTERS_MAX)
             .collect();
+        part_twins(&mut adapters);
         adapters.sort_by_key(|adapter| adapter.usb.is_none());
         let without = without_driver(&roots.sys, &adapters);
         Self { adapters, without, takers: takers(&roots.proc) }
+    }
+}
+
+/// Sticks of a kind that say the same serial number, such as the 0001 that many a CP2102 has, are told apart by their place: there
+/// is one name in by-id for all of them, and it is that of the last one that udev saw.
+fn part_twins(adapters: &mut [Adapter]) {
+    let mut ports: BTreeMap<(u16, u16, String), BTreeSet<String>> = BTreeMap::new();
+    let key = |usb: &Usb| (usb.vendor, usb.product_id, usb.serial.clone());
+    for usb in adapters.iter().filter_map(|adapter| adapter.usb.as_ref()).filter(|usb| !usb.serial.is_empty())
+    {
+        ports.entry(key(usb)).or_default().insert(usb.port.clone());
+    }
+    for Adapter { path, names, device, usb, .. } in adapters {
+        let Some(usb) = usb.as_mut().filter(|usb| ports.get(&key(usb)).is_some_and(|ports| ports.len() > 1))
+        else {
+            continue;
+        };
+        usb.has_twin = true;
+        if path.starts_with("/dev/serial/by-id") {
+            let by_path = names.iter().position(|name| name.starts_with("/dev/serial/by-path"));
+            let better = by_path.map_or_else(|| device.clone(), |at| names.remove(at));
+            names.insert(0, std::mem::replace(path, better));
+        }
     }
 }
 
@@ -139,6 +163,7 @@ fn usb(device: &Path) -> Option<Usb> {
         manufacturer: text(&stick.join("manufacturer")),
         product: text(&stick.join("product")),
         serial: text(&stick.join("serial")),
+        has_twin: false,
         interface: interface.and_then(|number| number.try_into().ok()),
         port: stick.file_name()?.to_string_lossy().into_owned(),
     })

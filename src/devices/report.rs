@@ -92,7 +92,7 @@ fn quoted(path: &str) -> String {
 /// `0403:6001 FTDI "FT232R USB UART", serial number A10K1234, port 1-1.2`
 impl Display for Usb {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self { vendor, product_id, manufacturer, product, serial, port, .. } = self;
+        let Self { vendor, product_id, manufacturer, product, serial, has_twin, port, .. } = self;
         write!(f, "{vendor:04x}:{product_id:04x}")?;
         if !manufacturer.is_empty() {
             write!(f, " {manufacturer}")?;
@@ -104,6 +104,9 @@ impl Display for Usb {
             f.write_str(", no serial number")?;
         } else {
             write!(f, ", serial number {serial}")?;
+            if *has_twin {
+                f.write_str(", which another one has too")?;
+            }
         }
         write!(f, ", port {port}")
     }
@@ -190,6 +193,7 @@ impl Found {
                     "manufacturer": usb.manufacturer,
                     "name": usb.product,
                     "serial": usb.serial,
+                    "has_twin": usb.has_twin,
                     "interface": usb.interface,
                     "port": usb.port,
                 })),
@@ -236,9 +240,9 @@ fn is_plain(text: &str) -> bool {
 }
 
 fn rule(usb: &Usb, name: &str) -> String {
-    let Usb { vendor, product_id, serial, port, interface, .. } = usb;
-    // Two of a kind without serial numbers differ by where they are plugged in alone.
-    let which = if is_plain(serial) {
+    let Usb { vendor, product_id, serial, has_twin, port, interface, .. } = usb;
+    // Two of a kind without serial numbers of their own differ by where they are plugged in alone.
+    let which = if is_plain(serial) && !has_twin {
         format!(
             "ATTRS{{idVendor}}==\"{vendor:04x}\", ATTRS{{idProduct}}==\"{product_id:04x}\", ATTRS{{serial}}==\"{serial}\""
         )

@@ -174,8 +174,10 @@ fn desk() -> Machine {
         stick("ttyACM5", (0x2e8a, 0x000a), ("Raspberry Pi", "Pico"), "cdc_acm"),
         stick("ttyACM6", (0x303a, 0x1001), ("Espressif", "USB JTAG/serial debug unit"), "cdc_acm"),
     ];
-    for stick in &sticks {
-        machine.plug_in(stick);
+    for (number, stick) in (1234..).zip(&sticks) {
+        let own = format!("A10K{number}");
+        let serial = if stick.serial.is_empty() { "" } else { &own };
+        machine.plug_in(&Stick { serial, ..*stick });
     }
     // One stick with two radios.
     let ids = (0x10c4, 0x8a2a);
@@ -330,6 +332,43 @@ fn the_rule_for_udev_names_each_radio_and_no_other_stick() {
          SUBSYSTEM==\"usb\", ENV{DEVTYPE}==\"usb_device\", KERNEL==\"1-1.2\", ATTR{idVendor}==\"1a86\", \
          ATTR{idProduct}==\"7523\", ENV{ID_MM_DEVICE_IGNORE}=\"1\"\n"
     );
+}
+
+/// As cheap ones with a CP2102 are sold.
+#[test]
+fn two_sticks_of_a_kind_with_one_serial_number_are_told_by_their_place() {
+    let mut machine = Machine::new();
+    let cp2102 = |tty| Stick {
+        serial: "0001",
+        ..stick(tty, (0x10c4, 0xea60), ("Silicon Labs", "CP2102 USB to UART Bridge Controller"), "cp210x")
+    };
+    machine.plug_in(&cp2102("ttyUSB0"));
+    machine.plug_in(&cp2102("ttyUSB1"));
+    // Of another kind: the number is its own.
+    machine
+        .plug_in(&Stick { serial: "0001", ..stick("ttyUSB2", (0x0403, 0x6001), ("FTDI", ""), "ftdi_sio") });
+    // What udev makes of them: one link for both.
+    let by_id = machine.at("dev/serial/by-id");
+    fs::remove_file(by_id.join("usb-Maker_Stick_0001-if00-port0-ttyUSB0")).unwrap();
+
+    let rules = machine.devices(&["--udev"]).stdout;
+    let rules: Vec<_> = rules.lines().filter(|line| line.starts_with("SUBSYSTEM==\"tty\"")).collect();
+    for (rule, port) in rules[..2].iter().zip(["1-1.1", "1-1.2"]) {
+        assert!(rule.contains(&format!("KERNELS==\"{port}\"")) && !rule.contains("serial"), "{rule}");
+    }
+    assert!(rules[2].contains("ATTRS{serial}==\"0001\"") && !rules[2].contains("KERNELS"), "{}", rules[2]);
+
+    let found = machine.json();
+    let of = |index: usize, key: &str| found["adapters"][index][key].as_str().unwrap().to_owned();
+    for (index, place) in ["1.1", "1.2"].into_iter().enumerate() {
+        let path = format!("/dev/serial/by-path/pci-0000:00:14.0-usb-0:{place}:1.0-port0");
+        assert_eq!(of(index, "path"), path);
+        assert!(of(index, "yaml").contains(&path), "{found}");
+        assert_eq!(found["adapters"][index]["usb"]["has_twin"], true);
+    }
+    assert!(of(2, "path").starts_with("/dev/serial/by-id/"), "{found}");
+    let told = machine.devices(&[]).stdout;
+    assert_eq!(told.matches("serial number 0001, which another one has too, port").count(), 2, "{told}");
 }
 
 #[test]
