@@ -160,6 +160,8 @@ enum Failure {
     Exists(&'static str),
     #[error("cannot write {path}")]
     Write { path: &'static str, source: io::Error },
+    #[error("{} is no sysfs: there is no class/tty in it", .0.display())]
+    NoSysfs(PathBuf),
     #[error("{0:?} is no hexadecimal, expected pairs of digits such as 05 or 0x0516")]
     NotHex(String),
     #[error("not a frame")]
@@ -184,6 +186,7 @@ impl Failure {
             }
             Self::NoConfiguration | Self::Load(_) => Exit::Configuration,
             Self::Exists(_) => Exit::WouldOverwrite,
+            Self::NoSysfs(_) => Exit::NoDevice,
             Self::NotHex(_) | Self::NotBuilt(_) => Exit::Usage,
             Self::Setup(SetupErrors(errors)) if errors.iter().all(SetupError::is_denied) => {
                 Exit::NoPermission

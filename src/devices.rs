@@ -15,6 +15,7 @@ use serde::Serialize;
 
 pub use self::access::{Cause, Denied, Holder, Holders, holders, may_use};
 pub use self::known::{Guess, Kind};
+pub use self::report::NO_RULE;
 
 /// Where the system shows itself.
 #[derive(Debug, Clone)]

@@ -1,11 +1,12 @@
 //! `devices`: what could be a radio.
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use clap::Args;
 
 use super::{Exit, Failure, say};
-use crate::devices::{Found, Roots};
+use crate::devices::{Found, NO_RULE, Roots};
 
 /// Where to look and what to print.
 #[derive(Debug, Args)]
@@ -30,19 +31,27 @@ pub(super) struct Devices {
     udev_data: Option<PathBuf>,
 }
 
-/// 66 if there is none: a script then knows without reading.
+/// 66 if there is none, or no tree to look into: a script then knows without reading.
 pub(super) fn devices(wanted: Devices) -> Result<Exit, Failure> {
     let usual = Roots::default();
-    let found = Found::read(&Roots {
+    let roots = Roots {
         sys: wanted.sysfs.unwrap_or(usual.sys),
         dev: wanted.dev.unwrap_or(usual.dev),
         proc: wanted.proc.unwrap_or(usual.proc),
         udev: wanted.udev_data.unwrap_or(usual.udev),
-    });
+    };
+    if !roots.sys.join("class/tty").is_dir() {
+        return Err(Failure::NoSysfs(roots.sys));
+    }
+    let found = Found::read(&roots);
     if wanted.json {
         say(found.json());
     } else if wanted.udev {
         say(found.udev().trim_end());
+        if !found.has_rule() {
+            // The rule is in a pipe, most likely.
+            let _ = writeln!(io::stderr(), "mqtt-sn-gateway: {NO_RULE}");
+        }
     } else {
         say(found.to_string().trim_end());
     }

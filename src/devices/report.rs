@@ -10,6 +10,9 @@ use super::{Adapter, Found, Kind, Usb};
 /// Where the rule of `--udev` belongs: after 60-serial.rules, which finds out what it asks for.
 const RULES: &str = "/etc/udev/rules.d/61-mqtt-sn-radio.rules";
 
+/// What is said instead of a rule for udev.
+pub const NO_RULE: &str = "there is no radio on the USB, which a rule could be for: plug it in first";
+
 /// For people: each adapter, then what to do.
 impl Display for Found {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -222,9 +225,17 @@ impl Found {
         })
     }
 
+    /// Whether there is anything that [`Found::udev`] could have a rule for.
+    pub fn has_rule(&self) -> bool {
+        self.adapters.iter().any(|adapter| adapter.usb.is_some() && adapter.guess.carries())
+    }
+
     /// A rule for udev that gives each radio on the USB a name, and keeps ModemManager away from it.
     pub fn udev(&self) -> String {
         let mut text = format!("# {RULES}, as written by: mqtt-sn-gateway devices --udev\n");
+        if !self.has_rule() {
+            let _ = write!(text, "# {NO_RULE}\n");
+        }
         for (adapter, name) in self.adapters.iter().zip(self.names()) {
             let (Some(usb), Some(name)) = (&adapter.usb, name) else { continue };
             // Nothing here can fail.

@@ -371,6 +371,38 @@ fn two_sticks_of_a_kind_with_one_serial_number_are_told_by_their_place() {
     assert_eq!(told.matches("serial number 0001, which another one has too, port").count(), 2, "{told}");
 }
 
+/// What is on the pins and what speaks Zigbee get no rule either.
+#[test]
+fn a_rule_for_no_stick_says_that_there_is_none() {
+    let mut machine = Machine::new();
+    let expected = "there is no radio on the USB, which a rule could be for: plug it in first\n";
+    let says_so = |machine: &Machine, code: i32| {
+        let ended = machine.devices(&["--udev"]);
+        assert_eq!((ended.code, ended.stderr), (code, format!("mqtt-sn-gateway: {expected}")));
+        let (header, rest) = ended.stdout.split_once('\n').unwrap();
+        assert!(header.starts_with("# /etc/udev/rules.d/"), "{header}");
+        assert_eq!(rest, format!("# {expected}"));
+    };
+    says_so(&machine, 66);
+    machine.tty("sys/devices/platform/soc/fe215040.serial", "ttyS0", "bcm2835-aux-uart");
+    machine.plug_in(&stick("ttyUSB0", (0x0403, 0x6015), ("dresden elektronik", "ConBee"), "ftdi_sio"));
+    says_so(&machine, 0);
+    machine.plug_in(&stick("ttyUSB1", (0x0403, 0x6001), ("FTDI", ""), "ftdi_sio"));
+    assert_eq!(machine.devices(&["--udev"]).stderr, "");
+}
+
+#[test]
+fn a_tree_that_is_no_sysfs_is_told() {
+    let dir = TempDir::new().unwrap();
+    for more in [&[][..], &["--json"], &["--udev"]] {
+        let arguments = [&["devices", "--sysfs", dir.path().to_str().unwrap()], more].concat();
+        let ended = super::run(&arguments);
+        let expected =
+            format!("mqtt-sn-gateway: {} is no sysfs: there is no class/tty in it\n", dir.path().display());
+        assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr), (66, "", expected));
+    }
+}
+
 #[test]
 fn a_machine_without_adapters_says_what_to_check_and_ends_with_66() {
     let machine = Machine::new();
