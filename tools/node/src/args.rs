@@ -60,17 +60,17 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 struct GatewayArgs {
-    /// Host name or address of the gateway.
-    #[arg(short = 'h', long, default_value = "localhost")]
-    host: String,
-    /// UDP port of the gateway.
-    #[arg(short, long, default_value_t = 1884, value_parser = clap::value_parser!(u16).range(1..))]
-    port: u16,
+    /// Host name or address of the gateway [default: localhost].
+    #[arg(short = 'h', long)]
+    host: Option<String>,
+    /// UDP port of the gateway [default: 1884].
+    #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
 }
 
 impl GatewayArgs {
     fn meant(self) -> Gateway {
-        Gateway { host: self.host, port: self.port }
+        Gateway { host: self.host.unwrap_or_else(|| "localhost".into()), port: self.port.unwrap_or(1884) }
     }
 }
 
@@ -407,60 +407,81 @@ struct RadioArgs {
     /// With a pseudo-terminal: a name for the end that the gateway opens, which is the same in every run.
     #[arg(long, value_name = "PATH")]
     link: Option<PathBuf>,
-    /// With --via pty: framing of the line, the same as the gateway's.
-    #[arg(long, default_value_t = Framing::SlipCrc)]
-    framing: Framing,
-    /// With a pseudo-terminal: speed of the line; 0: no octet takes any time.
-    #[arg(long, value_name = "N", default_value_t = 115_200)]
-    baud: u32,
-    /// With a pseudo-terminal: octets that arrive as others, in each direction.
-    #[arg(long, value_name = "PERCENT", default_value = "0%", value_parser = value::percent)]
-    corrupt: f64,
-    /// With a pseudo-terminal: octets that do not arrive, in each direction.
-    #[arg(long, value_name = "PERCENT", default_value = "0%", value_parser = value::percent)]
-    byte_loss: f64,
-    /// With --via xbee-pty: API mode, the same as the gateway's.
-    #[arg(long, value_enum, default_value_t = ApiArg::Escaped)]
-    api: ApiArg,
-    /// With --via xbee-pty: octets in the largest payload, which the radio tells as NP.
-    #[arg(long, value_name = "N", default_value_t = 84, value_parser = clap::value_parser!(u16).range(8..=256))]
-    np: u16,
-    /// With --via xbee-pty: which frames the radio hands over: 0 is 90, 1 is 91, 2 is 80.
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=2))]
-    ao: u8,
-    /// With --via xbee-pty: transmissions to sensors that fail; half of them arrive without an acknowledgement.
-    #[arg(long, value_name = "PERCENT", default_value = "0%", value_parser = value::percent)]
-    tx_fail: f64,
+    /// With --via pty: framing of the line, the same as the gateway's [default: slip+crc].
+    #[arg(long)]
+    framing: Option<Framing>,
+    /// With a pseudo-terminal: speed of the line; 0: no octet takes any time [default: 115200].
+    #[arg(long, value_name = "N")]
+    baud: Option<u32>,
+    /// With a pseudo-terminal: octets that arrive as others, in each direction [default: 0%].
+    #[arg(long, value_name = "PERCENT", value_parser = value::percent)]
+    corrupt: Option<f64>,
+    /// With a pseudo-terminal: octets that do not arrive, in each direction [default: 0%].
+    #[arg(long, value_name = "PERCENT", value_parser = value::percent)]
+    byte_loss: Option<f64>,
+    /// With --via xbee-pty: API mode, the same as the gateway's [default: escaped].
+    #[arg(long, value_enum)]
+    api: Option<ApiArg>,
+    /// With --via xbee-pty: octets in the largest payload, which the radio tells as NP [default: 84].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(8..=256))]
+    np: Option<u16>,
+    /// With --via xbee-pty: which frames the radio hands over: 0 is 90, 1 is 91, 2 is 80 [default: 0].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(..=2))]
+    ao: Option<u8>,
+    /// With --via xbee-pty: transmissions to sensors that fail; half of them arrive without an acknowledgement
+    /// [default: 0%].
+    #[arg(long, value_name = "PERCENT", value_parser = value::percent)]
+    tx_fail: Option<f64>,
 }
 
 impl RadioArgs {
-    fn meant(self, gateway: Gateway) -> Result<fleet::Via, Failure> {
-        let noisy = self.corrupt > 0.0 || self.byte_loss > 0.0;
-        let unused = match self.via {
-            ViaArg::Udp if self.link.is_some() || noisy => {
-                Some("--link, --corrupt, --byte-loss: only with a pty")
-            }
-            ViaArg::Udp | ViaArg::Pty if self.tx_fail > 0.0 => Some("--tx-fail: only with --via xbee-pty"),
-            _ => None,
-        };
-        if let Some(text) = unused {
-            return Err(Failure::Usage(text.into()));
+    fn meant(self, gateway: GatewayArgs) -> Result<fleet::Via, Failure> {
+        if let Some((option, needed)) = self.unused(&gateway) {
+            return Err(Failure::Usage(format!("{option}: only with {needed}")));
         }
         let kind = match self.via {
-            ViaArg::Udp => return Ok(fleet::Via::Udp(gateway)),
-            ViaArg::Pty => fleet::RadioKind::Modem(self.framing),
+            ViaArg::Udp => return Ok(fleet::Via::Udp(gateway.meant())),
+            ViaArg::Pty => fleet::RadioKind::Modem(self.framing.unwrap_or(Framing::SlipCrc)),
             ViaArg::XbeePty => fleet::RadioKind::Xbee(fleet::XbeeOptions {
                 mode: match self.api {
-                    ApiArg::Plain => Mode::Plain,
-                    ApiArg::Escaped => Mode::Escaped,
+                    Some(ApiArg::Plain) => Mode::Plain,
+                    Some(ApiArg::Escaped) | None => Mode::Escaped,
                 },
-                payload_max: self.np,
-                output: self.ao,
-                failures: self.tx_fail,
+                payload_max: self.np.unwrap_or(84),
+                output: self.ao.unwrap_or_default(),
+                failures: self.tx_fail.unwrap_or_default(),
             }),
         };
-        let noise = fleet::Noise { baud: self.baud, corrupt: self.corrupt, byte_loss: self.byte_loss };
+        let noise = fleet::Noise {
+            baud: self.baud.unwrap_or(115_200),
+            corrupt: self.corrupt.unwrap_or_default(),
+            byte_loss: self.byte_loss.unwrap_or_default(),
+        };
         Ok(fleet::Via::Pty { radio: fleet::RadioOptions { kind, noise }, link: self.link })
+    }
+
+    /// The first option given that what the sensors speak through has no use for, and what has.
+    fn unused(&self, gateway: &GatewayArgs) -> Option<(&'static str, &'static str)> {
+        const UDP: (&str, &[ViaArg]) = ("--via udp", &[ViaArg::Udp]);
+        const MODEM: (&str, &[ViaArg]) = ("--via pty", &[ViaArg::Pty]);
+        const XBEE: (&str, &[ViaArg]) = ("--via xbee-pty", &[ViaArg::XbeePty]);
+        const PTY: (&str, &[ViaArg]) = ("a pty (--via)", &[ViaArg::Pty, ViaArg::XbeePty]);
+        let given = [
+            ("--host", gateway.host.is_some(), UDP),
+            ("--port", gateway.port.is_some(), UDP),
+            ("--link", self.link.is_some(), PTY),
+            ("--baud", self.baud.is_some(), PTY),
+            ("--corrupt", self.corrupt.is_some(), PTY),
+            ("--byte-loss", self.byte_loss.is_some(), PTY),
+            ("--framing", self.framing.is_some(), MODEM),
+            ("--api", self.api.is_some(), XBEE),
+            ("--np", self.np.is_some(), XBEE),
+            ("--ao", self.ao.is_some(), XBEE),
+            ("--tx-fail", self.tx_fail.is_some(), XBEE),
+        ];
+        let unused =
+            |(_, is_given, (_, users)): &(_, bool, (_, &[ViaArg]))| *is_given && !users.contains(&self.via);
+        given.into_iter().find(unused).map(|(option, _, (needed, _))| (option, needed))
     }
 }
 
@@ -538,6 +559,7 @@ pub(crate) struct FleetArgs {
 impl FleetArgs {
     pub(crate) fn meant(self) -> Result<fleet::Plan, Failure> {
         let usage = |text: String| Failure::Usage(text);
+        let via = self.radio.meant(self.gateway)?;
         if self.payload_size < fleet::PAYLOAD_MIN || self.payload_size > fleet::PAYLOAD_MAX {
             let (min, max) = (fleet::PAYLOAD_MIN, fleet::PAYLOAD_MAX);
             return Err(usage(format!(
@@ -563,7 +585,7 @@ impl FleetArgs {
         }
         let last = Duration::from_secs(if self.down.is_some() { 60 } else { 10 });
         Ok(fleet::Plan {
-            via: self.radio.meant(self.gateway.meant())?,
+            via,
             nodes: self.nodes,
             period: self.rate,
             down: self.down,

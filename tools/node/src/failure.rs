@@ -29,6 +29,10 @@ pub(crate) enum Failure {
     Forbidden { path: PathBuf, source: io::Error },
     #[error("cannot open {}", path.display())]
     Open { path: PathBuf, source: io::Error },
+    #[error("{} is no serial device", .0.display())]
+    NotSerial(PathBuf),
+    #[error("{} is there and no link, and is not replaced: remove it, or name another by --link", .0.display())]
+    Taken(PathBuf),
     #[error("{} has vanished", path.display())]
     Gone { path: PathBuf, source: io::Error },
     #[error("a frame of {octets} octets does not fit into a datagram to {to}")]
@@ -91,6 +95,8 @@ impl Failure {
             Self::Resolve { .. }
             | Self::Socket { .. }
             | Self::Open { .. }
+            | Self::NotSerial(_)
+            | Self::Taken(_)
             | Self::Send { .. }
             | Self::NoWay { .. }
             | Self::Unreachable(_)

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -56,6 +57,7 @@ impl Line {
             match source.kind() {
                 ErrorKind::NotFound => Failure::Absent { path, source },
                 ErrorKind::PermissionDenied => Failure::Forbidden { path, source },
+                _ if !is_terminal(&path, &source) => Failure::NotSerial(path),
                 _ => Failure::Open { path, source },
             }
         };
@@ -110,6 +112,14 @@ impl Line {
         }
         Ok(())
     }
+}
+
+/// Whether what could not be opened is a terminal at all.
+fn is_terminal(path: &Path, error: &io::Error) -> bool {
+    let is_device = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_char_device());
+    // The error has no number any more, and each C library calls it by another name.
+    let text = error.to_string();
+    is_device && !["Not a typewriter", "Inappropriate ioctl for device"].iter().any(|it| text.contains(it))
 }
 
 /// The time of 50 octets of ten bits, and no less than [`SILENCE_MIN`].

@@ -341,9 +341,13 @@ impl Ground {
                 Ok(Self::Udp(reachable(gateway).await?))
             }
             Via::Pty { radio, link } => {
-                let path = || link.clone().unwrap_or_else(|| "/dev/ptmx".into());
-                let pty =
-                    Pty::new(link.as_deref()).map_err(|source| Failure::Open { path: path(), source })?;
+                let pty = Pty::new(link.as_deref()).map_err(|source| {
+                    let path = link.clone().unwrap_or_else(|| "/dev/ptmx".into());
+                    match source.kind() {
+                        ErrorKind::AlreadyExists => Failure::Taken(path),
+                        _ => Failure::Open { path, source },
+                    }
+                })?;
                 let mut out = std::io::stdout().lock();
                 writeln!(out, "let the gateway open {}", pty.name().display()).map_err(Failure::Stdout)?;
                 out.flush().map_err(Failure::Stdout)?;

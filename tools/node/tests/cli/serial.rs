@@ -71,7 +71,9 @@ fn a_device_that_is_not_there_ends_with_66() {
 fn what_is_no_terminal_is_not_opened() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let name = file.path().display().to_string();
-    run(&format!("sub --serial {name} -t a")).ends_with(69).says(&format!("cannot open {name}"));
+    run(&format!("sub --serial {name} -t a")).ends_with(69).says(&format!("{name} is no serial device"));
+    run("sub --serial /dev/null -t a").ends_with(69).says("/dev/null is no serial device");
+    run("sub --serial /tmp -t a").ends_with(69).says("/tmp is no serial device");
 }
 
 #[test]
@@ -83,16 +85,33 @@ fn a_line_and_a_host_exclude_each_other() {
 
 #[test]
 fn what_a_fleet_would_not_use_is_refused() {
-    run("fleet --corrupt 1%").ends_with(2).says("only with a pty");
-    run("fleet --link /tmp/x").ends_with(2).says("only with a pty");
-    run("fleet --via pty --tx-fail 1%").ends_with(2).says("only with --via xbee-pty");
+    let refused = |via: &str, options: &[&str], needed: &str| {
+        for option in options {
+            let (name, _) = option.split_once(' ').unwrap();
+            let words = format!("{name}: only with {needed}");
+            run(&format!("fleet --via {via} {option}")).ends_with(2).says(&words);
+        }
+    };
+    let udp = ["--host localhost", "--port 1884"];
+    let pty = ["--link /tmp/x", "--baud 115200", "--corrupt 0%", "--byte-loss 1%"];
+    let xbee = ["--api escaped", "--np 84", "--ao 0", "--tx-fail 1%"];
+    let modem = ["--framing slip"];
+    refused("udp", &pty, "a pty");
+    refused("udp", &xbee, "--via xbee-pty");
+    refused("udp", &modem, "--via pty");
+    refused("pty", &xbee, "--via xbee-pty");
+    refused("pty", &udp, "--via udp");
+    refused("xbee-pty", &modem, "--via pty");
+    refused("xbee-pty", &udp, "--via udp");
 }
 
 #[test]
 fn a_name_that_is_taken_is_not_replaced_by_a_pty() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let name = file.path().display().to_string();
-    run(&format!("fleet --via pty --link {name}")).ends_with(69).says(&format!("cannot open {name}"));
+    run(&format!("fleet --via pty --link {name}")).ends_with(69).says(&format!(
+        "{name} is there and no link, and is not replaced: remove it, or name another by --link"
+    ));
     assert!(file.path().is_file());
 }
 
