@@ -108,7 +108,7 @@ pub(super) fn process_name(dir: &Path) -> String {
 pub struct Denied {
     /// Its name as the kernel has it, such as `ttyS0`.
     #[serde(skip)]
-    pub line: String,
+    pub line: Box<str>,
     /// Whose it is.
     pub owner: String,
     /// The group that it is for.
@@ -225,7 +225,7 @@ fn explain(line: String, device: Ownership, who: Identity) -> Denied {
         Cause::NotInGroup
     };
     let groups = who.groups.into_iter().map(|(_, name)| name).collect();
-    Denied { line, owner, group, mode, user: who.user, groups, cause }
+    Denied { line: line.into(), owner, group, mode, user: who.user, groups, cause }
 }
 
 impl Denied {

@@ -234,7 +234,7 @@ impl Found {
     pub fn udev(&self) -> String {
         let mut text = format!("# {RULES}, as written by: mqtt-sn-gateway devices --udev\n");
         if !self.has_rule() {
-            let _ = write!(text, "# {NO_RULE}\n");
+            let _ = writeln!(text, "# {NO_RULE}");
         }
         for (adapter, name) in self.adapters.iter().zip(self.names()) {
             let (Some(usb), Some(name)) = (&adapter.usb, name) else { continue };
