@@ -154,7 +154,7 @@ impl Operator {
         let seconds = |since| now.saturating_duration_since(since).as_secs();
         let ((connected, broker), (state, store)) = (self.broker, self.store);
         Health {
-            ok: connected && state != StoreState::Unavailable && self.ports.iter().all(|(_, up, _)| *up),
+            ok: connected && state != StoreState::Unavailable && ports.iter().all(|port| port.well),
             broker: admin::Broker { connected, seconds: seconds(broker) },
             store: admin::Store { state, seconds: seconds(store) },
             transports: self

@@ -156,17 +156,10 @@ impl Fault {
         Self::NotFound { device, there: there.map(|it| it.path).collect() }
     }
 
-    /// Whether the line cannot be used because of it.
-    pub fn is_fatal(&self) -> bool {
-        !matches!(
-            self,
-            Self::Shared { .. }
-                | Self::Held { .. }
-                | Self::Unheard { .. }
-                | Self::Garbage { framing: Some(_), .. }
-                | Self::ApiFrames { .. }
-                | Self::OtherMode { .. }
-        )
+    /// Whether somebody has to look after it. Not where sensors may just have nothing to say, or where the gateway has helped
+    /// itself.
+    pub fn is_trouble(&self) -> bool {
+        !matches!(self, Self::Unheard { .. } | Self::OtherMode { .. })
     }
 }
 
@@ -383,7 +376,6 @@ mod tests {
     fn who_has_it_open_too_is_named_and_the_line_is_used() {
         let seen = vec![Holder { pid: 700, name: "agetty".into() }];
         let shared = Fault::Shared { device: tty(), holders: Holders { seen, own: true, hidden: true } };
-        assert!(!shared.is_fatal());
         says(
             shared,
             "/dev/ttyUSB0 is also open in agetty (pid 700), and what comes is heard by one of the two only: stop that, or name \

@@ -47,15 +47,17 @@ pub struct Status {
     pub up: bool,
     /// What is wrong, if something is: it may be up, and still nobody may be understood.
     pub why: Option<String>,
+    /// Nobody has to look after it.
+    pub well: bool,
 }
 
 impl Status {
     /// It can be used.
-    pub const UP: Self = Self { up: true, why: None };
+    pub const UP: Self = Self { up: true, why: None, well: true };
 
     /// It cannot, for this reason.
     pub fn down(why: impl Into<String>) -> Self {
-        Self { up: false, why: Some(why.into()) }
+        Self { up: false, why: Some(why.into()), well: false }
     }
 }
 

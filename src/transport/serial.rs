@@ -339,6 +339,7 @@ impl Keeper {
     async fn report(&mut self, up: bool) {
         self.state.send_modify(|status| {
             status.up = up;
+            status.well = up && self.shared.is_none();
             if up {
                 status.why = self.shared.as_ref().map(Fault::to_string);
             }
@@ -353,7 +354,10 @@ impl Keeper {
     fn is_well(&mut self, how: &str) {
         self.told = None;
         info!(port = self.name, "{} {how}", self.line.device.display());
-        self.state.send_modify(|status| status.why = self.shared.as_ref().map(Fault::to_string));
+        self.state.send_modify(|status| {
+            status.why = self.shared.as_ref().map(Fault::to_string);
+            status.well = status.up && self.shared.is_none();
+        });
     }
 
     /// Tells that others have the device open too, once; whether they do.
@@ -362,13 +366,16 @@ impl Keeper {
         if is_shared && self.shared.is_none() {
             let fault = Fault::Shared { device: self.line.device.clone(), holders };
             warn!(port = self.name, "{fault}");
-            self.state.send_modify(|status| status.why = Some(fault.to_string()));
+            self.state.send_modify(|status| (status.why, status.well) = (Some(fault.to_string()), false));
             self.shared = Some(fault);
         } else if !is_shared && let Some(fault) = self.shared.take() {
             info!(port = self.name, "{} is open here alone again", self.line.device.display());
             // What else is wrong stays so.
-            self.state
-                .send_if_modified(|status| status.why.take_if(|why| *why == fault.to_string()).is_some());
+            self.state.send_modify(|status| {
+                if status.why.take_if(|why| *why == fault.to_string()).is_some() {
+                    status.well = status.up;
+                }
+            });
         }
         is_shared
     }
@@ -380,7 +387,9 @@ impl Keeper {
 
 /// Says what is wrong, unless that was the last thing that was said.
 fn complain(name: &str, state: &watch::Sender<Status>, told: &mut Option<Fault>, fault: Fault) {
-    state.send_modify(|status| status.why = Some(fault.to_string()));
+    state.send_modify(|status| {
+        (status.why, status.well) = (Some(fault.to_string()), status.well && !fault.is_trouble());
+    });
     let same =
         told.as_ref().is_some_and(|told| std::mem::discriminant(told) == std::mem::discriminant(&fault));
     match same {

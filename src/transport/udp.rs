@@ -177,6 +177,7 @@ impl Udp {
             Some(slot) => Status {
                 up: self.slots.iter().any(|slot| slot.socket.get().is_some()),
                 why: Some(format!("cannot listen on udp {} yet", slot.plan.addr)),
+                well: false,
             },
         }
     }

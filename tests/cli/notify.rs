@@ -33,7 +33,13 @@ impl Manager {
     #[track_caller]
     fn hears(&mut self) -> &str {
         let mut buffer = [0; 4096];
-        let Ok(length) = self.socket.recv(&mut buffer) else { panic!("nothing more after {:?}", self.heard) };
+        let length = loop {
+            match self.socket.recv(&mut buffer) {
+                Ok(length) => break length,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => panic!("{error} after {:?}", self.heard),
+            }
+        };
         self.heard.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
         self.heard.last().unwrap()
     }

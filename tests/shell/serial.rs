@@ -97,6 +97,28 @@ async fn what_the_line_cannot_send_in_time_is_dropped_and_counted_and_others_go_
 }
 
 #[tokio::test]
+async fn a_line_on_which_nothing_is_understood_is_up_and_not_well_until_it_makes_sense() {
+    let (pty, mut port) = Port::plugged(Framing::SlipCrc, BAUD).await;
+    assert!(port.status(|status| status.up).await.well);
+    // As a line at another rate sounds, again and again.
+    let noise: Vec<u8> = (0..40u8).map(|i| i.wrapping_mul(37) | 0x80).collect();
+    while port.transport.status().well {
+        pty.write(&noise).await;
+        tokio::time::sleep(100 * MILLI).await;
+    }
+    let status = port.transport.status();
+    assert!(
+        status.up && status.why.as_ref().is_some_and(|why| why.contains("gives only garbage")),
+        "{status:?}"
+    );
+    let mut sense = BytesMut::new();
+    Framing::SlipCrc.encode(&message(10, 1), &mut sense);
+    pty.write(&sense).await;
+    assert_eq!(port.frame().await, message(10, 1));
+    assert_eq!(port.status(|status| status.well).await, Status::UP);
+}
+
+#[tokio::test]
 async fn every_frame_after_a_damaged_one_arrives() {
     let mut rng = fastrand::Rng::with_seed(1);
     for framing in Framing::ALL {
