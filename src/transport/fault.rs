@@ -1,10 +1,9 @@
 //! What can be wrong with a serial line, told apart, each with what to do next.
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::line::{Flow, Line};
 use crate::devices::{self, Denied, Found, Holders, Roots};
@@ -14,9 +13,10 @@ use crate::framing::xbee;
 const LISTED_MAX: usize = 8;
 
 /// What is wrong with a serial line. `Display` is one line.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// There is no such device.
+    #[error("{} is not there; {}; it is opened when it comes", device.display(), listed(there))]
     NotFound {
         /// Its name.
         device: PathBuf,
@@ -24,6 +24,7 @@ pub enum Fault {
         there: Vec<PathBuf>,
     },
     /// This user may not open it.
+    #[error("{} may not be opened: {denied}; {}", device.display(), denied.remedy())]
     Denied {
         /// Its name.
         device: PathBuf,
@@ -31,6 +32,7 @@ pub enum Fault {
         denied: Box<Denied>,
     },
     /// Another process has it.
+    #[error("{} is in use by {}", device.display(), users(device, holders))]
     Busy {
         /// Its name.
         device: PathBuf,
@@ -38,6 +40,7 @@ pub enum Fault {
         holders: Holders,
     },
     /// It is open here, and another process has it open too.
+    #[error("{} is also open in {}, and what comes is heard by one of the two only: stop that, or name another device", device.display(), holders.describe())]
     Shared {
         /// Its name.
         device: PathBuf,
@@ -45,11 +48,13 @@ pub enum Fault {
         holders: Holders,
     },
     /// It is no serial device.
+    #[error("{} is no serial device: `mqtt-sn-gateway devices` lists those", device.display())]
     NotSerial {
         /// Its name.
         device: PathBuf,
     },
     /// The driver refuses, for another reason.
+    #[error("{} cannot be opened with {spoken}: {reason}; if it can at another baud, its driver does not take this one", device.display())]
     Refused {
         /// Its name.
         device: PathBuf,
@@ -59,11 +64,13 @@ pub enum Fault {
         reason: String,
     },
     /// It was there and is not.
+    #[error("{} is gone, pulled out or without power; sessions are kept, it is opened when it comes back", device.display())]
     Vanished {
         /// Its name.
         device: PathBuf,
     },
     /// It takes nothing.
+    #[error("{} takes nothing that is sent: {}", device.display(), held_by(*flow))]
     Held {
         /// Its name.
         device: PathBuf,
@@ -71,6 +78,7 @@ pub enum Fault {
         flow: Flow,
     },
     /// Nothing was heard for a long time after it was opened.
+    #[error("{} is open and nothing was heard for {minutes} minutes: are RX and TX crossed, does the other side speak {spoken}, is a sensor in reach?", device.display())]
     Unheard {
         /// Its name.
         device: PathBuf,
@@ -80,6 +88,7 @@ pub enum Fault {
         minutes: u64,
     },
     /// What is heard is no message.
+    #[error("{} gives only garbage, {octets} octets and no {}?", device.display(), expected(*framing, spoken))]
     Garbage {
         /// Its name.
         device: PathBuf,
@@ -91,6 +100,7 @@ pub enum Fault {
         octets: u64,
     },
     /// What is heard on a plain line are frames of an XBee.
+    #[error("{} gives frames of an XBee in API mode: set type: xbee and api: {}, or its AP to 0", device.display(), name(*mode))]
     ApiFrames {
         /// Its name.
         device: PathBuf,
@@ -98,6 +108,7 @@ pub enum Fault {
         mode: xbee::Mode,
     },
     /// An XBee says nothing.
+    #[error("{} is open and the radio does not answer: has it power, does it speak {spoken} (BD, NB, SB), is its AP 1 or 2, is it an XBee?", device.display())]
     Silent {
         /// Its name.
         device: PathBuf,
@@ -105,11 +116,13 @@ pub enum Fault {
         spoken: String,
     },
     /// An XBee is a plain line, where it should speak in frames.
+    #[error("{} is an XBee in transparent mode (AP 0): set its AP to 2, or to 1 and api: plain; for one peer alone type: serial does too", device.display())]
     Transparent {
         /// Its name.
         device: PathBuf,
     },
     /// An XBee writes frames otherwise than the configuration says.
+    #[error("{} is an XBee with AP {}: set api: {}; it is spoken with like that for now", device.display(), number(*says), name(*says))]
     OtherMode {
         /// Its name.
         device: PathBuf,
@@ -163,121 +176,55 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotFound { device, there } => {
-                write!(f, "{} is not there; ", device.display())?;
-                match there.as_slice() {
-                    [] => f.write_str("there is no serial device at all: is the radio plugged in?")?,
-                    [one] => write!(f, "there is {}", one.display())?,
-                    [first, more @ ..] => {
-                        write!(f, "there are {}", first.display())?;
-                        more.iter()
-                            .take(LISTED_MAX - 1)
-                            .try_for_each(|device| write!(f, ", {}", device.display()))?;
-                        if there.len() > LISTED_MAX {
-                            write!(f, " and {} more", there.len() - LISTED_MAX)?;
-                        }
-                    }
-                }
-                f.write_str("; it is opened when it comes")
-            }
-            Self::Denied { device, denied } => {
-                write!(f, "{} may not be opened: {denied}; {}", device.display(), denied.remedy())
-            }
-            Self::Busy { device, holders } => {
-                write!(f, "{} is in use by ", device.display())?;
-                match holders.seen.as_slice() {
-                    [] if holders.own => f.write_str("this gateway itself: is it another transport's too?"),
-                    [] => write!(
-                        f,
-                        "a process that this user may not see, often ModemManager: `sudo mqtt-sn-gateway devices` and `sudo fuser -v {}` \
-                         show it",
-                        device.display()
-                    ),
-                    seen if seen.iter().any(|holder| holder.name == "ModemManager") => write!(
-                        f,
-                        "{}, which takes it for a modem: keep it away with the rule of `mqtt-sn-gateway devices --udev`",
-                        holders.describe()
-                    ),
-                    _ => write!(f, "{}: stop that, or name another device", holders.describe()),
-                }
-            }
-            Self::Shared { device, holders } => write!(
-                f,
-                "{} is also open in {}, and what comes is heard by one of the two only: stop that, or name another device",
-                device.display(),
-                holders.describe()
-            ),
-            Self::NotSerial { device } => {
-                write!(f, "{} is no serial device: `mqtt-sn-gateway devices` lists those", device.display())
-            }
-            Self::Refused { device, spoken, reason } => write!(
-                f,
-                "{} cannot be opened with {spoken}: {reason}; if it can at another baud, its driver does not take this one",
-                device.display()
-            ),
-            Self::Vanished { device } => write!(
-                f,
-                "{} is gone, pulled out or without power; sessions are kept, it is opened when it comes back",
-                device.display()
-            ),
-            Self::Held { device, flow } => {
-                write!(f, "{} takes nothing that is sent: ", device.display())?;
-                f.write_str(match flow {
-                    Flow::None => "its driver is stuck, pull it out and put it back",
-                    Flow::RtsCts => "the other side holds CTS; is it wired? else set flow: none",
-                    Flow::XonXoff => {
-                        "the other side sent XOFF; does it use flow control? else set flow: none"
-                    }
-                })
-            }
-            Self::Unheard { device, spoken, minutes } => write!(
-                f,
-                "{} is open and nothing was heard for {minutes} minutes: are RX and TX crossed, does the other side speak {spoken}, \
-                 is a sensor in reach?",
-                device.display()
-            ),
-            Self::Garbage { device, spoken, framing: Some(framing), octets } => write!(
-                f,
-                "{} gives only garbage, {octets} octets and no message: does the other side speak {spoken} and framing {framing}?",
-                device.display()
-            ),
-            Self::Garbage { device, spoken, framing: None, octets } => write!(
-                f,
-                "{} gives only garbage, {octets} octets and no API frame: does the radio speak {spoken} (BD, NB, SB)?",
-                device.display()
-            ),
-            Self::ApiFrames { device, mode } => write!(
-                f,
-                "{} gives frames of an XBee in API mode: set type: xbee and api: {}, or its AP to 0",
-                device.display(),
-                name(*mode)
-            ),
-            Self::Silent { device, spoken } => write!(
-                f,
-                "{} is open and the radio does not answer: has it power, does it speak {spoken} (BD, NB, SB), is its AP 1 or 2, \
-                 is it an XBee?",
-                device.display()
-            ),
-            Self::Transparent { device } => write!(
-                f,
-                "{} is an XBee in transparent mode (AP 0): set its AP to 2, or to 1 and api: plain; for one peer alone type: serial \
-                 does too",
-                device.display()
-            ),
-            Self::OtherMode { device, says } => write!(
-                f,
-                "{} is an XBee with AP {}: set api: {}; it is spoken with like that for now",
-                device.display(),
-                match says {
-                    xbee::Mode::Plain => 1,
-                    xbee::Mode::Escaped => 2,
-                },
-                name(*says)
-            ),
-        }
+/// `there are /dev/ttyUSB0, /dev/ttyACM0`
+fn listed(there: &[PathBuf]) -> String {
+    let names: Vec<_> = there.iter().take(LISTED_MAX).map(|device| device.display().to_string()).collect();
+    match there.len() {
+        0 => "there is no serial device at all: is the radio plugged in?".to_owned(),
+        1 => format!("there is {}", names.join(", ")),
+        2..=LISTED_MAX => format!("there are {}", names.join(", ")),
+        all => format!("there are {} and {} more", names.join(", "), all - LISTED_MAX),
+    }
+}
+
+/// Who has a device, and what to do about it.
+fn users(device: &Path, holders: &Holders) -> String {
+    match holders.seen.as_slice() {
+        [] if holders.own => "this gateway itself: is it another transport's too?".to_owned(),
+        [] => format!(
+            "a process that this user may not see, often ModemManager: `sudo mqtt-sn-gateway devices` and `sudo fuser -v {}` \
+             show it",
+            device.display()
+        ),
+        seen if seen.iter().any(|holder| holder.name == "ModemManager") => format!(
+            "{}, which takes it for a modem: keep it away with the rule of `mqtt-sn-gateway devices --udev`",
+            holders.describe()
+        ),
+        _ => format!("{}: stop that, or name another device", holders.describe()),
+    }
+}
+
+fn held_by(flow: Flow) -> &'static str {
+    match flow {
+        Flow::None => "its driver is stuck, pull it out and put it back",
+        Flow::RtsCts => "the other side holds CTS; is it wired? else set flow: none",
+        Flow::XonXoff => "the other side sent XOFF; does it use flow control? else set flow: none",
+    }
+}
+
+/// What was to be heard, and what may be why it was not.
+fn expected(framing: Option<&str>, spoken: &str) -> String {
+    match framing {
+        Some(framing) => format!("message: does the other side speak {spoken} and framing {framing}"),
+        None => format!("API frame: does the radio speak {spoken} (BD, NB, SB)"),
+    }
+}
+
+/// The parameter AP of an XBee.
+fn number(mode: xbee::Mode) -> u8 {
+    match mode {
+        xbee::Mode::Plain => 1,
+        xbee::Mode::Escaped => 2,
     }
 }
 
