@@ -270,10 +270,20 @@ async fn who_has_the_device_open_without_a_lock_is_named_as_long_as_he_does() {
     port.event(PortEvent::Up).await;
     let expected = format!("is also open in sleep (pid {}), and what comes", other.0.id());
     port.why(|status| status.up && status.why.as_ref().is_some_and(|why| why.contains(&expected))).await;
+    // Something else is wrong, and well again.
+    let is_garbage = |status: &Status| status.why.as_ref().is_some_and(|why| why.contains("only garbage"));
+    for _ in 0..200 {
+        if is_garbage(&port.transport.status()) {
+            break;
+        }
+        pty.write(&[b'x'; 40]).await;
+        tokio::time::sleep(50 * MILLI).await;
+    }
+    port.why(is_garbage).await;
     let mut node = Node::new(Framing::Slip);
     node.say(&pty, &message(9, 1)).await;
-    assert_eq!(port.frame().await, message(9, 1), "it is used all the same");
-    assert!(port.transport.status().why.is_some_and(|why| why.contains(&expected)));
+    while port.frame().await != message(9, 1) {}
+    port.why(|status| status.why.as_ref().is_some_and(|why| why.contains(&expected))).await;
     other.end();
     port.status(|status| *status == Status::UP).await;
 }
