@@ -140,12 +140,7 @@ impl Fault {
             ErrorKind::Io(io::ErrorKind::NotFound) => {
                 return Self::not_found(device);
             }
-            ErrorKind::Io(io::ErrorKind::PermissionDenied) => {
-                return match Denied::of(&device) {
-                    Some(denied) => Self::Denied { device, denied: Box::new(denied) },
-                    None => Self::not_found(device),
-                };
-            }
+            ErrorKind::Io(io::ErrorKind::PermissionDenied) => return Self::denied(device),
             ErrorKind::NoDevice => {
                 let real = device.canonicalize().unwrap_or_else(|_| device.clone());
                 let holders = devices::holders(&Roots::default().proc, &real);
@@ -158,9 +153,18 @@ impl Fault {
             // It went in this moment.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::not_found(device),
             _ => match error.description.as_str() {
+                // Not by its mode, but by DeviceAllow= of a unit, say.
+                "Operation not permitted" => Self::denied(device),
                 "Not a typewriter" | "Inappropriate ioctl for device" => Self::NotSerial { device },
                 reason => Self::Refused { device, spoken: line.spoken(), reason: reason.to_owned() },
             },
+        }
+    }
+
+    fn denied(device: PathBuf) -> Self {
+        match Denied::of(&device) {
+            Some(denied) => Self::Denied { device, denied: Box::new(denied) },
+            None => Self::not_found(device),
         }
     }
 
@@ -240,6 +244,7 @@ fn name(mode: xbee::Mode) -> &'static str {
 mod tests {
     use super::*;
     use crate::devices::Holder;
+    use crate::transport::line::Parity;
 
     #[track_caller]
     fn says(fault: Fault, text: &str) {
@@ -290,6 +295,22 @@ mod tests {
             "/dev/ttyUSB0 may not be opened: it belongs to root:dialout with mode 0660, and this is pi in pi, video; \
              sudo usermod -aG dialout pi, then log in again; in a unit of systemd SupplementaryGroups=dialout",
         );
+    }
+
+    /// `DeviceAllow=` of a unit, which the mode of the device does not show.
+    #[test]
+    fn what_is_forbidden_by_something_else_than_its_mode_says_so() {
+        let device = PathBuf::from("/dev/null");
+        let line =
+            Line { device, baud: 9600, data_bits: 8, parity: Parity::None, stop_bits: 1, flow: Flow::None };
+        let refused = |text: &str| tokio_serial::Error::new(tokio_serial::ErrorKind::Unknown, text);
+        let fault = Fault::of_open(&line, &refused("Operation not permitted"));
+        assert!(
+            matches!(&fault, Fault::Denied { denied, .. } if denied.cause == devices::Cause::Forbidden),
+            "{fault}"
+        );
+        assert!(matches!(Fault::of_open(&line, &refused("Input/output error")), Fault::Refused { .. }));
+        assert!(matches!(Fault::of_open(&line, &refused("Not a typewriter")), Fault::NotSerial { .. }));
     }
 
     #[test]
