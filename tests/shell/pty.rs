@@ -19,7 +19,7 @@ pub(crate) struct Pty {
     /// The name that goes with it: another test may be given the same device next.
     name: Option<PathBuf>,
     /// Without it the test's end would be gone whenever the gateway's is.
-    _slave: OwnedFd,
+    slave: Option<OwnedFd>,
 }
 
 impl Pty {
@@ -34,7 +34,7 @@ impl Pty {
         tcsetattr(&slave, SetArg::TCSANOW, &terminal).unwrap();
         #[expect(deprecated, reason = "what replaces it is unsafe; the master stays where it is, open")]
         let master = AsyncFd::new(master).unwrap();
-        Self { master, device, name: None, _slave: slave }
+        Self { master, device, name: None, slave: Some(slave) }
     }
 
     /// One that nobody can open.
@@ -53,6 +53,11 @@ impl Pty {
         std::os::unix::fs::symlink(&pty.device, &new).unwrap();
         std::fs::rename(&new, name).unwrap();
         pty
+    }
+
+    /// Leaves the device to whoever else has it open; there must be somebody.
+    pub(crate) fn let_go(&mut self) {
+        self.slave = None;
     }
 
     /// Writes all of it, as fast as the other end reads.
