@@ -100,9 +100,10 @@ impl Base {
     /// Hands out every row, in the order of the keys. After an error what was handed out is worth nothing.
     pub(super) fn read(&self, mut take: impl FnMut(Row)) -> Result<(), Failure> {
         let wrong = self.run(|database| {
+            let mut client = None;
             for entry in database.begin_read()?.open_table(ROWS)?.iter()? {
                 let (key, value) = entry?;
-                match decode_row(key.value(), value.value()) {
+                match decode_row(key.value(), value.value(), &mut client) {
                     Ok(row) => take(row),
                     Err(error) => return Ok(Some(error)),
                 }

@@ -173,11 +173,14 @@ fn encode_client_key(key: &ClientKey, octets: &mut Vec<u8>) {
 }
 
 /// The key of these octets.
-pub(super) fn decode_key(octets: &[u8]) -> Result<Key, RowError> {
+pub(super) fn decode_key(octets: &[u8], client: &mut Option<ClientId>) -> Result<Key, RowError> {
     let (&code, rest) = octets.split_first().ok_or(RowError::Key)?;
     if code == CLIENT {
         let end = rest.iter().position(|octet| *octet == 0).ok_or(RowError::Key)?;
-        let id = ClientId::new(&rest[..end]).map_err(|_| RowError::Key)?;
+        let id = match client {
+            Some(same) if same.as_str().as_bytes() == &rest[..end] => same.clone(),
+            _ => client.insert(ClientId::new(&rest[..end]).map_err(|_| RowError::Key)?).clone(),
+        };
         let (&code, rest) = rest[end + 1..].split_first().ok_or(RowError::Key)?;
         return Ok(Key::Client(id, decode_client_key(code, rest)?));
     }
@@ -246,13 +249,13 @@ pub(super) fn encode_row(key: &[u8], row: &Row) -> Result<Vec<u8>, postcard::Err
     Ok(octets)
 }
 
-/// The row of these octets.
-pub(super) fn decode_row(key: &[u8], value: &[u8]) -> Result<Row, RowError> {
+/// The row of these octets. `client` is whose row was the last before it: rows of one client stand together, and share its id.
+pub(super) fn decode_row(key: &[u8], value: &[u8], client: &mut Option<ClientId>) -> Result<Row, RowError> {
     let (body, stored) = value.split_last_chunk::<CRC_LEN>().ok_or(RowError::Checksum)?;
     if crc(key, body) != u32::from_le_bytes(*stored) {
         return Err(RowError::Checksum);
     }
-    let row = decode_key(key)?;
+    let row = decode_key(key, client)?;
     let kind = kind_of(&row);
     let (&version, fields) = body.split_first().ok_or(RowError::Checksum)?;
     if version != VERSION {

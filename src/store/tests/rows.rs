@@ -21,8 +21,13 @@ proptest! {
     #[test]
     fn a_row_of_every_kind_comes_back_as_it_was(row in row()) {
         let (key, value) = encode(&row);
-        prop_assert_eq!(decode_key(&key).unwrap(), row.key());
-        prop_assert_eq!(decode_row(&key, &value).unwrap(), row);
+        prop_assert_eq!(decode_key(&key, &mut None).unwrap(), row.key());
+        prop_assert_eq!(decode_row(&key, &value, &mut None).unwrap(), row.clone());
+        // Whoever came before.
+        let mut client = Some(ClientId::new("n").unwrap());
+        for _ in 0..2 {
+            prop_assert_eq!(decode_row(&key, &value, &mut client).unwrap(), row.clone());
+        }
     }
 
     #[test]
@@ -46,7 +51,7 @@ proptest! {
         let at = at.index(key.len() + value.len());
         let len = key.len();
         *if at < len { &mut key[at] } else { &mut value[at - len] } ^= 1u8 << bit;
-        prop_assert_eq!(decode_row(&key, &value), Err(RowError::Checksum));
+        prop_assert_eq!(decode_row(&key, &value, &mut None), Err(RowError::Checksum));
     }
 
     #[test]
@@ -54,14 +59,14 @@ proptest! {
         let (key, _) = encode(&a);
         let (other, value) = encode(&b);
         if key != other {
-            prop_assert_eq!(decode_row(&key, &value), Err(RowError::Checksum));
+            prop_assert_eq!(decode_row(&key, &value, &mut None), Err(RowError::Checksum));
         }
     }
 
     #[test]
     fn a_row_that_was_cut_is_found(row in row(), at in any::<prop::sample::Index>()) {
         let (key, value) = encode(&row);
-        prop_assert_eq!(decode_row(&key, &value[..at.index(value.len())]), Err(RowError::Checksum));
+        prop_assert_eq!(decode_row(&key, &value[..at.index(value.len())], &mut None), Err(RowError::Checksum));
     }
 
     /// What has a right checksum was written by somebody; even so it is a row or an error.
@@ -70,7 +75,7 @@ proptest! {
         key in prop::collection::vec(prop_oneof![0..5u8, 0x40..0x4Bu8, any::<u8>()], 0..12),
         body in prop::collection::vec(prop_oneof![0..3u8, any::<u8>()], 0..40),
     ) {
-        let _ = decode_row(&key, &sealed(&key, &body));
+        let _ = decode_row(&key, &sealed(&key, &body), &mut None);
     }
 }
 
@@ -79,14 +84,17 @@ fn kinds_and_versions_that_are_not_known_are_named() {
     let id = ClientId::new("n1").unwrap();
     let (key, value) = encode(&Row::Releasing(id, 7));
     let newer = sealed(&key, &[2, 1, 2, 3]);
-    assert_eq!(decode_row(&key, &newer), Err(RowError::UnknownVersion { kind: Kind::Releasing, version: 2 }));
+    assert_eq!(
+        decode_row(&key, &newer, &mut None),
+        Err(RowError::UnknownVersion { kind: Kind::Releasing, version: 2 })
+    );
     let trailing = sealed(&key, &[1, 0]);
-    assert_eq!(decode_row(&key, &trailing), Err(RowError::Nonsense(Kind::Releasing)));
+    assert_eq!(decode_row(&key, &trailing, &mut None), Err(RowError::Nonsense(Kind::Releasing)));
     let mut strange = key.clone();
     strange[4] = 0x5A;
-    assert_eq!(decode_row(&strange, &value), Err(RowError::Checksum));
-    assert_eq!(decode_row(&strange, &sealed(&strange, &[1])), Err(RowError::UnknownKind(0x5A)));
-    assert_eq!(decode_row(&[9], &sealed(&[9], &[1])), Err(RowError::UnknownKind(9)));
+    assert_eq!(decode_row(&strange, &value, &mut None), Err(RowError::Checksum));
+    assert_eq!(decode_row(&strange, &sealed(&strange, &[1]), &mut None), Err(RowError::UnknownKind(0x5A)));
+    assert_eq!(decode_row(&[9], &sealed(&[9], &[1]), &mut None), Err(RowError::UnknownKind(9)));
 }
 
 /// The format, as octets: whoever changes it changes the version too.
