@@ -170,9 +170,10 @@ impl Lane {
         }
         self.send_down("down/1", QoS::AtLeastOnce);
         self.send_down("down/2", QoS::ExactlyOnce);
-        // While a client's own link is away nobody else can grant it anything.
+        // While a client's own link is away nobody else can grant it anything; on the shared one a broker that is cut off while
+        // it is asked may be slower than `ack_timeout`.
         while let Err(refusal) = self.sensor.subscribe_for(&extra, Qos::ExactlyOnce) {
-            assert_eq!((refusal, self.mode), (ReturnCode::Congestion, "transparent"), "{self}");
+            assert_eq!(refusal, ReturnCode::Congestion, "{self}");
         }
         self.wait_for_subscription(&extra);
         self.send_down(&extra, QoS::ExactlyOnce);
