@@ -859,15 +859,21 @@ fn each_subscribe_brings_the_retained_message_whatever_an_earlier_one_has_brough
     w.quiet();
 }
 
-/// It waits for what the client has not answered, and for nothing behind that (Interpretation: R-145).
-#[test]
-fn the_broker_does_not_wait_for_what_is_behind_a_publish_that_is_repeated() {
-    let mut w = world();
+/// The client has a message with this MsgId, and another waits behind it: both for the broker too.
+fn one_behind_another(w: &mut World) -> (TopicRef, u16) {
     let topic = w.subscriber(A, connect_with("n1", false, true, 600), "s/1", QoS::AtLeastOnce);
     w.broker_publishes(5, "s/1", "first", QoS::AtLeastOnce);
     let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "first");
     w.broker_publishes(6, "s/1", "second", QoS::AtLeastOnce);
     w.broker_quiet();
+    (topic, msg_id)
+}
+
+/// It waits for what the client has not answered, and for nothing behind that (Interpretation: R-145).
+#[test]
+fn the_broker_does_not_wait_for_what_is_behind_a_publish_that_is_repeated() {
+    let mut w = world();
+    let (topic, msg_id) = one_behind_another(&mut w);
     w.pass(RETRY);
     w.expect_publish(A, topic, Qos::AtLeastOnce, true, "first");
     w.broker_gets_puback(6);
@@ -879,11 +885,7 @@ fn the_broker_does_not_wait_for_what_is_behind_a_publish_that_is_repeated() {
 #[test]
 fn the_broker_does_not_wait_for_a_client_that_is_congested() {
     let mut w = world();
-    let topic = w.subscriber(A, connect_with("n1", false, true, 600), "s/1", QoS::AtLeastOnce);
-    w.broker_publishes(5, "s/1", "first", QoS::AtLeastOnce);
-    let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "first");
-    w.broker_publishes(6, "s/1", "second", QoS::AtLeastOnce);
-    w.broker_quiet();
+    let (topic, msg_id) = one_behind_another(&mut w);
     w.send(A, puback(topic, msg_id, ReturnCode::Congestion));
     w.broker_gets_puback(5);
     w.broker_gets_puback(6);
