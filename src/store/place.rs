@@ -42,6 +42,14 @@ struct Held {
     file: Option<File>,
 }
 
+/// A program that is being started has a share in the lock until it is its own, so that closing the file is not enough.
+impl Drop for Held {
+    fn drop(&mut self) {
+        // What cannot be unlocked is so when all who have it open are gone.
+        let _ = self.lock.unlock();
+    }
+}
+
 impl Place {
     /// Takes possession of the directory, which is made if there is none.
     pub(super) fn take(dir: &Path) -> Result<Self, StoreError> {
@@ -270,4 +278,21 @@ fn sync_dir(dir: &Path) -> Result<(), StoreError> {
 
 fn io_error(what: &'static str, path: &Path, source: io::Error) -> StoreError {
     StoreError::Io { what, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_back_is_free_though_a_program_being_started_still_has_it_open() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let place = Place::take(dir.path()).unwrap();
+        // What a fork has until its exec: one more handle of the same open file.
+        let share = place.held().lock.try_clone().unwrap();
+        assert!(matches!(Place::take(dir.path()), Err(StoreError::InUse { .. })));
+        drop(place);
+        Place::take(dir.path()).unwrap();
+        drop(share);
+    }
 }
