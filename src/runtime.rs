@@ -31,8 +31,9 @@ use crate::link::{Certificates, Links, Passwords, Report};
 use crate::store::{self, Store, StoreError};
 use crate::transport::{self, Inbox, Intake, OpenError, Transport};
 
-/// Frames handed to the core before its outputs are taken: what they have for the broker leaves in one write.
-const FRAMES_PER_TURN: usize = 256;
+/// Frames handed to the core before its outputs are taken: what they have for the broker leaves in one write. No more, or
+/// sockets would be left alone for as long as the core needs for sensors that all come at once.
+const FRAMES_PER_TURN: usize = 64;
 
 /// Events of brokers handed to the core before its outputs are taken; each is a few hundred messages at most.
 const EVENTS_PER_TURN: usize = 32;

@@ -25,10 +25,10 @@ pub use self::fault::Fault;
 pub use self::framed::QUEUE_TIME_MAX;
 pub use self::line::{Flow, Line, Parity};
 
-/// Frames that wait for the core: at 10,000 frames a second the loop may be busy for 0.4 s before one is lost.
-pub const INBOX_FRAMES_MAX: usize = 4096;
+/// Frames that wait for the core: 10,000 sensors that speak in the same moment, and some of them twice. Then sockets are not read.
+pub const INBOX_FRAMES_MAX: usize = 16 << 10;
 
-/// Octets of frames that wait for the core: frames of 1 KiB reach both limits together; larger ones fill memory no faster.
+/// Octets of frames that wait for the core: frames of 256 octets reach both limits together; larger ones fill memory no faster.
 pub const INBOX_OCTETS_MAX: usize = 4 << 20;
 
 /// One way into and out of the gateway, of any kind.
@@ -192,6 +192,17 @@ impl Inbox {
         }
         self.octets.fetch_sub(octets, Ordering::Relaxed);
         false
+    }
+
+    /// Whether a frame more would find room; what is left in a socket meanwhile is not lost.
+    fn has_room(&self) -> bool {
+        self.sender.capacity() > 0
+    }
+
+    /// Completes when [`Inbox::has_room`] again. Cancel-safe.
+    async fn room(&self) {
+        // The other side is gone only when the gateway stops.
+        let _ = self.sender.reserve().await;
     }
 
     /// Waits for room: for events, which must not be lost. Cancel-safe.

@@ -31,9 +31,10 @@ use tracing::{debug, info, warn};
 use super::{Count, Counters, Inbox, OpenError, Status};
 use crate::gateway::io::{Address, Input, Peer, PortEvent, PortId, Route};
 
-/// Octets of the operating system's receive buffer that each socket asks for (it grants at most `net.core.rmem_max`): with
-/// its overhead of some 700 octets a frame, 1,500 sensors may speak in the same instant.
-const RECEIVE_BUFFER: usize = 1 << 20;
+/// Octets of the operating system's receive buffer that each socket asks for (it grants at most `net.core.rmem_max`, and takes
+/// them only while frames wait): it counts twice as much, a frame with its overhead as some 770, so that 10,000 sensors
+/// may speak in the same instant.
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// Octets of the send buffer, the only queue on the way out: a message for 1,500 subscribers fits while the radio is busy.
 const SEND_BUFFER: usize = 1 << 20;
@@ -41,8 +42,9 @@ const SEND_BUFFER: usize = 1 << 20;
 /// Octets of the longest datagram there can be; the Length field of an IP packet has no room for more.
 const DATAGRAM_MAX: usize = 65_535;
 
-/// Datagrams read from one socket in a row before others get their turn: some 0.1 ms of work.
-const BURST: usize = 64;
+/// Datagrams read from one socket in a row before others get their turn: a millisecond of work. More than the loop hands to the
+/// core in one go, so that a burst comes to wait in our inbox, and not in the system's buffer, which may be small.
+const BURST: usize = 1024;
 
 /// How long reading rests after it failed, so that a fault that stays does not eat the processor.
 const FAULT_PAUSE: Duration = Duration::from_millis(10);
@@ -138,6 +140,7 @@ impl Udp {
                 inbox: inbox.clone(),
                 counters: counters.clone(),
                 kernel_full: 0,
+                control: nix::cmsg_space!(in6_pktinfo, u32),
             };
             tasks.spawn(listener.run());
         }
@@ -326,6 +329,8 @@ struct Listener {
     counters: Arc<Counters>,
     /// What the operating system said last of how many it has dropped.
     kernel_full: u32,
+    /// Room for what it says beside each datagram.
+    control: Vec<u8>,
 }
 
 impl Listener {
@@ -350,7 +355,7 @@ impl Listener {
                         self.inbox.tell(Input::Port(self.port, PortEvent::Up)).await;
                     }
                 }
-                readable = socket.readable() => match readable.and_then(|()| self.burst(socket, &mut buffer)) {
+                readable = self.readable(socket) => match readable.and_then(|()| self.burst(socket, &mut buffer)) {
                     Ok(()) => yield_now().await,
                     Err(error) => {
                         // An ICMP error about what was sent earlier, or a lack of memory: the socket is as good as before.
@@ -377,10 +382,19 @@ impl Listener {
         slot.socket.get()
     }
 
-    /// Reads until the socket is empty, but not for long. The loop gets it all in one batch: nobody else runs meanwhile.
+    /// Completes when there is something to read and room to put it. Cancel-safe.
+    async fn readable(&self, socket: &UdpSocket) -> io::Result<()> {
+        self.inbox.room().await;
+        socket.readable().await
+    }
+
+    /// Reads until the socket is empty or the inbox full, but not for long.
     fn burst(&mut self, socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<()> {
         for _ in 0..BURST {
-            match receive(socket, buffer) {
+            if !self.inbox.has_room() {
+                return Ok(());
+            }
+            match receive(socket, buffer, &mut self.control) {
                 Ok(datagram) => self.accept(&datagram, buffer),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
@@ -500,12 +514,12 @@ struct Datagram {
     kernel_full: Option<u32>,
 }
 
-fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Datagram> {
+/// `control` has room for what the system tells beside the octets.
+fn receive(socket: &UdpSocket, buffer: &mut [u8], control: &mut Vec<u8>) -> io::Result<Datagram> {
     socket.try_io(Interest::READABLE, || {
-        let mut control = nix::cmsg_space!(in6_pktinfo, u32);
         let mut parts = [IoSliceMut::new(buffer)];
         let flags = MsgFlags::MSG_DONTWAIT;
-        let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+        let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(control), flags)?;
         let from = message.address.and_then(socket_addr).ok_or(io::ErrorKind::InvalidData)?;
         let whole = !message.flags.contains(MsgFlags::MSG_TRUNC);
         let mut datagram =
@@ -613,7 +627,7 @@ mod tests {
         for (octets, len) in [(&b"12345678"[..], Some(8)), (b"123456789", None), (b"1", Some(1))] {
             node.send_to(octets, socket.local_addr().unwrap()).unwrap();
             socket.readable().await.unwrap();
-            let datagram = receive(&socket, &mut buffer).unwrap();
+            let datagram = receive(&socket, &mut buffer, &mut listener.control).unwrap();
             assert_eq!((datagram.from, datagram.len), (node.local_addr().unwrap(), len));
             listener.accept(&datagram, &buffer);
         }
@@ -659,6 +673,7 @@ mod tests {
             inbox,
             counters: Arc::default(),
             kernel_full: 0,
+            control: nix::cmsg_space!(in6_pktinfo, u32),
         };
         (listener, socket, std::net::UdpSocket::bind("127.0.0.1:0").unwrap())
     }
