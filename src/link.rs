@@ -15,12 +15,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, error, warn};
 
+use self::commands::{Receiver, Refused, Sender};
 pub use self::password::Passwords;
 use self::stream::{Heard, LINGER_MAX, Stream};
 pub use self::tls::{Certificates, File, FileError, Files, Pair};
 use crate::gateway::io::{Endpoint, LinkCommand, LinkEvent, LinkFailure, LinkId};
 use crate::topic::ClientId;
 
+mod commands;
 mod password;
 mod stream;
 mod tls;
@@ -28,9 +30,6 @@ mod words;
 
 /// Events of all connections that wait for the core, some 16 KiB each. Then brokers have to wait.
 const EVENTS_MAX: usize = 128;
-
-/// Commands that wait for one connection: the core never has more than a write and a close under way.
-const COMMANDS_MAX: usize = 4;
 
 /// Addresses of one name that are tried; more than the usual IPv6 and IPv4 pair has.
 const ADDRESSES_MAX: usize = 8;
@@ -47,7 +46,7 @@ pub type Report = (LinkId, LinkEvent);
 /// The connections to brokers. Dropped, all of them are cut.
 #[derive(Debug)]
 pub struct Links {
-    open: BTreeMap<LinkId, mpsc::Sender<LinkCommand>>,
+    open: BTreeMap<LinkId, Sender>,
     events: mpsc::Sender<Report>,
     connect_timeout: Duration,
     certificates: Certificates,
@@ -74,23 +73,28 @@ impl Links {
     /// Carries out a command; never waits. Needs a tokio runtime. A command for a connection that is gone is ignored and
     /// counted.
     pub fn command(&mut self, id: LinkId, command: LinkCommand) {
-        if let LinkCommand::Connect { endpoint, client } = command {
-            return self.connect(id, endpoint, client);
-        }
-        let Some(commands) = self.open.get(&id) else { return self.stale += 1 };
-        let closes = command == LinkCommand::Close;
-        match commands.try_send(command) {
+        let octets = match command {
+            LinkCommand::Connect { endpoint, client } => return self.connect(id, endpoint, client),
+            LinkCommand::Write(octets) => Some(octets),
+            LinkCommand::Close => None,
+        };
+        let sent = match (self.open.get(&id), octets) {
+            (Some(commands), Some(octets)) => commands.write(octets),
+            (Some(_), None) => {
+                self.open.remove(&id);
+                Ok(())
+            }
+            (None, _) => Err(Refused::Ended),
+        };
+        match sent {
             Ok(()) => {}
-            // It ended by itself and its last event is on the way.
-            Err(mpsc::error::TrySendError::Closed(_)) => self.stale += 1,
-            Err(mpsc::error::TrySendError::Full(_)) => {
+            // It ended by itself and its last event is on the way, or has been there.
+            Err(Refused::Ended) => self.stale += 1,
+            Err(Refused::Full) => {
                 debug_assert!(false, "one write at a time");
                 error!(link = id.0, "command dropped: more than one write at a time");
                 self.stale += 1;
             }
-        }
-        if closes {
-            self.open.remove(&id);
         }
     }
 
@@ -125,7 +129,7 @@ impl Links {
 
     fn connect(&mut self, id: LinkId, endpoint: Endpoint, client: Option<ClientId>) {
         while self.tasks.try_join_next().is_some() {}
-        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let (sender, commands) = commands::commands();
         let before = self.open.insert(id, sender);
         debug_assert!(before.is_none(), "a handle is never used again");
         let outlet = Outlet { id, commands, events: self.events.clone() };
@@ -135,26 +139,27 @@ impl Links {
     }
 }
 
-/// The task of one connection.
-async fn run(mut outlet: Outlet, dial: Dial, within: Duration) {
+/// The task of one connection. What it is at the beginning and at the end has a room of its own, or each of thousands of
+/// connections would take it for as long as it lasts.
+async fn run(outlet: Outlet, dial: Dial, within: Duration) {
     let connected = tokio::select! {
         biased;
         () = outlet.closed() => return,
-        connected = dial.connect(within) => connected,
+        connected = Box::pin(dial.connect(within)) => connected,
     };
     let (stream, password) = match connected {
         Ok(connected) => connected,
-        Err(failure) => return outlet.report_end(failure).await,
+        Err(failure) => return Box::pin(outlet.report_end(failure)).await,
     };
     drop(dial);
     let unsent = Bytes::new();
     let mut connection =
         Connection { stream, outlet, password, unsent, writing: false, drained: false, connected: false };
     match connection.serve().await {
-        Ok(()) => connection.stream.leave(&connection.unsent, FLUSH_MAX).await,
+        Ok(()) => Box::pin(connection.stream.leave(&connection.unsent, FLUSH_MAX)).await,
         Err(failure) => {
             let failure = connection.stream.explain(failure);
-            connection.outlet.report_end(failure).await;
+            Box::pin(connection.outlet.report_end(failure)).await;
         }
     }
 }
@@ -162,22 +167,18 @@ async fn run(mut outlet: Outlet, dial: Dial, within: Duration) {
 /// What joins the task of a connection to the core.
 struct Outlet {
     id: LinkId,
-    commands: mpsc::Receiver<LinkCommand>,
+    commands: Receiver,
     events: mpsc::Sender<Report>,
 }
 
 impl Outlet {
     /// Completes when the core has closed the connection. Cancel-safe.
-    async fn closed(&mut self) {
-        while let Some(command) = self.commands.recv().await {
-            if command == LinkCommand::Close {
-                return;
-            }
-        }
+    async fn closed(&self) {
+        while self.commands.recv().await.is_some() {}
     }
 
     /// The last event, unless the core closes the connection before there is room for it.
-    async fn report_end(mut self, failure: LinkFailure) {
+    async fn report_end(self, failure: LinkFailure) {
         let events = self.events.clone();
         tokio::select! {
             biased;
@@ -216,14 +217,13 @@ impl Connection {
             // then reading, which with a busy broker never ends.
             tokio::select! {
                 biased;
-                command = self.outlet.commands.recv() => match command {
-                    Some(LinkCommand::Write(octets)) => self.enqueue(octets),
-                    Some(LinkCommand::Connect { .. }) => {}
-                    Some(LinkCommand::Close) | None => return Ok(()),
+                octets = self.outlet.commands.recv() => match octets {
+                    Some(octets) => self.enqueue(octets),
+                    None => return Ok(()),
                 },
                 writable = self.stream.writable(), if self.writing => {
                     if let Err(error) = writable.and_then(|()| self.write()) {
-                        let reason = self.last_words().await;
+                        let reason = Box::pin(self.last_words()).await;
                         return Err(reason.unwrap_or(LinkFailure::Io(plain(&error))));
                     }
                 }

@@ -73,7 +73,8 @@ impl Stream {
         if !endpoint.tls {
             return Ok(Self::Plain { tcp, spoke: false, heard: false });
         }
-        match timeout_at(deadline, shake_hands(tcp, endpoint, client, certificates)).await {
+        // In a room of its own: a plain connection takes none of it.
+        match timeout_at(deadline, Box::pin(shake_hands(tcp, endpoint, client, certificates))).await {
             Ok(stream) => stream.map_err(LinkFailure::Tls),
             Err(_) => {
                 Err(LinkFailure::Tls(format!("{} did not finish the handshake {within}", endpoint.host)))

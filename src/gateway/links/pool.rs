@@ -42,7 +42,8 @@ pub(super) struct Pool {
 
 #[derive(Debug)]
 struct Entry {
-    link: Link,
+    /// A table has room for as many again.
+    link: Box<Link>,
     /// Under which it is in `sockets`.
     socket: Option<LinkId>,
     /// At which it is in `due`.
@@ -58,7 +59,7 @@ impl Pool {
     pub(super) fn add(&mut self, options: Options, client: Option<ClientId>, now: Instant) -> LinkKey {
         self.last += 1;
         let key = LinkKey(self.last);
-        let link = Link::new(options, client, &self.shared, now);
+        let link = Box::new(Link::new(options, client, &self.shared, now));
         self.links.insert(key, Entry { link, socket: None, due: None, up: false, leaving: false });
         self.follow(key);
         key
