@@ -25,7 +25,8 @@ pub struct Options {
     pub session_expiry: Duration,
     /// QoS 1 and 2 publishes in flight: sent and not completed; 1 to [`WINDOW_MAX`]. Default [`WINDOW`].
     pub window: u16,
-    /// Of those, QoS 2 publishes; at least 1. Default [`WINDOW_EXACTLY_ONCE`].
+    /// Of those, QoS 2 publishes to a broker of MQTT 3.1.1, which cannot say how many it takes; at least 1. Default
+    /// [`WINDOW_EXACTLY_ONCE`].
     pub window_exactly_once: u16,
     /// QoS 1 and 2 publishes that wait for the window. Default [`QUEUE`].
     pub queue: usize,
@@ -47,8 +48,8 @@ pub struct Options {
     pub traced: bool,
 }
 
-/// Default of [`Options::window`]: 50 ms to the broker and back still allow 20,000 messages a second.
-pub const WINDOW: u16 = 1024;
+/// Default of [`Options::window`]: 100 ms to the broker and back still allow 80,000 messages a second.
+pub const WINDOW: u16 = 8192;
 
 /// Default of [`Options::window_exactly_once`]: Mosquitto (`max_inflight_messages 20`) acknowledges what comes while
 /// 20 publishes of QoS 2 are open and drops it; only in MQTT 5 can it say so, and does.
@@ -60,7 +61,7 @@ pub const WINDOW_MAX: u16 = u16::MAX - REQUESTS_MAX as u16;
 /// Default of [`Options::queue`]: a burst of one message each from a few thousand sensors.
 pub const QUEUE: usize = 4096;
 
-/// Default of [`Options::queue_octets`]: small on a router, and still [`WINDOW`] + [`QUEUE`] messages of 3 kB.
+/// Default of [`Options::queue_octets`]: small on a router, and still [`WINDOW`] + [`QUEUE`] messages of 1.3 kB.
 pub const QUEUE_OCTETS: usize = 16 * 1024 * 1024;
 
 /// Default of [`Options::buffer`]: some seconds of a 4G uplink.

@@ -4,7 +4,7 @@ use rumqttc::QoS;
 
 use super::trace::{RestoredPublish, Trace, Traces};
 use super::waiting::{self, Waiting};
-use super::{Message, Options, Origin, SubscriptionId, Token};
+use super::{Message, Options, Origin, Protocol, SubscriptionId, Token};
 use crate::topic::TopicFilter;
 
 /// What we have asked the broker for and it has not finished: publishes of QoS 1 and 2, subscribes, unsubscribes.
@@ -201,7 +201,12 @@ impl Outbound {
         if self.publishes() >= usize::from(options.window.min(receive_max)) {
             return None;
         }
-        let twos = self.in_flight[1] < usize::from(options.window_exactly_once);
+        // In MQTT 5 the broker says how many it takes.
+        let twos = match options.protocol {
+            Protocol::V4 => options.window_exactly_once,
+            Protocol::V5 => receive_max,
+        };
+        let twos = self.in_flight[1] < usize::from(twos);
         let waiting::Publish { token, origin, message } = self.waiting.pop(twos)?;
         self.in_flight[lane(message.qos)] += 1;
         let exactly_once = message.qos == QoS::ExactlyOnce;
