@@ -175,6 +175,19 @@ impl Journal {
         lsn > self.durable && self.marks.contains_key(&whose)
     }
 
+    /// The batch that has to be durable before what is made for it now leaves: one that is, if there is nothing to wait for.
+    pub(super) fn batch_of(&self, whose: Whose) -> Lsn {
+        if self.changed.contains(&whose) {
+            return self.next();
+        }
+        self.marks.get(&whose).copied().unwrap_or_default()
+    }
+
+    /// Whether what waits for this batch is still here.
+    pub(super) fn is_holding(&self, lsn: Lsn) -> bool {
+        self.available && !self.is_durable(lsn)
+    }
+
     pub(super) fn insert(&mut self, whose: Whose, row: Row) {
         self.put(whose, Record::Insert(row));
     }

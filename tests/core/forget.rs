@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::io::{
-    Answer, Control, Forgotten, Input, Mode, OutageQueue, RequestId, Settings, Wills,
+    Answer, Control, Forgotten, Input, LinkCommand, Mode, OutageQueue, RequestId, Settings, Wills,
 };
 use mqtt_sn_gateway::gateway::record::Key;
 use mqtt_sn_gateway::topic::ClientId;
@@ -92,12 +92,24 @@ impl World {
     /// On the link the gateway leaves for good, and has the broker end its session (MQTT 3.1.1 §3.1.2.4).
     #[track_caller]
     fn broker_is_rid_of(&mut self, id: &str) {
+        self.leaves_its_link();
+        self.ends_session_of(id);
+    }
+
+    #[track_caller]
+    fn leaves_its_link(&mut self) {
         let mut packet = self.broker_next();
         while packet != v4::Packet::Disconnect {
             assert!(matches!(packet, v4::Packet::Unsubscribe(_)), "{packet:?}");
             packet = self.broker_next();
         }
-        self.ends_session_of(id);
+    }
+
+    /// What the broker hears on a connection that was there and on the next one, if both had to wait.
+    #[track_caller]
+    fn leaves_for_a_clean_connect(&mut self) {
+        self.leaves_its_link();
+        assert!(matches!(self.broker_next(), v4::Packet::Connect(v4::Connect { clean_session: true, .. })));
     }
 
     #[track_caller]
@@ -473,6 +485,83 @@ fn the_answer_and_the_goodbye_leave_when_the_removal_is_durable() {
     w.store_answers(Answers::AtOnce);
     assert!(w.forgotten().session);
     w.expect(A, disconnect());
+}
+
+/// A client with a message of QoS 2 on its own link; it is to be forgotten, and the store hangs. The broker has answered TCP for
+/// the connection on which it is to end the session.
+fn hanging() -> World {
+    let mut w = lasting(Mode::Transparent);
+    w.known(A, "n1", Mode::Transparent);
+    w.subscribed(A, "t", QoS::ExactlyOnce);
+    w.broker_publishes(5, "t", "a", QoS::ExactlyOnce);
+    w.taken();
+    w.broker_next();
+    w.store_answers(Answers::Never);
+    w.forget("n1");
+    w.on_link_of(Some("n1"));
+    assert!(w.is_asked_for());
+    w.broker_answers_tcp();
+    w.broker_takes_nothing();
+    w
+}
+
+/// The CONNECT with CleanSession 1 would end the session of a client that is back before it leaves.
+#[test]
+fn who_comes_back_waits_for_the_end_of_its_session_as_long_as_the_store_hangs() {
+    let mut w = hanging();
+    w.pass(Duration::from_secs(3));
+    let connections = w.commands.len();
+    w.send(A, connect_with("n1", false, false, 60));
+    w.quiet();
+    assert_eq!(w.commands.len(), connections, "{:?}", w.commands);
+    w.store_answers(Answers::AtOnce);
+    w.expect(A, disconnect());
+    w.leaves_for_a_clean_connect();
+    w.pass(Duration::from_millis(1500));
+    w.broker_accepts(false);
+    w.broker_gets_disconnect();
+    w.admitted(A, "n1", false);
+    assert_eq!(w.gw.sessions(), 1);
+}
+
+/// The broker is asked again by a connection that it has not given up.
+#[test]
+fn a_session_is_removed_though_the_store_hangs_for_longer_than_the_broker_may_take() {
+    let mut w = hanging();
+    w.commands.clear();
+    w.pass(Duration::from_secs(15));
+    // What has not been said is not to be said later.
+    let first = w.commands.pop_front().unwrap();
+    assert_eq!(first.1, LinkCommand::Close);
+    w.on_link_of(Some("n1"));
+    w.broker_answers_tcp();
+    w.broker_takes_nothing();
+    w.store_answers(Answers::AtOnce);
+    assert!(w.forgotten().session);
+    w.leaves_for_a_clean_connect();
+    w.broker_accepts(false);
+    w.broker_gets_disconnect();
+    w.broker_quiet();
+}
+
+/// A store that never answers keeps no client away, nor the gateway from its end.
+#[test]
+fn the_end_of_a_session_does_not_wait_for_ever() {
+    let mut w = hanging();
+    for _ in 0..5 {
+        w.pass(Duration::from_secs(12));
+        if w.is_asked_for() {
+            w.broker_answers_tcp();
+        }
+    }
+    w.commands.clear();
+    w.pass(Duration::from_secs(100));
+    w.on_link_of(Some("n1"));
+    assert!(!w.is_asked_for());
+    w.store_answers(Answers::AtOnce);
+    w.expect(A, disconnect());
+    w.leaves_its_link();
+    w.broker_quiet();
 }
 
 #[test]

@@ -8,7 +8,8 @@ use tracing::{debug, info, warn};
 
 use crate::gateway::counters::Counters;
 use crate::gateway::io::{self, BrokerSettings, LinkCommand, LinkEvent, LinkFailure, LinkId};
-use crate::gateway::journal::{Journal, Leaving};
+use crate::gateway::journal::{Journal, Leaving, Whose};
+use crate::gateway::record::Lsn;
 use crate::mqtt::{
     ConnectRefusal, Connection, Event, Failure, Message, Options, Protocol, Session, Token, Trace,
 };
@@ -32,6 +33,10 @@ const HANG_UPS_MAX: u32 = 5;
 /// How long the broker has to take leave.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How long the end of a session at the broker may wait for the store. A client that comes back meanwhile waits behind it, and
+/// is told to try again as soon as the store is known to hang; who stops the gateway waits, too.
+const REMOVAL_WAITS_MAX: Duration = Duration::from_secs(30);
+
 /// A link: the connection as MQTT sees it, and whether there is a socket for it.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -54,6 +59,10 @@ pub(super) struct Link {
     parting: Option<Parting>,
     /// When the broker has had its time to take leave.
     farewell: Option<Instant>,
+    /// The session at the broker is to end, and until when that may wait for the store.
+    removing: Option<Instant>,
+    /// The batch that the CONNECT of this connection waits for, or has waited for, once it was written.
+    greeted: Option<Lsn>,
     /// How the last connection ended, if nobody has asked yet.
     lost: Option<Lost>,
 }
@@ -127,6 +136,8 @@ impl Link {
             told: BTreeMap::new(),
             parting: None,
             farewell: None,
+            removing: None,
+            greeted: None,
             lost: None,
         }
     }
@@ -160,6 +171,10 @@ impl Link {
             LinkEvent::Bytes(octets) => self.connection.handle_bytes(cx.now, &octets),
             LinkEvent::Drained => {
                 self.writing = false;
+                if self.removing.is_some() {
+                    // It may have waited for the store until now.
+                    self.farewell = self.farewell.max(Some(cx.now + FAREWELL));
+                }
                 Ok(())
             }
             // Some brokers close where they should refuse; one that spoke MQTT 5 before does it for another reason, and in
@@ -191,7 +206,11 @@ impl Link {
             return;
         }
         if self.farewell.is_some_and(|at| at <= cx.now) {
-            self.leave(cx);
+            if self.waits_to_remove(cx) {
+                self.farewell = Some(cx.now + FAREWELL);
+            } else {
+                self.leave(cx);
+            }
         } else if matches!(self.socket, Socket::Waiting(_)) {
             self.connect(self.protocol(shared, cx.settings), shared, cx);
         } else {
@@ -265,6 +284,7 @@ impl Link {
         }
         if let Some(octets) = self.connection.take_output(cx.now) {
             self.writing = true;
+            self.greeted.get_or_insert_with(|| cx.journal.batch_of(Whose::Link(self.id)));
             cx.outputs.push_back(Leaving::on_link(self.id, LinkCommand::Write(octets)));
         }
         match self.parting.take() {
@@ -283,6 +303,7 @@ impl Link {
         if self.farewell.is_some() && self.parting == Some(Parting::Leave) {
             return;
         }
+        self.removing = purge.then(|| cx.now + REMOVAL_WAITS_MAX);
         if self.connection.is_connected() {
             self.farewell = Some(cx.now + FAREWELL);
             if purge {
@@ -315,6 +336,7 @@ impl Link {
         }
         // To a CONNECT that has left DISCONNECT is added, or the broker would publish the Will in it.
         self.connection.purge();
+        self.removing = Some(cx.now + REMOVAL_WAITS_MAX);
         self.farewell = Some(cx.now + cx.settings.connect_timeout + FAREWELL);
     }
 
@@ -384,6 +406,7 @@ impl Link {
         self.socket = Socket::Connecting;
         self.writing = false;
         self.parting = None;
+        self.greeted = None;
         let client = self.client.clone();
         cx.outputs.push_back(Leaving::on_link(self.id, LinkCommand::Connect { endpoint, client }));
     }
@@ -472,7 +495,7 @@ impl Link {
     }
 
     fn give_up(&mut self, lost: Lost, shared: &mut Shared, cx: &mut LinkCx<'_>) {
-        cx.outputs.push_back(Leaving::on_link(self.id, LinkCommand::Close));
+        self.close_socket(cx);
         self.retry_later(lost, shared, cx);
     }
 
@@ -480,6 +503,11 @@ impl Link {
         self.connection.handle_closed();
         self.parting = None;
         cx.counters.link_failures += 1;
+        if self.farewell.is_some() && self.waits_to_remove(cx) {
+            self.socket = Socket::Waiting(Some(cx.now + *BACKOFF.start()));
+            self.farewell = Some(cx.now + *BACKOFF.start() + cx.settings.connect_timeout + FAREWELL);
+            return;
+        }
         if self.farewell.take().is_some() {
             self.socket = Socket::Waiting(None);
             return;
@@ -516,8 +544,23 @@ impl Link {
     }
 
     fn close(&mut self, cx: &mut LinkCx<'_>) {
-        cx.outputs.push_back(Leaving::on_link(self.id, LinkCommand::Close));
+        self.close_socket(cx);
         self.connection.handle_closed();
+    }
+
+    /// Behind what was written. A CONNECT that waits for the store is not to leave any more, though: it would end the connection
+    /// that the client has by then, and with CleanSession 1 its session.
+    fn close_socket(&self, cx: &mut LinkCx<'_>) {
+        let close = Leaving::on_link(self.id, LinkCommand::Close);
+        let is_held = self.greeted.is_some_and(|batch| cx.journal.is_holding(batch));
+        let whose = close.whose.filter(|_| !is_held);
+        cx.outputs.push_back(Leaving { whose, ..close });
+    }
+
+    /// Whether the broker has not been told to end the session because the store does not answer.
+    fn waits_to_remove(&self, cx: &LinkCx<'_>) -> bool {
+        self.removing.is_some_and(|until| cx.now < until)
+            && cx.journal.is_holding(cx.journal.batch_of(Whose::Link(self.id)))
     }
 
     /// Warns of a failure, once for as long as it stays the same. Of a client's own link only who looks closely is told, for
