@@ -479,10 +479,11 @@ impl Links {
         self.outage_queue.is_some()
     }
 
-    /// The broker does not answer a SUBSCRIBE. Whether that is because it is away and the filter is issued again when it comes
-    /// back: then the client is told that its subscription holds.
-    pub(super) fn hold(&mut self, client: ClientKey, filter: &TopicFilter) -> bool {
-        let holds = !self.is_dedicated(client) && !self.is_up();
+    /// The broker has not answered a SUBSCRIBE that it was asked then. Whether that is because it is away, or was since then and has
+    /// not had its time: the filter is issued again when it is back, and the client is told that its subscription holds.
+    pub(super) fn hold(&mut self, client: ClientKey, filter: &TopicFilter, asked: Instant) -> bool {
+        let holds =
+            !self.is_dedicated(client) && (!self.is_up() || self.aggregate.is_back_since(asked, filter));
         if holds {
             self.aggregate.hold(client, filter);
         }

@@ -133,6 +133,7 @@ pub(super) struct Request {
     filter: TopicFilter,
     topic: TopicRef,
     asked: QoS,
+    asked_at: Instant,
     pub(super) answer_by: Instant,
 }
 
@@ -399,8 +400,8 @@ impl Session {
         match outcome {
             Subscribing::Granted(qos) => self.accept_subscribe(msg_id, &filter, topic, qos, cx),
             Subscribing::Asked(id) => {
-                let answer_by = cx.now + cx.settings.broker.ack_timeout;
-                self.requests.push_back(Request { id, msg_id, filter, topic, asked, answer_by });
+                let (asked_at, answer_by) = (cx.now, cx.now + cx.settings.broker.ack_timeout);
+                self.requests.push_back(Request { id, msg_id, filter, topic, asked, asked_at, answer_by });
                 self.await_broker(cx);
             }
         }
@@ -478,12 +479,12 @@ impl Session {
         self.advance(cx);
     }
 
-    /// The broker has had its time to answer: while it is away the subscription holds and is issued when it comes back;
+    /// The broker's time to answer is over: if it was away in that time the subscription holds and is issued when it is back;
     /// else the client may try again later.
     pub(super) fn expire_requests(&mut self, cx: &mut Cx<'_>) {
         while self.requests.front().is_some_and(|request| request.answer_by <= cx.now) {
             let Some(request) = self.requests.pop_front() else { return };
-            if cx.links.hold(self.key, &request.filter) {
+            if cx.links.hold(self.key, &request.filter, request.asked_at) {
                 self.accept_subscribe(request.msg_id, &request.filter, request.topic, request.asked, cx);
             } else {
                 cx.counters.subscriptions_full += 1;

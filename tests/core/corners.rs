@@ -418,6 +418,47 @@ fn a_subscription_refused_after_its_suback_is_counted() {
     assert_eq!(w.gw.counters().subscriptions_refused, 1);
 }
 
+/// The broker was away, as above, and has not had its time since.
+#[test]
+fn a_subscription_holds_if_the_broker_is_back_just_before_it_would_be_refused() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.send(A, subscribe(2, "s/1", Qos::AtLeastOnce));
+    w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
+    w.pass(secs(1));
+    w.broker_down();
+    w.pass(Duration::from_millis(6900));
+    w.broker_up(true);
+    let repeated = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
+    w.quiet();
+    w.pass(Duration::from_millis(100));
+    let topic = TopicRef::Normal(expect_suback(&mut w, A));
+    // It is asked once more, for the answer that is not awaited any more.
+    let again = w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
+    w.broker_grants(repeated, QoS::AtLeastOnce);
+    w.broker_grants(again, QoS::AtLeastOnce);
+    w.quiet();
+    w.broker_quiet();
+    w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+    w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+}
+
+#[test]
+fn a_broker_that_is_back_and_silent_has_its_time_for_what_it_was_asked_since() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.broker_down();
+    w.pass(secs(2));
+    w.broker_up(true);
+    w.pass(secs(1));
+    w.send(A, subscribe(2, "s/1", Qos::AtLeastOnce));
+    w.broker_gets_subscribe("s/1", QoS::AtLeastOnce);
+    w.pass(Duration::from_millis(7900));
+    w.quiet();
+    w.pass(Duration::from_millis(100));
+    w.expect(A, refused(2, ReturnCode::Congestion));
+}
+
 // SUBSCRIBE that comes to nothing.
 
 #[test]

@@ -304,6 +304,12 @@ impl Aggregate {
         claim.map_or(0, |claim| claim.since)
     }
 
+    /// Whether the link of a filter has come about after then.
+    pub(super) fn is_back_since(&self, then: Instant, filter: &TopicFilter) -> bool {
+        let lane = self.filters.get(filter).and_then(|subscribers| self.lanes.get(subscribers.lane));
+        lane.is_some_and(|lane| lane.accepted > Some(then))
+    }
+
     /// The client was told that its subscription holds, though the broker has not answered: the filter is issued again when
     /// the broker comes back, and what it says to the request then is of no account.
     pub(super) fn hold(&mut self, client: ClientKey, filter: &TopicFilter) {
@@ -363,7 +369,7 @@ impl Aggregate {
     ) {
         match event {
             Event::Connected { session_present } => {
-                self.handle_connected(lane, session_present, pool);
+                self.handle_connected(lane, session_present, pool, cx.now);
                 updates.extend((lane == 0).then_some(Update::Up));
             }
             Event::Received(token) => {
@@ -391,11 +397,11 @@ impl Aggregate {
         }
     }
 
-    fn handle_connected(&mut self, lane: usize, session_present: bool, pool: &Pool) {
+    fn handle_connected(&mut self, lane: usize, session_present: bool, pool: &Pool, now: Instant) {
         self.alone &= lane > 0;
         let resumed = pool.connection(self.lanes[lane].link).is_some_and(Connection::has_resumed);
         let it = &mut self.lanes[lane];
-        it.failures = 0;
+        (it.failures, it.accepted) = (0, Some(now));
         #[expect(clippy::disallowed_methods, reason = "the greatest is the same in any order")]
         let last = it.purposes.keys().max().copied();
         it.repeated = last.filter(|_| resumed);

@@ -38,13 +38,15 @@ pub(super) struct Lane {
     pub(super) purposes: FxHashMap<Token, Purpose>,
     /// How often the broker was there in vain since it last accepted this link, or failed the gateway's own.
     pub(super) failures: u32,
+    /// When the broker last accepted it.
+    pub(super) accepted: Option<Instant>,
     /// What was asked up to this was repeated on this connection, in a session that may know it from an earlier one.
     pub(super) repeated: Option<Token>,
 }
 
 impl Lane {
     pub(super) fn new(link: LinkKey, number: usize) -> Self {
-        Self { link, number, purposes: FxHashMap::default(), failures: 0, repeated: None }
+        Self { link, number, purposes: FxHashMap::default(), failures: 0, accepted: None, repeated: None }
     }
 
     /// Whether the broker has answered for everything.
