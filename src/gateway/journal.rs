@@ -9,7 +9,8 @@
 //!
 //! While the store is unavailable its batches wait for it, and so do acknowledgements to the broker. Frames that promise
 //! something are dropped and counted, for the client will ask again and is told `congestion`; what promises nothing goes on,
-//! and so do the links: that QoS 2 comes once is then true only as long as this process lives.
+//! and so do the links: that QoS 2 comes once, and that the broker has no filter which nobody here knows, is then true only as long
+//! as this process lives.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};

@@ -235,6 +235,15 @@ impl Store {
         matches!(self.head.get(&key), Some(Row::Session(_, row)) if row.mode == Mode::Transparent)
     }
 
+    /// What the broker has on the gateway's own links, as it will be.
+    pub(crate) fn filters(&self) -> BTreeSet<TopicFilter> {
+        let filters = self.head.values().filter_map(|row| match row {
+            Row::Filter(_, filter, _) => Some(filter.clone()),
+            _ => None,
+        });
+        filters.collect()
+    }
+
     pub(crate) fn has_gateway(&self) -> bool {
         self.rows.contains_key(&Key::Gateway)
     }

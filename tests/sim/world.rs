@@ -23,6 +23,7 @@ use mqtt_sn_gateway::gateway::io::{
 };
 use mqtt_sn_gateway::gateway::record::{Lsn, Outcome};
 use mqtt_sn_gateway::gateway::{Counters, Gateway};
+use mqtt_sn_gateway::topic::TopicFilter;
 use mqtt_sn_gateway::wire::{Packet, decode};
 
 use self::promises::{Due, Kept};
@@ -145,6 +146,8 @@ struct World<'t> {
     /// What was promised to sensors, and what became of that.
     promised: Vec<Due>,
     kept_promises: Kept,
+    /// Filters that the broker may have, and the store never had.
+    unknown_filters: BTreeSet<TopicFilter>,
     /// Messages by which it is seen at the end that everything works, and what had been shed before.
     probes: Vec<No>,
     shed_before_probes: u64,
@@ -350,6 +353,7 @@ impl<'t> World<'t> {
             forgetting: Vec::new(),
             promised: Vec::new(),
             kept_promises: Kept::default(),
+            unknown_filters: BTreeSet::new(),
             probes: Vec::new(),
             shed_before_probes: 0,
             tally: Tally::default(),

@@ -188,7 +188,12 @@ impl World<'_> {
             // That QoS 2 comes once is then true only as long as the process lives.
             self.ledger.forget(None);
         }
+        let filters = self.store.filters();
         self.store.crash(more, self.now);
+        if self.store.fails {
+            // The links have not waited: of these the broker may have heard, and nobody else knows them any more.
+            self.unknown_filters.extend(&filters - &self.store.filters());
+        }
         self.told.died(self.now, &mut self.ledger);
         self.talk.died(&self.store, &self.ledger);
         let (known, stored) = (self.store.has_gateway(), !self.store.fails);
@@ -314,6 +319,7 @@ impl World<'_> {
         let sessions = own.filter_map(|client| self.broker.session(client));
         let at_broker = sessions.flat_map(|session| session.subscriptions);
         let mut at_broker: Vec<TopicFilter> = at_broker.map(|(filter, _)| filter).collect();
+        at_broker.retain(|filter| filters.contains(filter) || !self.unknown_filters.contains(filter));
         at_broker.sort();
         Law::SubscriptionsAgree.check(at_broker == filters || refused, || {
             format!("the broker has {at_broker:?}, stored are {filters:?}")
