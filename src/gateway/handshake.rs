@@ -342,8 +342,8 @@ impl Gateway {
         let Some(peer) = self.clients.get_mut(key).and_then(|session| session.asking.clone()) else { return };
         let Some(route) = self.asking.get(&peer).map(|asked| asked.route) else { return };
         self.counters.connects_refused_by_broker += 1;
-        self.abandon_asking(&peer);
         self.answer_connect(&peer, route, code);
+        self.abandon_asking(&peer);
     }
 
     /// The broker's answer is of no interest any more: everything is as it was before the CONNECT, but for a link that had to
@@ -359,12 +359,20 @@ impl Gateway {
             return self.remove_session(key);
         }
         let (will, is_bound) = (session.will.message(), session.peer.is_some());
+        // Who asked knows it from the answer; who sleeps hears of it when it wakes.
+        let elsewhere = session.peer.clone().filter(|it| it != peer && session.is_receiving());
+        let route = session.route;
         if has_link && self.settings.broker.wills == Wills::Broker {
             let (links, _) = self.links_cx();
             links.change_will(key, will);
         }
         match (has_link, is_bound) {
-            (false, true) => self.end_connection(key, State::Disconnected),
+            (false, true) => {
+                if let Some(elsewhere) = elsewhere {
+                    self.disconnect_peer(&elsewhere, route, Some(Whose::Client(key)));
+                }
+                self.end_connection(key, State::Disconnected);
+            }
             // The link may have been left for the CONNECT, and be lost with it.
             (true, true) => {
                 let grace = self.now + self.settings.broker.grace;

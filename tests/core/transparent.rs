@@ -990,6 +990,30 @@ fn a_client_that_another_follows_where_it_was_is_connected_where_it_is() {
     assert_eq!(world.gw.sessions(), 2);
 }
 
+/// It would go on as if it were connected, or go to sleep for hours.
+#[test]
+fn a_client_whose_link_had_to_go_for_a_connect_from_elsewhere_that_came_to_nothing_is_told() {
+    for sleeps in [false, true] {
+        let mut world = world();
+        world.served(A, "c1", true);
+        if sleeps {
+            world.falls_asleep(A, 600);
+        }
+        world.send(B, connect("c1"));
+        world.quiet();
+        // No answer from the broker.
+        world.pass(Duration::from_secs(8));
+        world.expect(B, connack(ReturnCode::Congestion));
+        assert_eq!(world.gw.sessions(), 0);
+        if sleeps {
+            world.quiet();
+            world.send(A, pingreq_of("c1"));
+        }
+        world.expect(A, disconnect());
+        world.quiet();
+    }
+}
+
 #[test]
 fn a_client_whose_other_will_the_broker_does_not_take_has_its_grace_and_its_old_will() {
     let mut world = with_will_at_broker();

@@ -203,6 +203,7 @@ once_broken! {
     seed_2206569_a_client_was_lost_when_it_was_to_be_told_of_its_link: 2206569;
     seed_10023_three_subscription_identifiers_broke_the_connection: 10023;
     seed_4000249_a_repetition_that_waited_for_the_store_left_behind_its_answer: 4000249;
+    seed_4001348_nobody_told_a_client_that_its_link_had_gone_for_another: 4001348;
     seed_4001544_a_filter_left_for_the_broker_beside_a_store_that_failed: 4001544;
     seed_4001894_a_session_was_removed_so_late_that_it_was_the_next_one: 4001894;
     seed_4000587_a_sleeper_asked_for_what_it_missed_before_it_was_told_that_it_sleeps: 4000587;

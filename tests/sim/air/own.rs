@@ -95,6 +95,12 @@ impl Air {
             return;
         }
         if setup.clean {
+            // Who asked knows it from the answer.
+            let told = session
+                .peer
+                .clone()
+                .filter(|it| it != peer && matches!(session.state, State::Active | State::Awake));
+            self.cause.farewells.extend(told);
             self.leave(setup.who, ledger);
         } else {
             session.grace.get_or_insert(grace);
