@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::ports::free_tcp;
-use super::{Ended, Folder, watch};
+use super::{Ended, Folder, receive, watch};
 
 const CONNECT: &[u8] = &[8, 4, 0, 1, 0, 60, b'n', b'1'];
 const CONNACK: &[u8] = &[3, 5, 0];
@@ -75,7 +75,7 @@ impl Drop for Gateway {
 
 fn hears(sensor: &UdpSocket) -> Vec<u8> {
     let mut frame = [0; 64];
-    let length = sensor.recv(&mut frame).unwrap();
+    let length = receive(|| sensor.recv(&mut frame)).unwrap();
     frame[..length].to_vec()
 }
 

@@ -1,7 +1,7 @@
 //! The real program: what each command prints, and the code it ends with.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -78,9 +78,20 @@ impl Folder {
     }
 }
 
-/// Kills `child` if it runs for longer than any test should, unless what is returned is dropped before.
+/// What a socket with a time limit receives. A process that was stopped and goes on, as under a debugger or when its container is
+/// frozen, finds such a call interrupted, though it handles no signal (`signal(7)`).
+fn receive(mut attempt: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// Kills `child` if it runs for longer than any test should, on a busy machine too, unless what is returned is dropped before.
 fn watch(child: &Child) -> Sender<()> {
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const PATIENCE: Duration = Duration::from_secs(120);
     let (sender, receiver) = channel();
     let id = child.id().to_string();
     thread::spawn(move || {

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use super::ports::free_tcp;
 use super::run::{LOCAL, Running};
-use super::{Ended, Folder};
+use super::{Ended, Folder, receive};
+
+/// For everything that a gateway says: it has to start, and its pauses before it tries its broker again have grown meanwhile.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The manager's socket.
 struct Manager {
@@ -26,20 +29,15 @@ impl Manager {
     }
 
     fn new(socket: UnixDatagram, name: String) -> Self {
-        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { socket, name, heard: Vec::new() }
     }
 
     #[track_caller]
     fn hears(&mut self) -> &str {
         let mut buffer = [0; 4096];
-        let length = loop {
-            match self.socket.recv(&mut buffer) {
-                Ok(length) => break length,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => panic!("{error} after {:?}", self.heard),
-            }
-        };
+        let length = receive(|| self.socket.recv(&mut buffer));
+        let length = length.unwrap_or_else(|error| panic!("{error} after {:?}", self.heard));
         self.heard.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
         self.heard.last().unwrap()
     }
@@ -81,10 +79,10 @@ const CONNECT: &[u8] = &[8, 4, 4, 1, 0, 60, b'n', b'1'];
 /// A client connects to the gateway, whose answer is awaited.
 fn connect(gateway: &mut Running) -> UdpSocket {
     let sensor = UdpSocket::bind("127.0.0.1:0").unwrap();
-    sensor.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    sensor.set_read_timeout(Some(PATIENCE)).unwrap();
     let address = gateway.logs("listening on udp ").split_whitespace().next().unwrap().to_owned();
     sensor.send_to(CONNECT, &address).unwrap();
-    assert_eq!(sensor.recv(&mut [0; 16]).unwrap(), 3);
+    assert_eq!(receive(|| sensor.recv(&mut [0; 16])).unwrap(), 3);
     sensor
 }
 

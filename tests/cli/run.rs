@@ -6,7 +6,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::{Ended, Folder, watch};
+use super::{Ended, Folder, receive, watch};
 
 /// A gateway that runs; killed when it is dropped.
 pub(super) struct Running {
@@ -85,7 +85,7 @@ fn a_gateway_answers_with_its_id_and_ends_with_sigterm() {
         sensor.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         sensor.send_to(&[0x03, 0x01, 0x00], address).unwrap(); // SEARCHGW
         let mut answer = [0; 16];
-        let length = sensor.recv(&mut answer).unwrap();
+        let length = receive(|| sensor.recv(&mut answer)).unwrap();
         assert_eq!(answer[..length], [0x03, 0x02, 42]); // GWINFO
         gateway.signal(signal);
         let ended = gateway.end();

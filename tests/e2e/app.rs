@@ -91,7 +91,11 @@ impl App {
         match self.socket.read(&mut buffer) {
             Ok(0) => panic!("the broker closed the connection"),
             Ok(len) => self.connection.handle_bytes(Instant::now(), &buffer[..len]).unwrap(),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) => {}
             Err(error) => panic!("{error}"),
         }
         while let Some(event) = self.connection.poll_event() {

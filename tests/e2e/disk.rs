@@ -20,7 +20,8 @@ use crate::apart::{apart, ip};
 use crate::app::App;
 use crate::cutter::Cutter;
 use crate::process::{
-    Beside, Gateway, Mosquitto, PATIENCE, Process, configuration, free_udp, gateway_program, wait_until,
+    Beside, Gateway, Mosquitto, PATIENCE, Process, configuration, free_udp, gateway_program, receive,
+    wait_until,
 };
 use crate::sensor::{Sensor, name, options};
 
@@ -339,7 +340,7 @@ fn fetch(port: u16) -> Vec<String> {
     let (mut payloads, mut buffer) = (Vec::new(), vec![0; 65_535]);
     say(Packet::PingReq(PingReq { client_id: b"sleeper" }));
     loop {
-        let len = socket.recv(&mut buffer).unwrap();
+        let len = receive(&socket, &mut buffer).unwrap();
         match decode(&buffer[..len]).unwrap().packet {
             Packet::Publish(publish) => {
                 if !publish.dup {

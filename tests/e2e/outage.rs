@@ -88,7 +88,10 @@ fn a_broker_that_refuses_is_told_in_words_and_tried_again() {
     socket.send_to(&[3, 1, 0], ("127.0.0.1", gateway.port)).unwrap();
     let mut buffer = [0; 16];
     socket.set_read_timeout(Some(crate::process::PATIENCE)).unwrap();
-    assert_eq!(socket.recv(&mut buffer).map(|len| buffer[..len].to_vec()).unwrap(), [3, 2, 42]);
+    assert_eq!(
+        crate::process::receive(&socket, &mut buffer).map(|len| buffer[..len].to_vec()).unwrap(),
+        [3, 2, 42]
+    );
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Child processes that end with the test.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, TcpStream};
+use std::io::{self, BufRead, BufReader};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -25,6 +25,17 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn gateway_program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_mqtt-sn-gateway"))
+}
+
+/// What a socket with a time limit receives, also where the process was stopped and goes on: that interrupts the call though no
+/// signal is handled (`signal(7)`).
+pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match socket.recv(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// Polls until `done` or the end of [`PATIENCE`].
