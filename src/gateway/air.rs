@@ -20,6 +20,8 @@ pub(super) struct Air {
     scratch: BytesMut,
     /// Transports that said that they cannot send and receive.
     down: BTreeSet<PortId>,
+    /// What was to be sent last was not, because of that.
+    is_cut_off: bool,
 }
 
 /// To whom a frame goes.
@@ -46,14 +48,27 @@ impl Air {
 
     /// Whether nothing reaches this peer, and nothing comes from it, whatever it does.
     pub(super) fn is_down(&self, peer: &Peer) -> bool {
-        self.down.contains(&peer.port)
+        self.is_port_down(peer.port)
+    }
+
+    /// Whether a transport cannot send and receive.
+    pub(super) fn is_port_down(&self, port: PortId) -> bool {
+        self.down.contains(&port)
+    }
+
+    /// Drops what has yet to leave on a transport that went down: sent after its return, it would come beside what is sent anew
+    /// then. Returns how many frames.
+    pub(super) fn cut_off(&mut self, port: PortId) -> usize {
+        let before = self.outputs.len();
+        self.outputs.retain(|leaving| !leaving.is_on(port));
+        before - self.outputs.len()
     }
 
     pub(super) fn send(&mut self, to: Addressee<'_>, packet: Packet<'_>, counters: &mut Counters) {
         self.send_within(usize::MAX, 0, to, packet, counters);
     }
 
-    /// Sends unless the frame has more than `mtu` octets; returns whether it was sent. Towards a forwarder `radius` says
+    /// Sends unless the frame has more than `mtu` octets; returns whether it has not. Towards a forwarder `radius` says
     /// how far a broadcast shall go, 0 for unicast.
     pub(super) fn send_within(
         &mut self,
@@ -72,23 +87,28 @@ impl Air {
 
     /// Who gets what was sent last relies on the gateway knowing of it after a restart.
     pub(super) fn promise(&mut self) {
-        if let Some(leaving) = self.outputs.back_mut() {
+        if let Some(leaving) = self.last() {
             leaving.promises = true;
         }
     }
 
     /// What was sent last holds whatever becomes of what is not durable yet.
     pub(super) fn promise_nothing(&mut self) {
-        if let Some(leaving) = self.outputs.back_mut() {
+        if let Some(leaving) = self.last() {
             leaving.promises = false;
         }
     }
 
     /// What was sent last is the answer to a client that falls asleep.
     pub(super) fn put_to_sleep(&mut self) {
-        if let Some(leaving) = self.outputs.back_mut() {
+        if let Some(leaving) = self.last() {
             leaving.puts_to_sleep = true;
         }
+    }
+
+    /// What was sent last, if it was.
+    fn last(&mut self) -> Option<&mut Leaving> {
+        self.outputs.back_mut().filter(|_| !self.is_cut_off)
     }
 
     pub(super) fn broadcast(
@@ -116,6 +136,13 @@ impl Air {
         if frame.encode(&mut self.scratch).is_err() || self.scratch.len() > mtu {
             self.scratch.clear();
             return false;
+        }
+        let (Target::Unicast { port, .. } | Target::Broadcast { port, .. }) = to;
+        self.is_cut_off = self.is_port_down(port);
+        if self.is_cut_off {
+            self.scratch.clear();
+            counters.frames_cut_off += 1;
+            return true;
         }
         trace!(?to, "sent {frame:.0}");
         counters.frames_sent += 1;

@@ -32,6 +32,8 @@ counters! {
     frames_unexpected,
     /// Frames dropped: they promise what the store could not keep at the moment.
     frames_unstored,
+    /// Frames that did not go out: their transport is down.
+    frames_cut_off,
     /// Times that a client was not told that it may sleep, because the store could not keep that at the moment. There is no
     /// other answer; it is served as a sleeper as long as this process lives.
     sleeps_unstored,

@@ -34,7 +34,7 @@ impl Gateway {
     /// Broadcasts ADVERTISE on one transport: also when that has come up, for those who hear of no other gateway.
     pub(super) fn advertise_on(&mut self, port: PortId) {
         let broadcasts = self.settings.ports.get(usize::from(port.0)).is_some_and(|port| port.advertise);
-        if broadcasts && self.links.is_up() {
+        if broadcasts && self.links.is_up() && !self.air.is_port_down(port) {
             let duration = u16::try_from(self.settings.advertise_interval.as_secs()).unwrap_or(u16::MAX);
             let packet = Packet::Advertise(Advertise { gw_id: self.settings.gw_id, duration });
             self.air.broadcast(port, 0, packet, &mut self.counters);

@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use super::ClientKey;
 use super::counters::Counters;
-use super::io::{LinkCommand, LinkId, Output};
+use super::io::{LinkCommand, LinkId, Output, PortId, Target};
 use super::links::Delivery;
 use super::record::{Key, Lsn, MessageId, Outcome, Record, Row};
 use crate::mqtt::Message;
@@ -75,6 +75,20 @@ impl Leaving {
     pub(super) fn of_nobody(output: Output) -> Self {
         Self { output, whose: None, promises: false, puts_to_sleep: false }
     }
+
+    /// Whether it is a frame for this transport.
+    pub(super) fn is_on(&self, port: PortId) -> bool {
+        is_on(&self.output, port)
+    }
+}
+
+fn is_on(output: &Output, port: PortId) -> bool {
+    let Output::Send { to: Target::Unicast { port: on, .. } | Target::Broadcast { port: on, .. }, .. } =
+        output
+    else {
+        return false;
+    };
+    *on == port
 }
 
 #[derive(Debug)]
@@ -376,6 +390,15 @@ impl Journal {
             return None;
         }
         Some(leaving.output)
+    }
+
+    /// Drops what is held for a transport that went down; returns how many frames. What they promise is stored all the same.
+    pub(super) fn cut_off(&mut self, port: PortId) -> usize {
+        let before = self.held_len + self.released.len();
+        self.held.values_mut().for_each(|held| held.retain(|leaving| !leaving.is_on(port)));
+        self.held_len = self.held.values().map(Vec::len).sum();
+        self.released.retain(|output| !is_on(output, port));
+        before - self.held_len - self.released.len()
     }
 
     /// The next of what was held and may leave now.

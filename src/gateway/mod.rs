@@ -759,6 +759,9 @@ impl Gateway {
         if !self.air.set_port(port, up) {
             return;
         }
+        if !up {
+            self.counters.frames_cut_off += (self.air.cut_off(port) + self.journal.cut_off(port)) as u64;
+        }
         for key in self.clients.keys_at(port) {
             let Some((session, mut cx)) = self.session_cx(key) else { continue };
             if up {

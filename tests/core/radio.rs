@@ -5,7 +5,7 @@ use std::time::Duration;
 use mqtt_sn_gateway::gateway::io::{
     Address, Input, Peer, PortEvent, PortId, Rebind, Route, Target, WirelessNodeId,
 };
-use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, decode};
+use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, WillTopic, decode};
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
 
@@ -149,6 +149,54 @@ fn the_end_of_an_exchange_waits_for_the_radio_too() {
     w.send(A, pubcomp(a));
     w.pass(RETRY);
     w.quiet();
+}
+
+/// What the broker has said while the radio was gone the client is told when it asks again.
+#[test]
+fn nothing_leaves_for_a_radio_that_is_gone() {
+    let mut w = world();
+    let topic = w.subscriber(A, connect("n1"), "t/1", QoS::AtMostOnce);
+    assert!(w.try_broadcast(), "ADVERTISE");
+    let (taken, refused) = (w.gw.counters().frames_sent, w.gw.counters().frames_cut_off);
+    w.send(A, publish(topic, Qos::AtLeastOnce, 7, "x"));
+    w.send(A, subscribe(8, "t/2", Qos::AtLeastOnce));
+    let published = w.broker_gets("t/1", "x", QoS::AtLeastOnce);
+    let subscribed = w.broker_gets_subscribe("t/2", QoS::AtLeastOnce);
+    port(&mut w, PortEvent::Down);
+    w.broker_says(v4::Packet::PubAck(v4::PubAck::new(published)));
+    w.broker_grants(subscribed, QoS::AtLeastOnce);
+    w.pass(HOUR);
+    w.quiet();
+    w.no_broadcast();
+    assert_eq!((w.gw.counters().frames_sent - taken, w.gw.counters().frames_cut_off - refused), (0, 2));
+    port(&mut w, PortEvent::Up);
+    assert!(w.try_broadcast(), "ADVERTISE");
+    w.send(A, publish_again(topic, Qos::AtLeastOnce, 7, "x"));
+    let again = w.broker_gets("t/1", "x", QoS::AtLeastOnce);
+    w.broker_says(v4::Packet::PubAck(v4::PubAck::new(again)));
+    w.expect(A, puback(topic, 7, ReturnCode::Accepted));
+}
+
+/// Else it would come beside what is sent anew after the radio's return.
+#[test]
+fn what_waited_for_the_store_when_the_radio_went_goes_with_it() {
+    for durable_before in [true, false] {
+        let mut w = world_with(|settings| settings.lasting = true);
+        let topic = w.subscriber(A, connect_with("n1", false, false, 60), "t/1", QoS::ExactlyOnce);
+        w.store_answers(Answers::Never);
+        w.send(A, Packet::WillTopicUpd(WillTopic { topic: b"w/1", qos: Qos::AtMostOnce, retain: false }));
+        w.broker_publishes(1, "t/1", "a", QoS::ExactlyOnce);
+        w.quiet();
+        port(&mut w, PortEvent::Down);
+        if durable_before {
+            w.store_answers(Answers::AtOnce);
+        }
+        port(&mut w, PortEvent::Up);
+        w.store_answers(Answers::AtOnce);
+        let a = w.expect_publish(A, topic, Qos::ExactlyOnce, true, "a");
+        w.completes(A, a);
+        w.quiet();
+    }
 }
 
 /// PINGREQ was answered into nothing: the sleeper asks again, and its time is counted from the radio's return.
