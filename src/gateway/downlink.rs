@@ -257,7 +257,7 @@ impl Session {
     }
 
     /// Whether its transport cannot send and receive.
-    fn is_cut_off(&self, air: &Air) -> bool {
+    pub(super) fn is_cut_off(&self, air: &Air) -> bool {
         self.peer.as_ref().is_some_and(|peer| air.is_down(peer))
     }
 
@@ -747,7 +747,7 @@ impl Session {
         self.reopen(cx);
     }
 
-    /// What was under way is under way again, as if it had never left.
+    /// What was under way is under way again, as if it had never left; or will be, when its transport can send again.
     pub(super) fn reopen(&mut self, cx: &mut Cx<'_>) {
         self.downlink.paused = None;
         self.registry.end_all_rests();
@@ -755,7 +755,9 @@ impl Session {
         for item in self.downlink.outbox.iter_mut() {
             (item.offered, item.rounds) = (None, 0);
         }
-        if let Some(exchange) = self.downlink.exchange.take() {
+        if !self.is_cut_off(cx.air)
+            && let Some(exchange) = self.downlink.exchange.take()
+        {
             self.open(exchange.request, Some(exchange.msg_id), cx);
         }
         self.advance(cx);

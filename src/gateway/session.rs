@@ -293,9 +293,9 @@ impl Session {
         (!silence.is_zero()).then(|| self.last_heard + silence + tolerance)
     }
 
-    /// Sets the timer by which the client must be heard.
+    /// Sets the timer by which the client must be heard, if it can be.
     pub(super) fn supervise(&self, cx: &mut Cx<'_>) {
-        match self.supervision_deadline() {
+        match self.supervision_deadline().filter(|_| !self.is_cut_off(cx.air)) {
             Some(at) => self.set_timer(ClientTimer::Supervision, at, cx),
             None => cx.timers.cancel(&Timer::Client(self.key, ClientTimer::Supervision)),
         }
@@ -309,7 +309,7 @@ impl Session {
             State::Active => self.interrupt_downlink(cx),
             State::Asleep | State::Disconnected | State::Lost => {}
         }
-        cx.timers.cancel(&Timer::Client(self.key, ClientTimer::Supervision));
+        self.supervise(cx);
     }
 
     /// Its transport can send and receive again: all times begin anew.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::io::{
-    Address, Input, Peer, PortEvent, PortId, Rebind, Route, Target, WirelessNodeId,
+    Address, Input, Mode, Peer, PortEvent, PortId, Rebind, Route, Target, WirelessNodeId,
 };
 use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, WillTopic, decode};
 use rumqttc::QoS;
@@ -127,6 +127,29 @@ fn who_cannot_be_reached_is_not_lost_and_gets_in_order_what_came_meanwhile() {
     w.takes(A, topic, "b");
     w.expect_publish(A, topic, Qos::AtMostOnce, false, "c");
     // From then on it is missed in its time, and not before.
+    w.pass(Duration::from_millis(89_999));
+    assert_eq!(w.gw.counters().clients_lost, 0);
+    w.pass(Duration::from_millis(1));
+    assert_eq!(w.gw.counters().clients_lost, 1);
+}
+
+/// Its CONNECT was with the broker when the radio went.
+#[test]
+fn a_client_that_is_accepted_while_the_radio_is_gone_has_its_time_from_the_return_on() {
+    let mut w = world_with(|settings| settings.ports[0].mode = Mode::Transparent);
+    w.answers_pings = true;
+    w.send(A, connect_with("n1", false, true, 60));
+    w.on_link_of(Some("n1"));
+    w.broker_hears_connect();
+    port(&mut w, PortEvent::Down);
+    w.broker_accepts(false);
+    w.pass(HOUR);
+    w.quiet();
+    assert_eq!((w.gw.sessions(), w.gw.counters().clients_lost), (1, 0));
+    port(&mut w, PortEvent::Up);
+    w.pass(Duration::from_secs(1));
+    w.send(A, connect_with("n1", false, true, 60));
+    w.expect(A, connack(ReturnCode::Accepted));
     w.pass(Duration::from_millis(89_999));
     assert_eq!(w.gw.counters().clients_lost, 0);
     w.pass(Duration::from_millis(1));
