@@ -573,10 +573,13 @@ impl Gateway {
         self.end_connection(key, State::Lost);
     }
 
-    /// The client's own link is lost for good (§6.12). One that is asleep hears of it when it wakes.
+    /// The client's own link is lost for good (§6.12). One that is asleep hears of it when it wakes, one that cannot be reached
+    /// when it can.
     fn dismiss_when_heard(&mut self, key: ClientKey) {
         match self.clients.get_mut(key) {
-            Some(session) if session.state == State::Asleep => session.overdue = true,
+            Some(session) if session.state == State::Asleep || session.is_cut_off(&self.air) => {
+                session.overdue = true;
+            }
             Some(session) if session.is_receiving() => self.dismiss(key),
             _ => {}
         }
@@ -764,7 +767,9 @@ impl Gateway {
         }
         for key in self.clients.keys_at(port) {
             let Some((session, mut cx)) = self.session_cx(key) else { continue };
-            if up {
+            if up && session.overdue && session.state == State::Active {
+                self.dismiss(key);
+            } else if up {
                 session.handle_port_up(&mut cx);
             } else {
                 session.handle_port_down(&mut cx);

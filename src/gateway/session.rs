@@ -151,7 +151,7 @@ pub(super) struct Session {
     pub(super) inherited: bool,
     /// From where the client wants to connect, while the broker is asked.
     pub(super) asking: Option<Box<Peer>>,
-    /// Its own link has been lost for too long; it is told when it wakes.
+    /// Its own link has been lost for too long; it is told when it wakes, or can be reached.
     pub(super) overdue: bool,
     /// CleanSession 1.
     pub(super) clean: bool,

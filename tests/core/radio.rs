@@ -156,6 +156,37 @@ fn a_client_that_is_accepted_while_the_radio_is_gone_has_its_time_from_the_retur
     assert_eq!(w.gw.counters().clients_lost, 1);
 }
 
+/// A link that is back before the radio is was never missed.
+#[test]
+fn a_client_whose_link_is_lost_while_the_radio_is_gone_is_told_when_it_is_back() {
+    for back in [false, true] {
+        let mut w = world_with(|settings| settings.ports[0].mode = Mode::Transparent);
+        w.answers_pings = true;
+        w.send(A, connect_with("n1", false, true, 60));
+        w.on_link_of(Some("n1"));
+        w.broker_hears_connect();
+        w.broker_accepts(false);
+        w.expect(A, connack(ReturnCode::Accepted));
+        port(&mut w, PortEvent::Down);
+        w.broker_down();
+        w.pass(HOUR);
+        w.quiet();
+        assert_eq!((w.gw.sessions(), w.gw.counters().clients_dismissed), (1, 0));
+        if back {
+            w.broker_hears_connect();
+            w.broker_accepts(false);
+        }
+        port(&mut w, PortEvent::Up);
+        if back {
+            w.pings(A);
+        } else {
+            w.expect(A, disconnect());
+        }
+        w.quiet();
+        assert_eq!((w.gw.sessions(), w.gw.counters().clients_dismissed), if back { (1, 0) } else { (0, 1) });
+    }
+}
+
 #[test]
 fn the_end_of_an_exchange_waits_for_the_radio_too() {
     let mut w = world();
