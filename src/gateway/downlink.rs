@@ -416,6 +416,18 @@ impl Session {
         cx.air.send_within(mtu, 0, to, packet, cx.counters)
     }
 
+    /// What left when its transport took more cannot be repeated, and is no reason to take the client for lost.
+    fn drop_outgrown(&mut self, exchange: &Exchange, cx: &mut Cx<'_>) {
+        match &exchange.request {
+            Request::Register { item, .. } | Request::Publish { item, .. } => {
+                self.drop_oversize(item, exchange.request.packet(exchange.msg_id, true), cx);
+                cx.settle(&self.id, item);
+            }
+            Request::Release => self.end_release(exchange.msg_id, cx),
+        }
+        self.advance(cx);
+    }
+
     /// Says once for each topic that messages on it do not fit (§6.10, Interpretation: A-42).
     fn drop_oversize(&mut self, item: &Item, packet: Packet<'_>, cx: &mut Cx<'_>) {
         cx.counters.downlink_oversize += 1;
@@ -668,9 +680,12 @@ impl Session {
         }
         let Some(mut exchange) = self.downlink.exchange.take() else { return Reach::There };
         if exchange.repeated < self.port(cx.settings).retry_limit {
+            if !self.send_within_mtu(exchange.request.packet(exchange.msg_id, true), cx) {
+                self.drop_outgrown(&exchange, cx);
+                return Reach::There;
+            }
             exchange.repeated += 1;
             cx.counters.downlink_retransmissions += 1;
-            self.send(exchange.request.packet(exchange.msg_id, true), cx);
             self.downlink.exchange = Some(exchange);
             self.release_broker(cx);
             self.set_timer(ClientTimer::Retry, cx.now + self.retry_interval(cx.settings), cx);
@@ -779,9 +794,10 @@ impl Session {
 
     /// Asked again for what it has not answered, the client gets it again (Interpretation: R-135).
     pub(super) fn repeat_exchange(&mut self, cx: &mut Cx<'_>) {
-        if let Some(exchange) = &self.downlink.exchange {
+        if let Some(exchange) = &self.downlink.exchange
+            && self.send_within_mtu(exchange.request.packet(exchange.msg_id, true), cx)
+        {
             cx.counters.downlink_retransmissions += 1;
-            self.send(exchange.request.packet(exchange.msg_id, true), cx);
         }
     }
 

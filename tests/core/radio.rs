@@ -91,6 +91,44 @@ fn a_carrier_says_how_much_it_takes() {
     assert_eq!(w.gw.counters().downlink_oversize, 2);
 }
 
+/// The carrier would drop it, and the client be taken for lost.
+#[test]
+fn what_has_become_too_long_is_not_repeated() {
+    let long = "A".repeat(50);
+    for (qos, sn) in [(QoS::AtLeastOnce, Qos::AtLeastOnce), (QoS::ExactlyOnce, Qos::ExactlyOnce)] {
+        for asleep in [false, true] {
+            let mut w = world();
+            let topic = w.subscriber(A, connect_with("n1", false, false, 0), "t/1", qos);
+            if asleep {
+                w.falls_asleep(A, 60);
+            }
+            w.broker_publishes(1, "t/1", &long, qos);
+            if asleep {
+                w.send(A, pingreq_of("n1"));
+            }
+            w.expect_publish(A, topic, sn, false, &long);
+            w.input(Input::Port(PortId(0), PortEvent::Mtu(40)));
+            if asleep {
+                w.send(A, pingreq_of("n1"));
+                w.quiet();
+            }
+            w.pass(RETRY);
+            if asleep {
+                w.expect(A, Packet::PingResp);
+            }
+            w.quiet();
+            w.broker_publishes(2, "t/1", "b", QoS::AtMostOnce);
+            if !asleep {
+                w.expect_publish(A, topic, Qos::AtMostOnce, false, "b");
+            }
+            w.pass(HOUR / 60);
+            let counters = w.gw.counters();
+            assert_eq!((counters.downlink_oversize, counters.downlink_retransmissions), (1, 0));
+            assert_eq!((counters.clients_lost, w.gw.unsettled_deliveries()), (0, 0));
+        }
+    }
+}
+
 #[test]
 fn what_is_said_of_a_transport_that_is_not_there_changes_nothing() {
     let mut w = world();
