@@ -506,7 +506,9 @@ impl Session {
             (subscription.granted, subscription.qos) = (true, qos);
             self.changed_filters.push(filter.clone());
         }
-        if let TopicRef::Normal(id) = topic {
+        if let TopicRef::Normal(id) = topic
+            && !self.is_cut_off(cx.air)
+        {
             self.registry.confirm(id);
         }
         let qos = match qos {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mqtt_sn_gateway::gateway::io::{
     Address, Input, Mode, Peer, PortEvent, PortId, Rebind, Route, Target, WirelessNodeId,
 };
-use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, WillTopic, decode};
+use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, TopicRef, WillTopic, decode};
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
 
@@ -267,6 +267,23 @@ fn nothing_leaves_for_a_radio_that_is_gone() {
     let again = w.broker_gets("t/1", "x", QoS::AtLeastOnce);
     w.broker_says(v4::Packet::PubAck(v4::PubAck::new(again)));
     w.expect(A, puback(topic, 7, ReturnCode::Accepted));
+}
+
+/// SUBACK would have told the client.
+#[test]
+fn a_topic_id_that_the_radio_did_not_carry_is_registered() {
+    let mut w = world();
+    w.active(A, "n1");
+    w.send(A, subscribe(8, "t/2", Qos::AtLeastOnce));
+    let subscribed = w.broker_gets_subscribe("t/2", QoS::AtLeastOnce);
+    port(&mut w, PortEvent::Down);
+    w.broker_grants(subscribed, QoS::AtLeastOnce);
+    w.broker_publishes(0, "t/2", "x", QoS::AtMostOnce);
+    w.quiet();
+    port(&mut w, PortEvent::Up);
+    let (id, msg_id) = w.expect_register(A, "t/2");
+    w.send(A, regack(id, msg_id, ReturnCode::Accepted));
+    w.expect_publish(A, TopicRef::Normal(id), Qos::AtMostOnce, false, "x");
 }
 
 /// Else it would come beside what is sent anew after the radio's return.
