@@ -95,6 +95,8 @@ pub(crate) struct Ledger {
     last_up: BTreeMap<(Who, u32), No>,
     /// How often a sensor got a message, in one of its sessions.
     got: BTreeMap<(Who, u32, No), u32>,
+    /// How often of those at QoS 2.
+    got_exactly: BTreeMap<(Who, u32, No), u32>,
     /// What the sensors with a client id got at all.
     ever: BTreeSet<(Who, No)>,
     /// The highest order a sensor got in one of its sessions.
@@ -333,11 +335,16 @@ impl Ledger {
         if got.retain || got.qos == Qos::AtMostOnce {
             return Ok(no);
         }
+        let exactly = self.got_exactly.entry((who, got.session, no)).or_default();
+        *exactly += u32::from(got.qos == Qos::ExactlyOnce);
         let count = self.got.entry((who, got.session, no)).or_default();
         *count += 1;
         if *count > 1 {
             let copies = self.came.get(&(self.clients[who], no)).copied().unwrap_or(0);
-            let fair = got.qos != Qos::ExactlyOnce || *count <= entry.at_broker.max(copies) || got.split;
+            let most = entry.at_broker.max(copies);
+            // What it got at QoS 1 comes once more if the broker has to send it again, and at QoS 2 if it has that by then.
+            let raised = entry.redelivered && *exactly <= most;
+            let fair = got.qos != Qos::ExactlyOnce || *count <= most || got.split || raised;
             Law::DownlinkExactlyOnce.check(fair, || format!("s{who} got m{no} {count} times"))?;
             return Ok(no);
         }

@@ -103,10 +103,11 @@ impl Told {
         }
     }
 
-    /// The shortest silence after which this client may count as lost.
+    /// The shortest silence after which this client may count as lost. To a PUBREL that left before a crash it was silent then.
     fn patience(&self, client: &Client) -> Duration {
         let port = &self.settings.ports[usize::from(client.peer.port.0)];
-        let deaf = port.retry_interval * (port.retry_limit + 1);
+        let heard = self.up.is_some_and(|up| up <= client.last_heard);
+        let deaf = port.retry_interval * (port.retry_limit + u32::from(heard));
         let times = [client.keep_alive, client.naps.map_or(Duration::ZERO, |(least, _)| least)];
         times.into_iter().filter(|time| !time.is_zero()).chain([deaf]).min().unwrap_or(deaf)
     }
@@ -226,6 +227,11 @@ impl Told {
                     (connect.clean_session, Duration::from_secs(connect.duration.into()));
                 let known = self.connecting.get(&from).filter(|known| known.who == who);
                 let (will, since) = known.map_or((None, now), |known| (known.will, known.since));
+                // The answer to a goodbye in between may wait for the store too.
+                let goodbyes = known.map_or(0, |known| known.goodbyes);
+                // Without one of its own it keeps that of its session.
+                let kept = self.clients.get(&who).filter(|_| !connect.will && !clean);
+                let will = will.or(kept.and_then(|client| client.will));
                 let new = Connecting {
                     who,
                     clean,
@@ -235,7 +241,7 @@ impl Told {
                     last_heard: now,
                     leaves: false,
                     naps: None,
-                    goodbyes: 0,
+                    goodbyes,
                     allowed: false,
                 };
                 self.connecting.insert(from.clone(), new);

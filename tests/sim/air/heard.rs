@@ -381,6 +381,7 @@ impl Air {
             && ack.code == ReturnCode::Accepted
         {
             session.offered.remove(&name);
+            session.interrupted.remove(&name);
             session.rounds.retain(|no, _| ledger.entry(*no).topic != name);
             session.known.insert(id);
             session.under_way = Some(name);

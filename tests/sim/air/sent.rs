@@ -253,6 +253,7 @@ impl Air {
         let begun = session.resumable.iter().any(|(_, no, ..)| ledger.entry(*no).topic == name);
         let wanted =
             begun || session.wants(&name) || session.inherited || session.under_way.as_ref() == Some(&name);
+        let wanted = wanted || session.interrupted.contains(&name);
         Law::DownlinkWanted.check(wanted || self.is_open(who, msg_id), || {
             format!("{name} is registered at s{who}, which does not want it")
         })?;

@@ -84,6 +84,8 @@ pub(crate) struct Session {
     pub(super) repairing: BTreeSet<No>,
     /// What was registered last and may be published though nobody subscribes any more.
     pub(super) under_way: Option<TopicName>,
+    /// What was being registered when that was interrupted, the same.
+    pub(super) interrupted: BTreeSet<TopicName>,
     /// Messages for the client, in order.
     pub(super) queue: VecDeque<(No, Qos)>,
     /// How many of them, from the first, waited when the client woke and must leave before PINGRESP.
@@ -196,6 +198,7 @@ impl Session {
             resumable: Vec::new(),
             repairing: BTreeSet::new(),
             under_way: None,
+            interrupted: BTreeSet::new(),
             queue: VecDeque::new(),
             owed: 0,
             drain: 0,
@@ -233,7 +236,10 @@ impl Session {
             Some(Exchange { kind: Kind::Release, msg_id, .. }) => {
                 self.exchange = Some(Exchange::release(msg_id, now));
             }
-            Some(Exchange { kind: Kind::Register(_, name), .. }) => self.under_way = Some(name),
+            Some(Exchange { kind: Kind::Register(_, name), .. }) => {
+                self.interrupted.insert(name.clone());
+                self.under_way = Some(name);
+            }
             None => {}
         }
         if let Some(&(_, no, ..)) = self.resumable.last() {

@@ -12,6 +12,7 @@ use super::{Event, Restored, World};
 use crate::air::client_id;
 use crate::law::{Checked, Law};
 use crate::link::{self, Lane};
+use crate::plan::GATEWAY;
 use crate::store;
 
 impl Restored {
@@ -201,6 +202,8 @@ impl World<'_> {
             self.ledger.losses += 1;
             self.ledger.broken(None);
         }
+        // The next process knows the session also if this one never had a broker.
+        self.accounts.entry(GATEWAY.to_owned()).or_default();
         self.accounts.values_mut().for_each(|account| account.died(known, stored, &self.ledger));
         let open: Vec<u64> =
             self.streams.iter().filter(|(_, stream)| stream.open).map(|(link, _)| *link).collect();
