@@ -2,6 +2,7 @@
 //! [`Air`], which keeps its own account of sessions, exchanges and what is due, and knows nothing of how the gateway does it.
 
 mod broker;
+mod carriers;
 mod heard;
 mod own;
 mod sent;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mqtt_sn_gateway::gateway::Counters;
-use mqtt_sn_gateway::gateway::io::{Peer, Settings};
+use mqtt_sn_gateway::gateway::io::{Peer, PortId, Settings};
 use mqtt_sn_gateway::topic::{ClientId, TopicFilter, TopicName};
 use mqtt_sn_gateway::wire::Qos;
 
@@ -70,6 +71,8 @@ pub(crate) struct Air {
     due: BTreeSet<Who>,
     /// The gateway takes leave; who has been told.
     leaving: Option<BTreeSet<Who>>,
+    /// Transports of which the gateway was told that they are down.
+    down: BTreeSet<PortId>,
 }
 
 /// How a live message came.
@@ -138,6 +141,10 @@ struct Cause {
     farewells: BTreeSet<Peer>,
     /// Clients whose connection has ended.
     left: BTreeSet<Who>,
+    /// Octets of the frame that leaves.
+    len: usize,
+    /// Clients that can be reached again, and with which something was under way.
+    resumes: BTreeSet<Who>,
 }
 
 /// What a DISCONNECT says to the one who was heard.
@@ -200,6 +207,7 @@ impl Air {
             copies: BTreeMap::new(),
             due: BTreeSet::new(),
             leaving: None,
+            down: BTreeSet::new(),
         }
     }
 
@@ -216,6 +224,12 @@ impl Air {
     pub(crate) fn filters(&self) -> BTreeSet<TopicFilter> {
         let sessions = self.sessions.values().filter(|session| !session.dedicated);
         sessions.flat_map(|session| session.subs.keys().cloned()).collect()
+    }
+
+    /// Filters of which a client may not have been told that it has them, or not, because its transport was down.
+    pub(crate) fn missed_filters(&self) -> BTreeSet<TopicFilter> {
+        let subs = self.sessions.values().flat_map(|session| &session.subs);
+        subs.filter(|(_, sub)| sub.missed).map(|(filter, _)| filter.clone()).collect()
     }
 
     /// Those who have links of their own.
@@ -334,6 +348,7 @@ impl Air {
             if !lost {
                 self.grace_over(who);
             }
+            self.drop_outgrown(who, ledger);
             let Some(session) = self.sessions.get_mut(&who).filter(|session| session.is_there()) else {
                 continue;
             };
@@ -520,7 +535,7 @@ impl Air {
         let session = self.sessions.get(&who);
         let old = session.and_then(|session| session.peer.clone()).filter(|old| *old != peer);
         if session.is_some_and(|session| matches!(session.state, State::Active | State::Awake)) {
-            self.cause.superseded = old;
+            self.cause.superseded = old.filter(|old| !self.down.contains(&old.port));
         }
         if let Some(session) = self.sessions.get_mut(&who)
             && (clean || session.clean)
@@ -551,6 +566,7 @@ impl Air {
         session.dedicated = dedicated;
         session.inherited |= self.cause.inherits;
         (session.grace, session.overdue, session.watch) = (None, false, session.supervision());
+        session.missed = None;
         (session.prompted, session.connect) = (frame.is_none(), frame);
         session.known.clear();
         session.freeze(now, ledger);

@@ -107,6 +107,15 @@ pub(crate) enum Law {
     Survival,
     /// Of a client that the operator has forgotten nothing is left, here at once and for good when he is told so.
     Forgotten,
+    /// Nothing is sent on a transport that has said that it cannot send.
+    DownPort,
+    /// A client whose transport is down waits: it is not lost nor told to connect before it has had its time anew, and what was
+    /// under way goes on at once when the transport is up again.
+    CutOff,
+    /// Design section 3: the broker does not wait for clients that sleep or whose transport is down.
+    BrokerFreed,
+    /// No REGISTER or PUBLISH is longer than its transport has said that it takes.
+    Fits,
     /// Nothing panics.
     NoPanic,
 }

@@ -1,7 +1,8 @@
 //! The deterministic simulator.
 //!
 //! A seed makes a world: sensors on `node/`, some of which sleep, roam or have the id of another, a radio that loses,
-//! copies, reorders and delays, the gateway as a value, the embedded broker as a value behind a TCP connection that is cut
+//! copies, reorders and delays, in some worlds a serial line and radio modules beside it, and all of these go down and come
+//! back, the gateway as a value, the embedded broker as a value behind a TCP connection that is cut
 //! at any octet, in MQTT 3.1.1 or, translated, in MQTT 5. Two accounts that know nothing of the
 //! gateway's insides ([`air`], [`link`]) follow every frame and every octet; where a store is and the process dies, [`talk`]
 //! and [`told`] follow the frames, and know what was handed out and what is durable. A [`ledger`] follows every message from end
@@ -13,9 +14,10 @@
 //! SIM_SEEDS=20000 cargo test --test sim                       more of them (SIM_FIRST: from another one on; from 20000
 //!                                                             on clients have links of their own, from 30000 on there
 //!                                                             is a store, and the gateway dies now and then, from
-//!                                                             40000 on clients are forgotten, too; from 1000000,
-//!                                                             2000000, 3000000 and 4000000 on there are a million
-//!                                                             more of each kind)
+//!                                                             40000 on clients are forgotten, too, from 50000 on
+//!                                                             transports go down and come back, from 60000 on with a
+//!                                                             store; from 1000000, 2000000 up to 6000000 on there are
+//!                                                             a million more of each kind)
 //! SIM_SEED=123 cargo test --test sim replay -- --nocapture    one world, with its trace (SIM_LINES: how much of it)
 //! SIM_UPDATE=1 cargo test --test sim                          accept the figures of the usual seeds
 //! ```
@@ -49,7 +51,7 @@ use std::time::Instant;
 
 use figures::Figures;
 use law::{Checked, Law};
-use plan::{FORGETFUL, LASTING, SLEEPLESS, TRANSPARENT};
+use plan::{CARRIERS, FORGETFUL, LASTING, LASTING_CARRIERS, SLEEPLESS, TRANSPARENT};
 use trace::Trace;
 
 /// Seeds of an ordinary run, by mode: the first, and how many.
@@ -57,6 +59,9 @@ const SEEDS: [(u64, u64); 2] = [(SLEEPLESS, 1100), (TRANSPARENT, 1100)];
 
 /// Worlds with a store in an ordinary run, by kind: the first, and how many.
 const STORED: [(u64, u64); 2] = [(LASTING, 3500), (FORGETFUL, 1500)];
+
+/// Worlds whose transports go down and come back, without and with a store.
+const CARRIED: [(u64, u64); 2] = [(CARRIERS, 400), (LASTING_CARRIERS, 400)];
 
 /// Violations of one law that are told.
 const TOLD: usize = 10;
@@ -79,6 +84,14 @@ fn worlds_with_a_store_keep_the_laws() {
         let seeds: Vec<u64> = STORED.iter().flat_map(|(first, count)| *first..first + count).collect();
         let figures = keep_the_laws(&seeds);
         compare(&figures, "stored.txt", include_str!("stored.txt"));
+    }
+}
+
+#[test]
+fn worlds_whose_transports_go_down_keep_the_laws() {
+    if !is_chosen() {
+        let seeds: Vec<u64> = CARRIED.iter().flat_map(|(first, count)| *first..first + count).collect();
+        compare(&keep_the_laws(&seeds), "carried.txt", include_str!("carried.txt"));
     }
 }
 
@@ -132,7 +145,8 @@ fn keep_the_laws(seeds: &[u64]) -> Figures {
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    for seed in SEEDS.iter().chain(&STORED).flat_map(|(first, _)| *first..first + 8) {
+    let kinds = SEEDS.iter().chain(&STORED).chain(&CARRIED);
+    for seed in kinds.flat_map(|(first, _)| *first..first + 8) {
         let (first, second) = (play(seed, Instant::now()), play(seed, Instant::now()));
         assert_eq!(first.trace.hash(), second.trace.hash(), "seed {seed}");
     }
@@ -239,6 +253,16 @@ once_broken! {
     seed_34303_a_request_had_the_packet_id_of_a_session_before: 34303;
     seed_34444_a_session_before_had_the_same_packet_id: 34444;
     seed_34453_the_broker_lost_a_session_with_its_filters: 34453;
+    seed_50020_a_client_was_accepted_and_lost_while_its_transport_was_down: 50020;
+    seed_50040_a_repetition_was_too_long_for_what_its_transport_took_by_then: 50040;
+    seed_50145_a_name_was_registered_again_that_nobody_wanted_any_more: 50145;
+    seed_50210_a_topic_id_was_told_on_a_transport_that_was_down: 50210;
+    seed_60002_a_pubrel_from_before_a_crash_had_one_repetition_less: 60002;
+    seed_60248_a_gateway_died_before_it_had_a_broker: 60248;
+    seed_60346_a_message_of_qos_1_came_again_at_qos_2: 60346;
+    seed_60742_retransmissions_were_counted_on_from_before_the_transport_went: 60742;
+    seed_61200_a_client_kept_the_will_of_its_session_and_was_not_told: 61200;
+    seed_61602_the_answer_to_a_goodbye_waited_for_the_store_behind_a_connack: 61602;
 }
 
 fn holds(seed: u64) {

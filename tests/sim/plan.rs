@@ -1,14 +1,14 @@
 //! What a seed decides before its world begins: who there is, and how bad the days are.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
 
 use fastrand::Rng;
 use mqtt_sn_gateway::gateway::io::{
-    BrokerSettings, Endpoint, Mode, OutageQueue, PortSettings, Protocol, QueueFull, QueueSettings, Rebind,
-    SessionSettings, Settings, Wills,
+    Address, BrokerSettings, Endpoint, Mode, OutageQueue, PortSettings, Protocol, QueueFull, QueueSettings,
+    Rebind, SessionSettings, Settings, Wills,
 };
 use mqtt_sn_gateway::node::{Filter, Topic};
 use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
@@ -55,6 +55,8 @@ pub(crate) struct Plan {
     pub(crate) broker_knows_5: bool,
     /// Whether it sends one copy for each filter that matches (MQTT 3.1.1 §3.3.5).
     pub(crate) copy_per_filter: bool,
+    /// Transports that go down and come back.
+    pub(crate) carriers: Option<CarrierPlan>,
 }
 
 /// Seeds below this make worlds in which nobody sleeps: those that once broke a law keep their numbers.
@@ -71,9 +73,28 @@ pub(crate) const LASTING: u64 = 30_000;
 /// From here on there is also an operator who has clients forgotten, and what is kept is kept for seconds.
 pub(crate) const FORGETFUL: u64 = 40_000;
 
-/// Seeds from here on are for long runs: a million worlds as from [`SLEEPLESS`] on, a million as from [`TRANSPARENT`] on, a
-/// million as from [`LASTING`] on, a million as from [`FORGETFUL`] on.
+/// From here on clients are on two or three transports, a radio, a serial line and radio modules, that go down and come back,
+/// and move from one to another. Clients have links of their own in every other four worlds.
+pub(crate) const CARRIERS: u64 = 50_000;
+
+/// From here on, as that, there is a store as from [`LASTING`] on.
+pub(crate) const LASTING_CARRIERS: u64 = 60_000;
+
+/// Seeds from here on are for long runs: a million worlds of each kind, as from [`KINDS`] on.
 const LONG: u64 = 1_000_000;
+
+/// The kinds of worlds that there are a million of.
+const KINDS: [u64; 6] = [SLEEPLESS, TRANSPARENT, LASTING, FORGETFUL, CARRIERS, LASTING_CARRIERS];
+
+/// The transports that carry something else than datagrams, by their place in the settings, and what is sent to on them: who is
+/// at the other end of the line, and modules, which a number tells apart.
+const LINE: u8 = 1;
+const MODULES: u8 = 2;
+const CARRIER_NAMES: [&str; 2] = ["line", "modules"];
+const MODULE: u64 = 0x0013_A200_0000_0000;
+
+/// What transports say that they take.
+pub(crate) const MTUS: [usize; 5] = [32, 40, 60, 100, 1024];
 
 /// Where forwarders stand: two on one host, one on another.
 pub(crate) const FORWARDERS: [([u8; 4], u16); 3] =
@@ -136,6 +157,19 @@ pub(crate) struct StorePlan {
     pub(crate) crashes: Option<Duration>,
 }
 
+/// The days of transports.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CarrierPlan {
+    /// Mean time between two that go down.
+    pub(crate) fails: Duration,
+    /// Whether they say now and then that they take more or less than before.
+    pub(crate) resized: bool,
+    /// Whether clients change over from one to another.
+    pub(crate) changed: bool,
+    /// The only one that has the line for itself when it is there, but for those behind forwarders.
+    pub(crate) on_line: Who,
+}
+
 impl Radio {
     /// Whether frames come in order and once.
     pub(crate) fn is_prompt(&self) -> bool {
@@ -157,11 +191,7 @@ impl Plan {
                 _ => (Protocol::V311, false),
             };
         }
-        let kind = if seed < LONG {
-            seed
-        } else {
-            [SLEEPLESS, TRANSPARENT, LASTING, FORGETFUL][(seed / LONG - 1) as usize % 4]
-        };
+        let kind = if seed < LONG { seed } else { KINDS[(seed / LONG - 1) as usize % KINDS.len()] };
         match kind {
             ..TRANSPARENT => {}
             TRANSPARENT..LASTING => plan.add_links(rng),
@@ -169,9 +199,14 @@ impl Plan {
                 if seed / 4 % 2 == 1 {
                     plan.add_links(rng);
                 }
-                plan.add_store(rng);
-                if kind >= FORGETFUL {
+                if !(CARRIERS..LASTING_CARRIERS).contains(&kind) {
+                    plan.add_store(rng);
+                }
+                if (FORGETFUL..CARRIERS).contains(&kind) {
                     plan.add_oblivion(rng);
+                }
+                if kind >= CARRIERS {
+                    plan.add_carriers(rng);
                 }
             }
         }
@@ -218,6 +253,7 @@ impl Plan {
             broker_knows_5: false,
             seed: 0,
             copy_per_filter: false,
+            carriers: None,
         }
     }
 
@@ -278,6 +314,38 @@ impl Plan {
         }
     }
 
+    /// A serial line and modules beside the radio, each as likely to have a client as the others.
+    fn add_carriers(&mut self, rng: &mut Rng) {
+        self.active += Duration::from_secs(15);
+        let mixed = self.settings.ports.len() > 1;
+        self.settings.ports.truncate(1);
+        for name in &CARRIER_NAMES[..rng.usize(1..=CARRIER_NAMES.len())] {
+            let like = self.settings.ports[0].clone();
+            self.settings.ports.push(PortSettings {
+                name: (*name).into(),
+                mode: if mixed { Mode::Aggregating } else { like.mode },
+                retry_interval: Duration::from_millis(rng.u64(1500..2500)),
+                retry_limit: rng.u32(2..4),
+                ..like
+            });
+        }
+        let on_line = rng.usize(..self.sensors.len());
+        let ports = self.settings.ports.len() as u8;
+        for (who, sensor) in self.sensors.iter_mut().enumerate().filter(|(_, sensor)| !sensor.settled) {
+            match rng.u8(..ports) {
+                LINE if sensor.node_id.is_some() || who == on_line => sensor.addr = line(),
+                MODULES => sensor.addr = module(who as u16),
+                _ => {}
+            }
+        }
+        self.carriers = Some(CarrierPlan {
+            fails: Duration::from_millis(rng.u64(1500..9000)),
+            resized: rng.u8(0..3) == 0,
+            changed: rng.bool(),
+            on_line,
+        });
+    }
+
     /// Whether some clients have links of their own, and whether all have.
     pub(crate) fn has_own_links(&self) -> bool {
         self.settings.ports.iter().any(|port| port.mode == Mode::Transparent)
@@ -289,7 +357,11 @@ impl Plan {
 
     /// The transport by which an address is reached.
     pub(crate) fn port_of(&self, addr: SocketAddr) -> u16 {
-        addr.port() % self.settings.ports.len() as u16
+        match carrier(addr) {
+            Some(port) => port.into(),
+            None if self.carriers.is_some() => 0,
+            None => addr.port() % self.settings.ports.len() as u16,
+        }
     }
 
     /// Sensors that move, that stand behind other forwarders, that have the id of another.
@@ -391,6 +463,41 @@ fn settings(rng: &mut Rng, limits: bool) -> Settings {
         },
         lasting: false,
         seed: rng.u64(..),
+    }
+}
+
+/// The end of the serial line, in the terms of sensors.
+pub(crate) fn line() -> SocketAddr {
+    SocketAddr::from(([10, 8, LINE, 1], 1))
+}
+
+/// A module.
+pub(crate) fn module(number: u16) -> SocketAddr {
+    SocketAddr::from(([10, 8, MODULES, 1], number))
+}
+
+/// The transport that an address is on which is none of datagrams.
+fn carrier(addr: SocketAddr) -> Option<u8> {
+    let IpAddr::V4(ip) = addr.ip() else { return None };
+    let [10, 8, port, 1] = ip.octets() else { return None };
+    Some(port)
+}
+
+/// What an address of a sensor is to the gateway.
+pub(crate) fn address(addr: SocketAddr) -> Address {
+    match carrier(addr) {
+        Some(LINE) => Address::Serial,
+        Some(_) => Address::Xbee(MODULE + u64::from(addr.port())),
+        None => Address::Udp(addr),
+    }
+}
+
+/// The other way round.
+pub(crate) fn addr(address: Address) -> Option<SocketAddr> {
+    match address {
+        Address::Udp(addr) => Some(addr),
+        Address::Serial => Some(line()),
+        Address::Xbee(number) => Some(module(u16::try_from(number.checked_sub(MODULE)?).ok()?)),
     }
 }
 

@@ -63,6 +63,8 @@ pub(crate) struct Talk {
     /// CONNECTs without an answer.
     connects: BTreeMap<Peer, (Who, Due)>,
     owed: Owed,
+    /// Transports of which the gateway was told that they are down.
+    down: BTreeSet<PortId>,
 }
 
 /// A client.
@@ -104,6 +106,7 @@ impl Talk {
             prompted: BTreeMap::new(),
             connects: BTreeMap::new(),
             owed: Owed::default(),
+            down: BTreeSet::new(),
         }
     }
 
@@ -132,6 +135,37 @@ impl Talk {
         }
     }
 
+    /// Before it is told that a transport can send and receive, or cannot: then what has waited for the store is lost too, and
+    /// all times begin anew when it can again.
+    pub(crate) fn carrier(&mut self, now: Instant, port: PortId, up: bool) {
+        self.begin(now);
+        if up {
+            self.down.remove(&port)
+        } else {
+            self.down.insert(port)
+        };
+        for (_, who) in self.bound.iter().filter(|(peer, _)| peer.port == port) {
+            let Some(client) = self.clients.get_mut(who) else { continue };
+            if up {
+                (client.heard, client.perhaps) = (now, now);
+                client.talking.is_back();
+            } else {
+                client.due.clear();
+                client.woke = false;
+                client.talking.cut_off();
+            }
+        }
+        if !up {
+            self.connects.retain(|peer, _| peer.port != port);
+        }
+    }
+
+    /// Before it is told how much a transport takes.
+    pub(crate) fn resized(&mut self, now: Instant, port: PortId, mtu: usize) {
+        self.begin(now);
+        self.settings.ports[usize::from(port.0)].mtu = mtu;
+    }
+
     /// The process dies: what is left is what is durable.
     pub(crate) fn died(&mut self, store: &Store, ledger: &Ledger) {
         self.handed.clear();
@@ -140,6 +174,7 @@ impl Talk {
         self.prompted.clear();
         self.bound.clear();
         (self.last, self.reported, self.failing) = (Lsn(0), Lsn(0), false);
+        self.down.clear();
         self.owed.died();
         for (who, client) in &mut self.clients {
             client.due.clear();
@@ -458,10 +493,12 @@ impl Talk {
                     let entry = ledger.entry(no);
                     let copies = ledger.copies(who, no).max(entry.at_broker);
                     let one = copies == 1 && !entry.redelivered && !entry.retain && !lanes;
+                    client.talking.len = frame.len();
                     client.talking.publish(who, no, publish, one, &port, (made, now))?;
                 }
             }
             Packet::Register(register) => {
+                client.talking.len = frame.len();
                 client.talking.register(who, register, &port, (made, now))?;
             }
             Packet::PubRel(MsgIdOnly { msg_id }) => {
@@ -507,7 +544,11 @@ impl Talk {
         if peer.as_ref().is_none_or(|peer| self.taken.contains(peer)) {
             return Ok(());
         }
-        let port = &self.settings.ports[peer.map_or(0, |peer| usize::from(peer.port.0))];
+        let port = peer.map_or(PortId(0), |peer| peer.port);
+        Law::CutOff.check(!self.down.contains(&port), || {
+            format!("s{who} counts as lost, and its transport is down: {row:?}")
+        })?;
+        let port = &self.settings.ports[usize::from(port.0)];
         let heard = client.heard.max(self.up);
         let unheard = patience(row).is_some_and(|patience| heard + patience <= self.now);
         let deaf = client.talking.is_deaf(heard, port, self.now);
@@ -524,7 +565,8 @@ impl Talk {
             let is_there = matches!(row.standing, Standing::Active | Standing::Asleep | Standing::Leaving);
             let is_awake = client.woke && row.standing == Standing::Asleep;
             // With a link of its own it may be about to be connected again.
-            if !is_there || is_awake || row.mode == Mode::Transparent {
+            let is_cut_off = self.peer(row).is_some_and(|peer| self.down.contains(&peer.port));
+            if !is_there || is_awake || is_cut_off || row.mode == Mode::Transparent {
                 continue;
             }
             let heard = client.perhaps.max(self.up);

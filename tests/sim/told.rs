@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mqtt_sn_gateway::gateway::io::{Mode, Peer, Settings, WirelessNodeId};
+use mqtt_sn_gateway::gateway::io::{Mode, Peer, PortId, Settings, WirelessNodeId};
 use mqtt_sn_gateway::gateway::record::{ClientKey, Key, Row};
 use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
 use mqtt_sn_gateway::wire::{FilterRef, Packet, Qos, ReturnCode, decode};
@@ -32,6 +32,8 @@ pub(crate) struct Told {
     cause: Option<(Peer, &'static str)>,
     /// Since when the process lives, if it does.
     up: Option<Instant>,
+    /// Transports of which it was told that they are down: the silence of those there is not theirs.
+    down: BTreeSet<PortId>,
 }
 
 struct Connecting {
@@ -100,6 +102,7 @@ impl Told {
             shared,
             cause: None,
             up: Some(now),
+            down: BTreeSet::new(),
         }
     }
 
@@ -121,7 +124,9 @@ impl Told {
     /// What the silence of a client has brought about so far.
     fn look(&mut self, who: Who, now: Instant, ledger: &mut Ledger) {
         let Some(client) = self.clients.get(&who).filter(|client| !client.gone) else { return };
-        let Some(up) = self.up else { return };
+        // Where it was told so; it may have been heard elsewhere, and be lost there.
+        let is_cut_off = client.connected && self.down.contains(&client.peer.port);
+        let Some(up) = self.up.filter(|_| !is_cut_off) else { return };
         let silent = now.saturating_duration_since(client.last_heard.max(up));
         let (may, must) =
             (silent >= self.patience(client), Self::limit(client).is_some_and(|limit| silent > limit));
@@ -162,9 +167,35 @@ impl Told {
         self.connecting.clear();
         self.farewells.clear();
         (self.cause, self.up) = (None, None);
+        self.down.clear();
         self.clients
             .values_mut()
             .for_each(|client| (client.awake, client.asks_again, client.goodbyes) = (false, false, 0));
+    }
+
+    /// Before the gateway is told that a transport can send and receive, or cannot.
+    pub(crate) fn carrier(&mut self, now: Instant, port: PortId, up: bool, ledger: &mut Ledger) {
+        if !self.on {
+            return;
+        }
+        self.begin();
+        let there = self.clients.iter().filter(|(_, client)| client.peer.port == port);
+        let there: Vec<Who> = there.map(|(who, _)| *who).collect();
+        for who in there {
+            self.look(who, now, ledger);
+            self.change(who, |client| {
+                if up && client.connected {
+                    client.last_heard = now;
+                } else if !up {
+                    (client.awake, client.asks_again, client.goodbyes) = (false, false, 0);
+                }
+            });
+        }
+        if up {
+            self.down.remove(&port)
+        } else {
+            self.down.insert(port)
+        };
     }
 
     /// Clients that have said all that a connection needs are not told that they have one.

@@ -4,6 +4,7 @@
 //! sensors are woken when they ask for it. Whatever passes between them passes the accounts of [`Air`] and [`Link`].
 
 mod broker;
+mod carriers;
 mod end;
 mod faults;
 mod operator;
@@ -19,13 +20,14 @@ use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
 use mqtt_sn_gateway::broker::{Broker, ConnectionId, Fault, Input as BrokerInput, Limits};
 use mqtt_sn_gateway::gateway::io::{
-    Address, Input, LinkEvent, LinkFailure, LinkId, Output, Peer, PortId, RequestId, Route, Target,
+    Input, LinkEvent, LinkFailure, LinkId, Output, Peer, PortId, RequestId, Route, Target,
 };
 use mqtt_sn_gateway::gateway::record::{Lsn, Outcome};
 use mqtt_sn_gateway::gateway::{Counters, Gateway};
 use mqtt_sn_gateway::topic::TopicFilter;
 use mqtt_sn_gateway::wire::{Packet, decode};
 
+use self::carriers::{Carrier, CarrierTally};
 use self::promises::{Due, Kept};
 use crate::air::{Air, client_id, sheds};
 use crate::figures::Figures;
@@ -121,6 +123,8 @@ struct World<'t> {
     /// Messages that waited for clients when it started.
     restored: u64,
     store: Store,
+    /// Transports that go down and come back, if there are such.
+    carriers: Vec<Carrier>,
     broker: Broker,
     broker_up: bool,
     sensors: Vec<Sensor>,
@@ -181,6 +185,7 @@ struct Tally {
     store_hangs: u64,
     store_failures: u64,
     forgotten: u64,
+    carriers: CarrierTally,
 }
 
 /// What a process finds when it starts.
@@ -297,6 +302,15 @@ enum Event {
     ProbeSensors,
     /// The operator has a client forgotten.
     Oblivion,
+    /// Some transport fails; this one's device is there again, and is open; the gateway is told how it is.
+    CarrierFails,
+    CarrierWorks(usize),
+    CarrierOpens(usize),
+    CarrierTold(usize),
+    /// Some transport says that it takes more, or less.
+    CarrierResized,
+    /// A sensor is on another transport from now on.
+    ChangeOver(Who),
 }
 
 impl<'t> World<'t> {
@@ -324,6 +338,7 @@ impl<'t> World<'t> {
             dying: None,
             restored: 0,
             store: Store::default(),
+            carriers: Carrier::all(&plan, base),
             told: Told::new(plan.settings.clone(), shared.clone(), base),
             talk: Talk::new(plan.settings.clone(), shared, base),
             air: Air::new(plan.settings.clone(), base),
@@ -396,7 +411,7 @@ impl<'t> World<'t> {
             self.after(first, Event::Oblivion);
         }
         self.after(self.plan.active, Event::Calm);
-        Ok(())
+        self.begin_carriers()
     }
 
     /// Goes on to the next thing that happens, or is due.
@@ -507,6 +522,18 @@ impl<'t> World<'t> {
             Event::Rise => self.rise(),
             Event::ProbeSensors => self.probe_sensors(),
             Event::Oblivion => self.oblivion(),
+            Event::CarrierFails => {
+                self.carrier_fails();
+                Ok(())
+            }
+            Event::CarrierWorks(at) => {
+                self.carrier_works(at);
+                Ok(())
+            }
+            Event::CarrierOpens(at) => self.carrier_opens(at),
+            Event::CarrierTold(at) => self.tell_of_carrier(at),
+            Event::CarrierResized => self.carrier_resized(),
+            Event::ChangeOver(who) => self.change_over(who),
         }
     }
 
@@ -561,6 +588,10 @@ impl World<'_> {
             return Ok(());
         }
         let from = self.peer(addr);
+        if !self.carries(from.port) {
+            self.tally.carriers.frames_lost += 1;
+            return Ok(());
+        }
         self.trace.add(self.now, Step::FrameIn(place(addr), frame.clone()));
         self.told.frame_in(self.now, &from, &frame, &mut self.ledger);
         self.talk.frame_in(self.now, &from, &frame, &self.store);
@@ -586,10 +617,18 @@ impl World<'_> {
     }
 
     fn frame_from_gateway(&mut self, to: Target, frame: Bytes) -> Checked {
-        let Target::Unicast { port, addr: Address::Udp(addr), .. } = to else {
+        self.check_carrier(&to, &frame)?;
+        let unicast = match to {
+            Target::Unicast { port, addr, .. } => plan::addr(addr).map(|addr| (port, addr)),
+            Target::Broadcast { .. } => None,
+        };
+        let Some((port, addr)) = unicast else {
             let advertise = decode(&frame).is_ok_and(|frame| matches!(frame.packet, Packet::Advertise(_)));
             Law::Manners.check(advertise, || "a broadcast that is no ADVERTISE".into())?;
             let Target::Broadcast { port, .. } = to else { return Ok(()) };
+            if !self.carries(port) {
+                return Ok(());
+            }
             let addrs = self.sensors.iter().map(|sensor| sensor.addr);
             let addrs: Vec<_> = addrs.filter(|addr| self.plan.port_of(*addr) == port.0).collect();
             for addr in addrs {
@@ -603,12 +642,16 @@ impl World<'_> {
         self.air.frame_out(&to, &frame, self.gateway.counters(), &self.ledger)?;
         self.told.frame_out(self.now, &to, &frame, &mut self.ledger, &self.store)?;
         self.talk.frame_out(&to, &frame, &self.ledger, &self.store, self.air.has_lanes)?;
-        self.send_to_sensor(addr, frame);
+        if self.carries(port) {
+            self.send_to_sensor(addr, frame);
+        } else {
+            self.tally.carriers.frames_lost += 1;
+        }
         Ok(())
     }
 
     fn peer(&self, addr: SocketAddr) -> Peer {
-        Peer { port: PortId(self.plan.port_of(addr)), addr: Address::Udp(addr), node: None }
+        Peer { port: PortId(self.plan.port_of(addr)), addr: plan::address(addr), node: None }
     }
 
     fn send_to_sensor(&mut self, addr: SocketAddr, frame: Bytes) {
@@ -719,8 +762,9 @@ impl World<'_> {
                 }
             }
         }
-        self.air.end()?;
+        self.air.end(&self.ledger)?;
         self.talk.end(&self.store)?;
+        self.check_broker_freed()?;
         self.check_conservation()?;
         self.check_bounds()
     }

@@ -6,6 +6,7 @@ use mqtt_sn_gateway::gateway::Counters;
 use mqtt_sn_gateway::topic::TopicFilter;
 use mqtt_sn_gateway::wire::Qos;
 
+use super::carriers::is_at;
 use super::session::{Kind, Session};
 use super::{Air, Arrival, sheds};
 use crate::law::{Checked, Law};
@@ -34,7 +35,7 @@ impl Air {
         if seen && !fresh {
             return;
         }
-        let topic = &ledger.entry(no).topic;
+        let (topic, down) = (&ledger.entry(no).topic, &self.down);
         for (who, session) in self.sessions.iter_mut().filter(|(_, session)| !session.dedicated) {
             let Some(granted) = session.due(topic, lane, self.has_lanes) else { continue };
             let qos = qos.min(granted);
@@ -46,7 +47,7 @@ impl Air {
                 // The broker does not wait for one that has left a request unanswered, nor for a sleeper.
                 let prompt = session.exchange.as_ref().is_none_or(|open| open.sent <= 1);
                 let prompt = prompt && !session.resting.contains(topic);
-                if session.is_active() && !session.silent && prompt {
+                if session.is_active() && !session.silent && prompt && !is_at(session, down) {
                     self.blocks.entry((lane, no)).or_default().insert(*who);
                 }
             } else if qos > Qos::AtMostOnce && !session.clean {

@@ -104,10 +104,12 @@ impl Air {
         let who = client(ping.client_id)?;
         let session = self.sessions.get_mut(&who)?;
         let old = session.peer.clone().filter(|_| matches!(session.state, State::Asleep | State::Awake))?;
-        let (Address::Udp(a), Address::Udp(b)) = (old.addr, from.addr) else { return None };
         let same_ip = old.port == from.port
-            && match (a.ip(), b.ip()) {
-                (IpAddr::V6(a), IpAddr::V6(b)) => a.segments()[..4] == b.segments()[..4],
+            && match (old.addr, from.addr) {
+                (Address::Udp(a), Address::Udp(b)) => match (a.ip(), b.ip()) {
+                    (IpAddr::V6(a), IpAddr::V6(b)) => a.segments()[..4] == b.segments()[..4],
+                    (a, b) => a == b,
+                },
                 (a, b) => a == b,
             };
         let allowed = match self.settings.sessions.rebind {
@@ -264,7 +266,7 @@ impl Air {
                 if let Some(open) = &mut session.exchange {
                     (open.sent, open.first, open.last) = (0, now, now);
                 }
-                if !session.awaits_suback() {
+                if !session.awaits_suback() && session.missed.is_none_or(|by| by < now) {
                     self.cause.answer = Some(&["PINGRESP", "REGISTER", "PUBLISH", "PUBREL"]);
                 }
             }
@@ -324,7 +326,7 @@ impl Air {
         session.unanswered.entry(("SUBSCRIBE", subscribe.msg_id)).or_insert(by);
         if let Some(filter) = &filter {
             let (qos, since) = (subscribe.qos, self.subscribed);
-            let new = Sub { qos, since, held: false, at_broker: None, doubtful: false };
+            let new = Sub { qos, since, held: false, at_broker: None, doubtful: false, missed: false };
             let sub = session.subs.entry(filter.clone()).or_insert(new);
             sub.qos = subscribe.qos;
             session.changed.insert(filter.clone(), self.now);

@@ -9,6 +9,7 @@ use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
 use mqtt_sn_gateway::wire::{Qos, ReturnCode};
 use rumqttc::ConnectReturnCode;
 
+use super::carriers::is_at;
 use super::session::{Session, State};
 use super::{Air, Arrival, Setup};
 use crate::law::{Checked, Law};
@@ -172,6 +173,8 @@ impl Air {
         let Some(session) = self.sessions.get_mut(&who) else { return };
         match session.state {
             State::Asleep => session.overdue = true,
+            // It cannot be told.
+            State::Active if is_at(session, &self.down) => session.overdue = true,
             State::Active | State::Awake => _ = self.cause.dismissed.insert(who),
             State::Away => {}
         }
@@ -197,7 +200,9 @@ impl Air {
     pub(super) fn is_unheard(&mut self, who: Who) -> bool {
         let (now, asking) = (self.now, self.is_asking(who));
         let later = now + self.settings.broker.ack_timeout;
-        let Some(session) = self.sessions.get_mut(&who) else { return false };
+        let Some(session) = self.sessions.get_mut(&who).filter(|session| !is_at(session, &self.down)) else {
+            return false;
+        };
         let until = session.supervision();
         let over = until.is_some_and(|at| at <= now);
         if !session.dedicated {
@@ -259,7 +264,7 @@ impl Air {
         if let Some(peer) = peer
             && let Some(Asking { setup, .. }) = self.asking.remove(&peer)
         {
-            self.cause.connack = Some(peer.clone());
+            self.cause.connack = Some(peer.clone()).filter(|peer| !self.down.contains(&peer.port));
             self.set_up(peer, setup, ledger);
         }
         for message in std::mem::take(&mut self.cause.early) {
@@ -293,6 +298,18 @@ impl Air {
         })?;
         self.abandon(to, ledger);
         Ok(())
+    }
+
+    /// What the broker has said, or has not in time, cannot be told on a transport that is down.
+    pub(super) fn refuse_unheard(&mut self, ledger: &Ledger) {
+        let said = self.cause.said.filter(|(_, said)| !matches!(said, Said::Accepted { .. }));
+        let over = |(peer, asking): &(&Peer, &Asking)| {
+            let refused = said.is_some_and(|(who, _)| who == asking.setup.who);
+            let is_over = refused || asking.by <= self.now || self.cause.left.contains(&asking.setup.who);
+            self.down.contains(&peer.port) && is_over
+        };
+        let over: Vec<Peer> = self.asking.iter().filter(over).map(|(peer, _)| peer.clone()).collect();
+        over.iter().for_each(|peer| self.abandon(peer, ledger));
     }
 
     /// the broker's silence is the client's to know.

@@ -31,6 +31,7 @@ impl Air {
         let decoded = decoded.map_err(|error| Law::Manners.broken(format!("a frame that {error}")))?;
         let mut to = to.clone();
         to.node = decoded.encapsulation.map(|e| WirelessNodeId(e.node_id.into()));
+        self.cause.len = frame.len();
         let name = decoded.packet.name();
         let cause = self.cause.name;
         let answers = self.cause.from.as_ref() == Some(&to);
@@ -58,6 +59,7 @@ impl Air {
         Law::Manners
             .check(mannered, || format!("{name} to {to:?} after {cause} (session: {:?})", who.is_some()))?;
         let Some(who) = who else { return Ok(()) };
+        self.cause.resumes.remove(&who);
         self.check_asleep(who, &decoded.packet, answers)?;
         match decoded.packet {
             Packet::PingResp => self.pingresp_out(who, answers),
@@ -142,9 +144,15 @@ impl Air {
     }
 
     /// After all outputs of one event.
-    pub(crate) fn end(&mut self) -> Checked {
+    pub(crate) fn end(&mut self, ledger: &Ledger) -> Checked {
         if self.blind {
             return Ok(());
+        }
+        self.refuse_unheard(ledger);
+        if let Some(who) = self.cause.resumes.first() {
+            return Err(
+                Law::CutOff.broken(format!("s{who} can be reached again, and what waited does not go on"))
+            );
         }
         if let Some(old) = self.cause.superseded.take() {
             return Err(Law::Manners.broken(format!("{old:?} was not told that its session is elsewhere")));
@@ -161,7 +169,9 @@ impl Air {
             return Err(Law::Answered.broken(format!("{name} was not answered by any of {answer:?}")));
         }
         for (who, session) in &self.sessions {
-            let drained = session.exchange.is_none() && !session.awaits_suback();
+            let drained = session.exchange.is_none()
+                && !session.awaits_suback()
+                && session.missed.is_none_or(|by| by < self.now);
             Law::Answered.check(session.state != State::Awake || !drained, || {
                 format!("s{who} is awake for nothing and has no PINGRESP")
             })?;
@@ -229,7 +239,7 @@ impl Air {
         }
         Law::Manners.check(ack.qos <= asked.qos, || format!("s{who} is granted more than it asked for"))?;
         if let Some(sub) = session.subs.get_mut(&filter) {
-            (sub.qos, sub.held, sub.doubtful) = (ack.qos, true, false);
+            (sub.qos, sub.held, sub.doubtful, sub.missed) = (ack.qos, true, false, false);
         }
         match (asked.topic_id, filter.as_topic()) {
             (Some(id), _) => Law::IdsStable.check(ack.topic_id == id, || {
@@ -423,11 +433,12 @@ impl Air {
         let Some(session) = self.sessions.get_mut(&who) else { return Ok(()) };
         let port = session.peer.as_ref().map_or(0, |peer| usize::from(peer.port.0));
         let port = &self.settings.ports[port];
-        let now = self.now;
+        let (now, len) = (self.now, self.cause.len);
         let Some(open) = &mut session.exchange else {
-            session.exchange = Some(Exchange::new(kind, msg_id, now));
+            session.exchange = Some(Exchange { len, ..Exchange::new(kind, msg_id, now) });
             return Ok(());
         };
+        open.len = len;
         Law::OneExchange.check(open.msg_id == msg_id && open.kind == kind, || {
             format!("s{who} is sent {kind:?} while {:?} ({:#06x}) is open", open.kind, open.msg_id)
         })?;

@@ -82,6 +82,8 @@ pub(crate) struct Session {
     pub(super) resumable: Vec<(u16, No, Qos, bool, Option<TopicRef>)>,
     /// What the client did not know the topic id of: it is sent once more, after a REGISTER that may take its time.
     pub(super) repairing: BTreeSet<No>,
+    /// Answers to its SUBSCRIBEs may have been meant for a transport that was down, the last by then.
+    pub(super) missed: Option<Instant>,
     /// What was registered last and may be published though nobody subscribes any more.
     pub(super) under_way: Option<TopicName>,
     /// What was being registered when that was interrupted, the same.
@@ -112,6 +114,8 @@ pub(super) struct Sub {
     pub(super) at_broker: Option<Lane>,
     /// A renewal was refused: nobody can tell from outside what is left of it.
     pub(super) doubtful: bool,
+    /// The answer may have been meant for a transport that was down.
+    pub(super) missed: bool,
 }
 
 #[derive(Clone)]
@@ -137,6 +141,8 @@ pub(super) struct Exchange {
     pub(super) repaired: bool,
     /// How often all repetitions were in vain though the client was heard.
     pub(super) rounds: u32,
+    /// Octets of the frame.
+    pub(super) len: usize,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -150,7 +156,7 @@ impl Exchange {
     /// A request that has left.
     pub(super) fn new(kind: Kind, msg_id: u16, now: Instant) -> Self {
         let (first, last) = (now, now);
-        Self { kind, msg_id, sent: 1, first, last, stray: false, repaired: false, rounds: 0 }
+        Self { kind, msg_id, sent: 1, first, last, stray: false, repaired: false, rounds: 0, len: 0 }
     }
 
     /// PUBREL, which has yet to leave.
@@ -197,6 +203,7 @@ impl Session {
             overtaking: false,
             resumable: Vec::new(),
             repairing: BTreeSet::new(),
+            missed: None,
             under_way: None,
             interrupted: BTreeSet::new(),
             queue: VecDeque::new(),

@@ -43,6 +43,10 @@ pub(super) struct Talking {
     closed: Option<(Kind, u16, Instant)>,
     /// PINGREQs that may have brought a repetition.
     asked: u32,
+    /// What had waited for the store when its transport went down was never sent, and may be marked as a repetition.
+    cut_off: bool,
+    /// Octets of the PUBLISH or REGISTER that leaves.
+    pub(super) len: usize,
 }
 
 struct Open {
@@ -55,6 +59,8 @@ struct Open {
     /// When it first left, and when it was last made, at the earliest.
     first: Instant,
     last: Instant,
+    /// Octets of the frame.
+    len: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +75,7 @@ type Times = (Instant, Instant);
 
 impl Open {
     fn new(kind: Kind, msg_id: u16, (made, now): Times) -> Self {
-        Self { kind, msg_id, sent: 1, most: 1, rounds: 0, first: now, last: made }
+        Self { kind, msg_id, sent: 1, most: 1, rounds: 0, first: now, last: made, len: 0 }
     }
 
     /// Whether all repetitions are over.
@@ -103,6 +109,7 @@ impl Talking {
             *self = Self::default();
         }
         (self.open, self.loose, self.murky, self.ended, self.asked) = (None, true, false, false, 0);
+        self.cut_off = false;
         self.received.clear();
         self.releasing.clear();
         self.resumable.clear();
@@ -118,6 +125,20 @@ impl Talking {
                 _ => {}
             }
         }
+    }
+
+    /// Its transport is down.
+    pub(super) fn cut_off(&mut self) {
+        self.cut_off = true;
+    }
+
+    /// It can be reached again: what is open begins anew.
+    pub(super) fn is_back(&mut self) {
+        self.open.take_if(|open| open.kind != Kind::Release);
+        if let Some(open) = &mut self.open {
+            (open.sent, open.most, open.rounds) = (0, 0, 0);
+        }
+        self.loose = true;
     }
 
     /// A PINGREQ: what is open may be repeated at once (Interpretation: R-135), or begins anew.
@@ -236,7 +257,8 @@ impl Talking {
         }
         let again = self.resumable.get(&msg_id) == Some(&(no, qos));
         let refused = self.refused.contains(&msg_id);
-        Law::Retransmission.check(dup == again || refused || self.is_dim(), || {
+        let cut_off = std::mem::take(&mut self.cut_off) && dup;
+        Law::Retransmission.check(dup == again || refused || cut_off || self.is_dim(), || {
             format!("m{no} is sent to s{who} as {msg_id:#06x}, DUP {dup}, it left before: {again}")
         })?;
         if qos == Qos::ExactlyOnce {
@@ -289,24 +311,28 @@ impl Talking {
             return Ok(());
         }
         let (free, dim) = (std::mem::take(&mut self.loose), self.is_dim());
+        let len = if kind == Kind::Release { 0 } else { self.len };
         let Some(open) = &mut self.open else {
-            self.open = Some(Open::new(kind, msg_id, times));
+            self.open = Some(Open { len, ..Open::new(kind, msg_id, times) });
             return Ok(());
         };
         let exhausted = open.is_exhausted(port, now);
+        // What is too long for what its transport takes by now is dropped instead of sent again.
+        let outgrown = open.len > port.mtu;
+        open.len = len;
         if open.msg_id != msg_id || open.kind != kind {
-            Law::OneExchange.check(free || dim || exhausted, || {
+            Law::OneExchange.check(free || dim || exhausted || outgrown, || {
                 format!(
                     "s{who} is sent {kind:?} ({msg_id:#06x}) while {:?} ({:#06x}) is open",
                     open.kind, open.msg_id
                 )
             })?;
-            self.open = Some(Open::new(kind, msg_id, times));
+            self.open = Some(Open { len, ..Open::new(kind, msg_id, times) });
             return Ok(());
         }
         if free {
             // It goes on, or begins anew.
-            *open = Open { most: open.most + 1, ..Open::new(kind, msg_id, times) };
+            *open = Open { most: open.most + 1, len, ..Open::new(kind, msg_id, times) };
             return Ok(());
         }
         if exhausted {

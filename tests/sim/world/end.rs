@@ -25,6 +25,7 @@ impl World<'_> {
         self.phase = Phase::Calm(self.now);
         self.release()?;
         self.dying = None;
+        self.mend_carriers()?;
         if self.store.fails {
             self.store_works()?;
         }
@@ -251,7 +252,10 @@ impl World<'_> {
         let at_broker = sessions.flat_map(|session| session.subscriptions);
         let mut at_broker: Vec<TopicFilter> = at_broker.map(|(filter, _)| filter).collect();
         at_broker.sort();
-        let wanted: Vec<TopicFilter> = self.air.filters().into_iter().collect();
+        let mut wanted: Vec<TopicFilter> = self.air.filters().into_iter().collect();
+        let missed = self.air.missed_filters();
+        at_broker.retain(|filter| !missed.contains(filter));
+        wanted.retain(|filter| !missed.contains(filter));
         let refused = self.counted(|counters| counters.subscriptions_refused) > 0;
         Law::SubscriptionsAgree.check(at_broker == wanted || refused, || {
             format!("the broker has {at_broker:?}, clients have {wanted:?}")
@@ -350,6 +354,7 @@ impl World<'_> {
             store_hangs,
             store_failures,
             forgotten,
+            ref carriers,
         } = self.tally;
         let lasting = self.plan.settings.lasting;
         for (name, value) in [
@@ -398,6 +403,9 @@ impl World<'_> {
             if lasting {
                 figures.add("store", name, value);
             }
+        }
+        if !self.carriers.is_empty() {
+            carriers.figures(&mut figures);
         }
         figures
     }

@@ -26,7 +26,7 @@ impl World<'_> {
         match self.rng.u8(0..15) {
             0..3 => self.cut(),
             12 | 14 if self.plan.tcp.restarts => {
-                self.restart_gateway();
+                self.restart_gateway()?;
                 return self.disturb_again();
             }
             13 => {
@@ -208,7 +208,7 @@ impl World<'_> {
     }
 
     /// A new gateway in the place of this one, with nothing of what that knew.
-    pub(super) fn restart_gateway(&mut self) {
+    pub(super) fn restart_gateway(&mut self) -> Checked {
         self.trace.note(self.now, "the gateway is restarted");
         self.tally.restarts += 1;
         self.plan.settings.seed = self.rng.u64(..);
@@ -226,6 +226,8 @@ impl World<'_> {
             }
         }
         self.first_link += 1000;
+        self.close_carriers();
+        self.open_carriers()
     }
 
     pub(super) fn broker_is_up(&mut self) -> Checked {

@@ -57,6 +57,7 @@ impl World<'_> {
             82..86 => self.take_leave(who),
             86..90 if vanishing => self.lose_power(who),
             90..94 if vanishing => self.lose_sight(who),
+            92..97 if self.changes_over() => self.change_over(who),
             94..97 if self.plan.roaming => {
                 self.roam(who);
                 Ok(())
@@ -89,6 +90,7 @@ impl World<'_> {
             12..20 => self.connect(who)?,
             20..25 => self.take_leave(who)?,
             25..40 => self.publish(who, None)?,
+            40..45 if self.changes_over() => self.change_over(who)?,
             40..50 => self.publish_without_session(who)?,
             45..52 if self.plan.roaming => self.roam(who),
             50..53 if vanishing => self.lose_power(who)?,
@@ -103,9 +105,13 @@ impl World<'_> {
         let now = self.now;
         let settled =
             |sensor: &Sensor| sensor.resting.is_some_and(|at| now.saturating_duration_since(at) > QUIET);
-        let may = |sensor: &Sensor| !sensor.settled && sensor.node_id.is_none() && settled(sensor);
+        let may = |sensor: &Sensor| {
+            let on_radio = self.plan.port_of(sensor.addr) == 0 || self.carriers.is_empty();
+            !sensor.settled && sensor.node_id.is_none() && settled(sensor) && on_radio
+        };
         let mut others = self.sensors.iter().filter(|sensor| sensor.who != who && may(sensor));
-        if self.sensors[who].settled {
+        let on_carrier = !self.carriers.is_empty() && self.plan.port_of(self.sensors[who].addr) > 0;
+        if self.sensors[who].settled || on_carrier {
             return;
         }
         self.tally.moves += 1;

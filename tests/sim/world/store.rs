@@ -220,6 +220,7 @@ impl World<'_> {
         // Nobody is answered any more.
         self.forgetting.clear();
         self.down = true;
+        self.close_carriers();
         let back = if self.rng.bool() { self.millis(0..100) } else { self.millis(100..8000) };
         self.after(back, Event::GatewayUp);
         Ok(())
@@ -238,6 +239,7 @@ impl World<'_> {
         self.talk.restarted(self.now);
         self.first_link += 1000;
         self.restored = self.gateway.waiting_messages() as u64;
+        self.open_carriers()?;
         let orphans = self.gateway.counters().rows_orphaned;
         Law::Rows.check(orphans == 0, || format!("{orphans} rows belong to nothing"))?;
         let sessions = self.store.rows().filter(|row| matches!(row, Row::Session(..))).count();
