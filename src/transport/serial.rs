@@ -205,7 +205,7 @@ impl Keeper {
             self.told = None;
             self.state.send_modify(|status| status.why = Some("it is open and was not heard yet".to_owned()));
             info!(port = self.name, "{} opened with {}", self.line.device.display(), self.line.spoken());
-            self.speech.handle_open(Instant::now());
+            self.speech.handle_open(clock());
             let Err(gone) = self.serve(device).await else { return };
             debug!(port = self.name, error = gone.map(tracing::field::display), "the device is gone");
             self.lose().await;
@@ -233,11 +233,11 @@ impl Keeper {
         // Closing may wait for the device, which nobody here can.
         let mut device = Closing(Some(device));
         let mut buffer = vec![0; READ_MAX];
-        let (mut out, mut written, mut closing) = (Bytes::new(), Instant::now(), false);
+        let (mut out, mut written, mut closing) = (Bytes::new(), clock(), false);
         let mut others = JoinSet::new();
         others.spawn(seen(self.line.device.clone(), Duration::ZERO));
         loop {
-            let now = Instant::now();
+            let now = clock();
             if out.is_empty()
                 && let Some(octets) = self.speech.poll_octets(now)
             {
@@ -257,7 +257,7 @@ impl Keeper {
                 Some(Ok(holders)) = others.join_next() => Happened::Seen(holders),
                 () = wait_until(wake) => Happened::Due,
             };
-            let now = Instant::now();
+            let now = clock();
             // Octets that came meanwhile are read before there was silence.
             let may_be_late = matches!(happened, Happened::Read(_) | Happened::Due);
             match happened {
@@ -402,7 +402,7 @@ fn complain(name: &str, state: &watch::Sender<Status>, told: &mut Option<Fault>,
 /// Waits until the device is there and ours. Cancelled, it begins anew.
 async fn open(line: &Line, name: &str, told: &mut Option<Fault>, state: &watch::Sender<Status>) -> Device {
     let mut wait = RETRY_MIN;
-    let lingers_until = Instant::now() + LINGER_MAX;
+    let lingers_until = clock() + LINGER_MAX;
     loop {
         let seen = Seen::of(&line.device);
         let opener = line.clone();
@@ -411,22 +411,22 @@ async fn open(line: &Line, name: &str, told: &mut Option<Fault>, state: &watch::
             // One that was pulled out is waited for: that was said.
             Ok(Err(Fault::NotFound { .. })) if matches!(told, Some(Fault::Vanished { .. })) => {}
             Ok(Err(Fault::Refused { .. }))
-                if matches!(told, Some(Fault::Vanished { .. })) && Instant::now() < lingers_until => {}
+                if matches!(told, Some(Fault::Vanished { .. })) && clock() < lingers_until => {}
             Ok(Err(fault)) => complain(name, state, told, fault),
             // The process is about to end.
             Err(_) => pending().await,
         }
-        let until = Instant::now() + wait;
+        let until = clock() + wait;
         wait = RETRY_MAX.min(wait * 2);
         loop {
             sleep(LOOK).await;
-            let now = Seen::of(&line.device);
-            if now != seen {
+            let sees = Seen::of(&line.device);
+            if sees != seen {
                 wait = RETRY_MIN;
                 break;
             }
             // One that is not there cannot be opened.
-            if now.is_some() && until <= Instant::now() {
+            if sees.is_some() && until <= clock() {
                 break;
             }
         }
@@ -503,10 +503,132 @@ impl Drop for Closing {
     }
 }
 
+/// The time as the timers here take it.
+fn clock() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// Cancel-safe.
 async fn wait_until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at.into()).await,
         None => pending().await,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use nix::fcntl::OFlag;
+    use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
+    use tempfile::TempDir;
+    use tokio::task::JoinHandle;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::transport::line::{Flow, Parity};
+
+    /// Whoever waits for a device, on a clock that stands still while anybody works and leaps when all wait.
+    struct Search {
+        dir: TempDir,
+        /// Told at every try that fails.
+        status: watch::Receiver<Status>,
+        begun: Instant,
+        opens: JoinHandle<Device>,
+    }
+
+    impl Search {
+        fn begin(dir: TempDir) -> Self {
+            let (state, mut status) = watch::channel(Status::down("it was not opened yet"));
+            status.mark_unchanged();
+            let device = dir.path().join("usb-radio-if00");
+            let opens = tokio::spawn(async move {
+                let line = Line {
+                    device,
+                    baud: 9600,
+                    data_bits: 8,
+                    parity: Parity::None,
+                    stop_bits: 1,
+                    flow: Flow::None,
+                };
+                open(&line, "radio", &mut None, &state).await
+            });
+            Self { dir, status, begun: clock(), opens }
+        }
+
+        /// What is plugged in from now on, under the same name, in the place of what was there.
+        fn plug(&self, device: &Path) {
+            let new = self.dir.path().join("new");
+            std::os::unix::fs::symlink(device, &new).unwrap();
+            std::fs::rename(&new, self.dir.path().join("usb-radio-if00")).unwrap();
+        }
+
+        /// When the next try has failed, in seconds from the beginning; `None`: not within an hour.
+        async fn tries(&mut self) -> Option<f64> {
+            let tried = timeout(Duration::from_secs(3600), self.status.changed()).await;
+            tried.ok().map(|changed| {
+                changed.unwrap();
+                (clock() - self.begun).as_secs_f64()
+            })
+        }
+
+        /// How long it takes from now until the device is open.
+        async fn opened(self) -> Duration {
+            let plugged = clock();
+            drop(self.opens.await.unwrap());
+            clock() - plugged
+        }
+    }
+
+    /// A device that can be opened, and its name.
+    fn device() -> (PtyMaster, PathBuf) {
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname_r(&master).unwrap().into();
+        (master, name)
+    }
+
+    /// A timer may be late by this.
+    const TICK: Duration = Duration::from_millis(2);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_that_is_absent_is_told_once_and_opened_at_the_next_look_when_it_appears() {
+        let mut search = Search::begin(tempfile::tempdir().unwrap());
+        assert_eq!(search.tries().await, Some(0.0));
+        // Nothing is opened that is not there, be it for hours.
+        for _ in 0..2 {
+            assert_eq!(search.tries().await, None);
+        }
+        let (_master, device) = device();
+        search.plug(&device);
+        let took = search.opened().await;
+        assert!(took <= LOOK + TICK, "{took:?}");
+        assert!(LOOK <= Duration::from_millis(250));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_that_cannot_be_opened_is_tried_after_1_s_doubling_to_30_s_and_at_once_when_it_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let no_device = [1, 2].map(|nth| dir.path().join(format!("file{nth}")));
+        no_device.iter().for_each(|file| std::fs::write(file, "").unwrap());
+        let mut search = Search::begin(dir);
+        assert_eq!(search.tries().await, Some(0.0));
+        for file in &no_device {
+            search.plug(file);
+            let plugged = clock() - search.begun;
+            let mut last = search.tries().await.unwrap();
+            assert!(last - plugged.as_secs_f64() <= (LOOK + TICK).as_secs_f64(), "at once");
+            for wait in [1, 2, 4, 8, 16, 30, 30, 30] {
+                let next = search.tries().await.unwrap();
+                let (least, most) = (f64::from(wait), f64::from(wait) + (LOOK + TICK).as_secs_f64());
+                assert!((least..=most).contains(&(next - last)), "{} s, not {wait} s", next - last);
+                last = next;
+            }
+        }
+        let (_master, device) = device();
+        search.plug(&device);
+        let took = search.opened().await;
+        assert!(took <= LOOK + TICK, "{took:?}");
     }
 }

@@ -48,11 +48,16 @@ impl Pty {
     /// One that is plugged in under this name. Dropped, it is pulled out.
     pub(crate) fn plugged(name: &Path) -> Self {
         let mut pty = Self::new();
-        pty.name = Some(name.to_owned());
-        let new = name.with_extension("new");
-        std::os::unix::fs::symlink(&pty.device, &new).unwrap();
-        std::fs::rename(&new, name).unwrap();
+        pty.plug(name);
         pty
+    }
+
+    /// Plugs it in, as [`Self::plugged`].
+    pub(crate) fn plug(&mut self, name: &Path) {
+        self.name = Some(name.to_owned());
+        let new = name.with_extension("new");
+        std::os::unix::fs::symlink(&self.device, &new).unwrap();
+        std::fs::rename(&new, name).unwrap();
     }
 
     /// Leaves the device to whoever else has it open; there must be somebody.
@@ -68,6 +73,13 @@ impl Pty {
                 octets = &octets[written.unwrap()..];
             }
         }
+    }
+
+    /// Waits until something of what was written can be read at the device, before anybody has opened it.
+    pub(crate) async fn is_through(&self) {
+        #[expect(deprecated, reason = "what replaces it is unsafe; the device stays open")]
+        let near = AsyncFd::new(self.slave.as_ref().unwrap().try_clone().unwrap()).unwrap();
+        drop(near.readable().await.unwrap());
     }
 
     /// Reads what comes next; never nothing. Cancel-safe.

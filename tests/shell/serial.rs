@@ -194,6 +194,39 @@ async fn a_device_may_come_go_and_come_back() {
     }
 }
 
+/// On a clock that stands still while anybody works, so that no machine is too slow for it.
+#[tokio::test(start_paused = true)]
+async fn the_first_frame_after_a_return_is_heard_within_two_seconds() {
+    for framing in Framing::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let name = dir.path().join("usb-radio-if00");
+        let mut port = Port::open(&name, framing, BAUD);
+        port.why(|status| status.why.as_ref().is_some_and(|why| why.contains("is not there"))).await;
+        for (round, away) in [100, 130, 250, 1000, 60_000, 600_000].into_iter().enumerate() {
+            tokio::time::sleep(away * MILLI).await;
+            let frame = message(9, round as u8);
+            let mut pty = Pty::new();
+            Node::new(framing).say(&pty, &frame).await;
+            pty.is_through().await;
+            pty.plug(&name);
+            let plugged = tokio::time::Instant::now();
+            // When all wait it leaps, though there be something to read: with this not far.
+            let pulse = tokio::spawn(async {
+                loop {
+                    tokio::time::sleep(10 * MILLI).await;
+                }
+            });
+            port.event(PortEvent::Up).await;
+            assert_eq!(port.frame().await, frame);
+            let took = plugged.elapsed();
+            assert!(took <= Duration::from_secs(2), "{took:?} after it had been away for {away} ms");
+            drop(pty);
+            port.event(PortEvent::Down).await;
+            pulse.abort();
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_half_frame_before_the_device_went_is_not_joined_to_what_comes_after() {
     let dir = tempfile::tempdir().unwrap();
