@@ -253,7 +253,7 @@ impl Runtime {
                     self.gateway.handle(now, Input::Control(Control::Shutdown));
                 }
                 Some(Order::Stop) | None => {}
-                Some(Order::Abort) => return self.end(),
+                Some(Order::Abort) => return self.end().await,
             }
             if stop_by.is_some_and(|by| by <= now) {
                 warn!("the broker takes too long to be left");
@@ -379,10 +379,13 @@ impl Runtime {
         if let Err(error) = store.close().await {
             warn!(%error, "stopping all the same");
         }
-        self.end()
+        self.end().await
     }
 
-    fn end(self) -> Vec<(String, u64)> {
+    async fn end(mut self) -> Vec<(String, u64)> {
+        for port in &mut self.ports {
+            port.abandon().await;
+        }
         let refused = self.operator.refused();
         let counts = self.tally.end(&self.gateway, &self.ports, &self.links, refused);
         info!("stopped");

@@ -124,6 +124,14 @@ impl Transport {
         }
     }
 
+    /// Closes it now. What waits is dropped and counted.
+    pub async fn abandon(&mut self) {
+        match self {
+            Self::Udp(_) => {}
+            Self::Serial(serial) => serial.abandon().await,
+        }
+    }
+
     /// What it has counted.
     pub fn counters(&self) -> &Counters {
         match self {
@@ -272,7 +280,7 @@ pub enum Count {
     TooLong,
     /// Frames not sent: refused by the operating system for another reason.
     SendFailed,
-    /// Frames not sent: the port is not up, or has no such way out.
+    /// Frames not sent: the port is not up, was closed before their turn came, or has no such way out.
     NotUp,
     /// Frames not sent: as many wait for the line as it sends in [`QUEUE_TIME_MAX`], or the radio is as slow.
     QueueFull,

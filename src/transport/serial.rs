@@ -152,6 +152,11 @@ impl Serial {
         let _ = self.task.join_next().await;
     }
 
+    /// Closes the device, whatever waits: that is dropped and counted.
+    pub async fn abandon(&mut self) {
+        self.task.shutdown().await;
+    }
+
     fn hand(&self, to: To, frame: &Bytes) {
         let Some(handed) = self.handed.as_ref().filter(|_| self.status.borrow().up) else {
             return self.counters.add(Count::NotUp, 1);
@@ -382,6 +387,21 @@ impl Keeper {
 
     fn complain(&mut self, fault: Fault) {
         complain(&self.name, &self.state, &mut self.told, fault);
+    }
+}
+
+impl Drop for Keeper {
+    /// What was not written by now never is.
+    fn drop(&mut self) {
+        self.speech.handle_closed();
+        while let Some(event) = self.speech.poll_event() {
+            if let Event::Count(count, n) = event {
+                self.counters.add(count, n);
+            }
+        }
+        while self.frames.try_recv().is_ok() {
+            self.counters.add(Count::NotUp, 1);
+        }
     }
 }
 

@@ -68,6 +68,14 @@ impl Speech {
         }
     }
 
+    /// The port is closed. What waits is dropped and counted; what became of what is out nobody will know.
+    pub(super) fn handle_closed(&mut self) {
+        match self {
+            Self::Framed(framed) => framed.handle_gone(),
+            Self::Xbee(radio) => radio.handle_closed(),
+        }
+    }
+
     /// The device takes nothing: what waits has waited too long.
     pub(super) fn handle_held(&mut self) {
         match self {

@@ -247,6 +247,10 @@ impl Radio {
         self.drop_queue(Count::NotUp);
     }
 
+    pub(super) fn handle_closed(&mut self) {
+        self.keep(Count::NotUp, |_| false);
+    }
+
     /// Drops what waits and what is under way.
     pub(super) fn drop_queue(&mut self, count: Count) {
         let dropped = self.queue.len() + self.in_flight.len();

@@ -118,6 +118,41 @@ async fn until(node: &mut Node, pty: &Pty, kind: u8) -> Bytes {
     }
 }
 
+/// A stop does not wait for a slow line for long, and a hasty one not at all.
+#[tokio::test]
+async fn what_a_slow_line_has_not_sent_when_the_gateway_stops_is_counted() {
+    let (broker, _broker) = start_broker().await;
+    for hasty in [false, true] {
+        let pty = Pty::new();
+        let framed = Spoken::Framed(Framing::SlipCrc);
+        let mut setup = with_lines(setup(broker), &[("radio", pty.device.as_path(), framed)]);
+        // 30 octets a second.
+        setup.ports[1] = options(&pty.device, 300, framed);
+        let gateway = Running::start(setup).await;
+        let (publisher, mut node) = (gateway.node().await, Node::new(Framing::SlipCrc));
+        node.say(&pty, &connect("slow")).await;
+        until(&mut node, &pty, 5).await;
+        node.say(&pty, &[7, 0x12, 2, 0, 1, b't', b'/']).await;
+        until(&mut node, &pty, 0x13).await;
+        publisher.connect().await;
+        publisher.say(&[7, 0x12, 2, 0, 1, b't', b'/']).await;
+        assert_eq!(publisher.hear().await[1], 0x13);
+        // One is sent for seven seconds, one waits, and there is no room for more.
+        for nth in 0..4 {
+            publisher.say(&[&[207, 0x0C, 2, b't', b'/', 0, 0][..], &[nth; 200]].concat()).await;
+            assert_eq!(publisher.hear().await[7..], [nth; 200]);
+            if nth == 0 {
+                soon("its begin", pty.read()).await;
+            }
+        }
+        let counts = if hasty { gateway.abort().await } else { gateway.stop().await };
+        let of = |name: &str| counts[&format!("radio.port_{name}")];
+        assert!(of("not_up") >= 1, "{counts:?}");
+        let frames = of("sent") + of("queue_full") + of("not_up");
+        assert_eq!(frames, counts["frames_sent"] - counts["lan.port_sent"], "{counts:?}");
+    }
+}
+
 /// Radios fail: what was not delivered is sent again, what is too large is told.
 #[tokio::test]
 async fn a_radio_that_fails_now_and_then_loses_nothing() {

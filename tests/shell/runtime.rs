@@ -259,6 +259,13 @@ impl Running {
         self.handle.stop();
         soon("the end", self.task).await.unwrap().into_iter().collect()
     }
+
+    /// Tells it to stop, and then that this takes too long.
+    pub(crate) async fn abort(self) -> BTreeMap<String, u64> {
+        self.handle.stop();
+        self.handle.abort();
+        soon("the end", self.task).await.unwrap().into_iter().collect()
+    }
 }
 
 pub(crate) struct Node {

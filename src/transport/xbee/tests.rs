@@ -799,6 +799,17 @@ fn a_device_that_went_and_came_back_begins_anew() {
 }
 
 #[test]
+fn when_the_port_is_closed_what_was_not_sent_is_counted_and_what_was_is_not() {
+    let mut talk = Talk::alive();
+    talk.send(N1, b"a");
+    let Frame::TransmitRequest { .. } = talk.next() else { panic!("no transmission") };
+    talk.send(N1, b"b");
+    talk.events();
+    talk.radio.handle_closed();
+    assert_eq!(talk.events(), [Event::Count(Count::NotUp, 1)]);
+}
+
+#[test]
 fn whatever_is_heard_does_no_harm() {
     let mut rng = fastrand::Rng::with_seed(11);
     for mode in [Mode::Plain, Mode::Escaped] {
