@@ -3,8 +3,8 @@
 //! A device that is absent is looked for four times a second, which costs a system call each: less than to keep watches on
 //! directories that udev makes and removes, and quicker than a person sees. One that is there and cannot be opened is tried again after 1 s, 2 s
 //! and so on up to 30 s, and at once when it changes: when it is another one, or its permissions are others. While it is open
-//! nothing is looked for; that it is gone shows in reading. Who opened it before and took no lock is looked for once it is open:
-//! of what comes, each octet goes to one of the two.
+//! nothing is looked for; that it is gone shows in reading. Who opened it before and took no lock is looked for once it is open,
+//! who did so later when frames are damaged or something is wrong: of what comes, each octet goes to one of the two.
 
 use std::future::{pending, poll_fn};
 use std::io;
@@ -51,7 +51,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// How long the name of a device that was pulled out may stay, refusing to be opened: what refuses later is another one.
 const LINGER_MAX: Duration = Duration::from_secs(2);
 
-/// How often it is looked whether those who had a device open too still have.
+/// How often it is looked who has a device open too, at most: all of /proc is read for it.
 const SHARED_LOOK: Duration = Duration::from_secs(10);
 
 /// How long a device may take nothing before it is told and what waits is dropped.
@@ -116,6 +116,7 @@ impl Serial {
             up: None,
             told: None,
             shared: None,
+            suspects: false,
         };
         let mut task = JoinSet::new();
         task.spawn(keeper.run());
@@ -199,6 +200,8 @@ struct Keeper {
     told: Option<Fault>,
     /// That others have the device open too: so it is for as long as they do, whatever else was told and is well again.
     shared: Option<Fault>,
+    /// Somebody may have opened it since that was looked at.
+    suspects: bool,
 }
 
 impl Keeper {
@@ -239,8 +242,8 @@ impl Keeper {
         let mut device = Closing(Some(device));
         let mut buffer = vec![0; READ_MAX];
         let (mut out, mut written, mut closing) = (Bytes::new(), clock(), false);
-        let mut others = JoinSet::new();
-        others.spawn(seen(self.line.device.clone(), Duration::ZERO));
+        let (mut others, mut look) = (JoinSet::new(), clock());
+        self.suspects = true;
         loop {
             let now = clock();
             if out.is_empty()
@@ -249,6 +252,10 @@ impl Keeper {
                 (out, written) = (octets, now);
             }
             self.tell().await;
+            if others.is_empty() && std::mem::take(&mut self.suspects) {
+                others.spawn(seen(self.line.device.clone(), look.saturating_duration_since(now)));
+                look = look.max(now) + SHARED_LOOK;
+            }
             if closing && out.is_empty() && self.speech.out_at(now).is_none() {
                 return Ok(());
             }
@@ -286,11 +293,7 @@ impl Keeper {
                     }
                 }
                 Happened::Gone(error) => return Err(error),
-                Happened::Seen(holders) => {
-                    if self.share(holders) {
-                        others.spawn(seen(self.line.device.clone(), SHARED_LOOK));
-                    }
-                }
+                Happened::Seen(holders) => self.suspects |= self.share(holders),
                 Happened::Due => {}
             }
             if may_be_late {
@@ -332,10 +335,16 @@ impl Keeper {
                     let taken = self.inbox.offer(Input::Frame { from, route: Route::default(), frame });
                     self.counters.add(if taken { Count::Received } else { Count::InboxFull }, 1);
                 }
-                Event::Fault(fault) => self.complain(fault),
+                Event::Fault(fault) => {
+                    self.suspects = true;
+                    self.complain(fault);
+                }
                 Event::Well => self.is_well("is understood"),
                 Event::Told(text) => info!(port = self.name, "{text}"),
-                Event::Count(count, n) => self.counters.add(count, n),
+                Event::Count(count, n) => {
+                    self.suspects |= count == Count::Damaged;
+                    self.counters.add(count, n);
+                }
             }
         }
     }
@@ -628,7 +637,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_device_that_cannot_be_opened_is_tried_after_1_s_doubling_to_30_s_and_at_once_when_it_changes() {
+    async fn a_device_that_cannot_be_opened_is_tried_after_1_s_doubling_to_30_s_and_at_once_when_it_changes()
+    {
         let dir = tempfile::tempdir().unwrap();
         let no_device = [1, 2].map(|nth| dir.path().join(format!("file{nth}")));
         no_device.iter().for_each(|file| std::fs::write(file, "").unwrap());

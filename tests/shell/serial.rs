@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs;
+use std::future::Future;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -16,7 +17,7 @@ use mqtt_sn_gateway::transport::{Count, Flow, Intake, Line, Options, Parity, Sta
 use nix::libc::O_NOCTTY;
 
 use crate::pty::Pty;
-use crate::soon;
+use crate::{LIMIT, soon};
 
 const BAUD: u32 = 115_200;
 
@@ -321,6 +322,30 @@ async fn who_has_the_device_open_without_a_lock_is_named_as_long_as_he_does() {
     port.status(|status| *status == Status::UP).await;
 }
 
+/// As with `sudo minicom`.
+#[tokio::test(start_paused = true)]
+async fn who_opens_the_device_later_is_named_when_something_of_what_comes_is_missing() {
+    let (mut pty, mut port) = Port::plugged(Framing::SlipCrc, BAUD).await;
+    pty.let_go();
+    let mut node = Node::new(Framing::SlipCrc);
+    node.say(&pty, &message(9, 1)).await;
+    assert_eq!(still(port.frame()).await, message(9, 1));
+    port.status(|status| *status == Status::UP).await;
+    // The look at its opening is over: the clock does not leap before.
+    tokio::time::sleep(1000 * MILLI).await;
+    let Ok(mut other) = Holder::late(&pty.device) else { return };
+    let expected = format!("is also open in sleep (pid {}), and what comes", other.0.id());
+    tokio::time::sleep(60_000 * MILLI).await;
+    assert_eq!(port.transport.status(), Status::UP, "nobody is looked for without a reason");
+    pty.write(&[0xC0, 9, 0x0C, 0xC0]).await;
+    node.say(&pty, &message(9, 2)).await;
+    assert_eq!(still(port.frame()).await, message(9, 2));
+    port.why(|status| status.up && status.why.as_ref().is_some_and(|why| why.contains(&expected))).await;
+    assert_eq!(port.count(Count::Damaged), 1);
+    other.end();
+    port.status(|status| *status == Status::UP).await;
+}
+
 #[tokio::test]
 async fn what_waits_is_written_before_the_port_is_closed() {
     let (pty, mut port) = Port::plugged(Framing::Slip, 9600).await;
@@ -349,6 +374,16 @@ async fn an_address_of_another_kind_is_no_address_here() {
 }
 
 const MILLI: Duration = Duration::from_millis(1);
+
+/// The output of `future`, which waits for the kernel only: meanwhile a paused clock does not leap.
+async fn still<T>(future: impl Future<Output = T>) -> T {
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    let held = tokio::task::spawn_blocking(move || wait.recv_timeout(LIMIT));
+    let output = future.await;
+    drop(done);
+    let _ = held.await;
+    output
+}
 
 /// A PUBLISH of so many octets, with a Length that is right and any octets behind it.
 pub(crate) fn message(len: usize, seed: u8) -> Bytes {
@@ -412,8 +447,13 @@ impl Holder {
 
     /// One that reads nothing, which is all that `cat` would do beyond this.
     fn without_lock(device: &Path) -> Self {
-        let device = fs::File::options().read(true).write(true).custom_flags(O_NOCTTY).open(device).unwrap();
-        Self(Command::new("sleep").arg("60").stdin(device).spawn().unwrap())
+        Self::late(device).unwrap()
+    }
+
+    /// The same. What is open here already only root can open.
+    fn late(device: &Path) -> std::io::Result<Self> {
+        let device = fs::File::options().read(true).write(true).custom_flags(O_NOCTTY).open(device)?;
+        Ok(Self(Command::new("sleep").arg("60").stdin(device).spawn()?))
     }
 
     fn end(&mut self) {
