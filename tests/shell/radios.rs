@@ -179,6 +179,45 @@ async fn a_radio_that_fails_now_and_then_loses_nothing() {
     assert_eq!(counts["zigbee.port_undelivered"], 0);
 }
 
+/// With what the README says.
+#[tokio::test]
+async fn what_an_xbee_tells_of_its_nodes_can_be_added_to_the_log_alone() {
+    let readme = include_str!("../../README.md");
+    let (filter, _) = readme.split_once("RUST_LOG=").unwrap().1.split_once('`').unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (module, file) = (Pty::new(), dir.path().join("gateway.yaml"));
+    let text = format!(
+        "broker: {{ url: embedded, listen: 127.0.0.1:{} }}\n\
+         transports: [{{ name: zigbee, type: xbee, device: {}, api: plain, baud: 115200 }}]\n\
+         store: {{ path: none }}\ncontrol: {{ socket: none }}\n",
+        free_tcp(),
+        module.device.display()
+    );
+    std::fs::write(&file, text).unwrap();
+    let mut command = Command::new(gateway_program());
+    let gateway = Process::start(command.args(["run", "-c"]).arg(&file).env("RUST_LOG", filter));
+    let mut radio = Radio::start_with(module, Mode::Plain, 3);
+    radio.say(7, &connect("n7"));
+    assert_eq!(radio.until(7, 5).await, [3, 5, 0][..]);
+    let told = ["heard with -40 dBm", "transmissions: delivered", "transmissions: no acknowledgement"];
+    let is_told = |text: &&str| {
+        let is = |line: &str| line.contains(text) && line.contains("node=0000000000000007");
+        gateway.printed().lines().any(is)
+    };
+    let all = async {
+        while !told.iter().all(is_told) {
+            radio.say(7, PINGREQ);
+            radio.until(7, 0x17).await;
+        }
+    };
+    soon("what is told of a node", all).await;
+    let printed = gateway.printed();
+    for line in printed.lines().filter(|line| line.contains("DEBUG")) {
+        assert!(line.contains("node="), "{line}");
+    }
+    assert!(printed.contains("INFO") && !printed.contains("TRACE"), "{printed}");
+}
+
 /// A radio with nodes behind it, which the test plays.
 struct Radio {
     says: mpsc::Sender<(u64, Vec<u8>)>,
