@@ -47,19 +47,22 @@ fn one_sensor_at_a_line_of_its_own_needs_no_forwarder() {
 }
 
 #[test]
-fn with_one_percent_of_the_octets_corrupted_and_others_lost_what_was_acknowledged_arrives() {
-    in_parallel([Framing::SlipCrc, Framing::CobsCrc], |framing| {
+fn with_one_percent_of_the_octets_corrupted_and_others_lost_both_ways_what_was_acknowledged_arrives() {
+    let kinds = [(Framing::SlipCrc, 1), (Framing::CobsCrc, 1), (Framing::SlipCrc, 2), (Framing::CobsCrc, 2)];
+    in_parallel(kinds, |(framing, qos)| {
         let report = fleet(
             &format!("type: serial, framing: {framing}, retry_interval: 500ms, retry_limit: 10"),
             &format!(
-                "--via pty --framing {framing} --nodes 5 --rate 3/s --corrupt 1% --byte-loss 0.1% -q 1 \
+                "--via pty --framing {framing} --nodes 5 --rate 3/s --down 2/s --corrupt 1% --byte-loss 0.1% -q {qos} \
                  --retry 500ms --retry-limit 10 --duration 4s"
             ),
         );
         assert!(number(&report["radio"], "octets_corrupted") > 20, "{report}");
         assert!(number(&report["radio"], "octets_lost") > 0, "{report}");
+        // Of the gateway's alone.
+        assert!(number(&report["radio"], "frames_lost_on_line") > 5, "{report}");
         assert!(number(&report, "frames_retransmitted") > 5, "{report}");
-        assert!(number(&report, "acked") > 20, "{report}");
+        assert!(number(&report, "acked") > 20 && number(&report["to_sensors"], "sent") > 10, "{report}");
     });
 }
 

@@ -5,6 +5,7 @@
 
 mod apart;
 mod control;
+mod damage;
 mod link;
 #[path = "../e2e/pki.rs"]
 #[allow(dead_code, unreachable_pub, reason = "made for another binary")]

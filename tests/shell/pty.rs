@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 use crate::soon;
 
 /// The other end of a serial device.
+#[derive(Debug)]
 pub(crate) struct Pty {
     master: AsyncFd<PtyMaster>,
     /// The device itself, below `/dev/pts`.

@@ -30,7 +30,7 @@ fn connect(id: &str) -> Vec<u8> {
 }
 
 /// Behind the UDP port these, by their names.
-fn with_lines(mut setup: Setup, lines: &[(&str, &Path, Spoken)]) -> Setup {
+pub(crate) fn with_lines(mut setup: Setup, lines: &[(&str, &Path, Spoken)]) -> Setup {
     for (name, device, speech) in lines {
         let mut port = setup.settings.ports[0].clone();
         port.name = (*name).to_owned();

@@ -268,6 +268,7 @@ impl Running {
     }
 }
 
+#[derive(Debug)]
 pub(crate) struct Node {
     socket: UdpSocket,
 }
