@@ -526,23 +526,34 @@ impl Session {
         self.advance(cx);
     }
 
-    /// PUBACK for what is not open: for QoS 0 (Interpretation: A-07), or for a message that waits to be sent again, because
-    /// the client fell asleep meanwhile.
+    /// PUBACK for what is not open: for QoS 0 (Interpretation: A-07), or for a message that is to be sent again, because the client
+    /// fell asleep or connected again meanwhile.
     fn handle_late_puback(&mut self, ack: TopicAck, cx: &mut Cx<'_>) {
         let ends = !matches!(ack.code, ReturnCode::Congestion | ReturnCode::InvalidTopicId);
         let accepted = ack.code == ReturnCode::Accepted;
         let sent = |item: &Item| !accepted || item.qos == QoS::AtLeastOnce;
-        if ends && let Some(item) = self.take_sent(ack.msg_id, Some(ack.topic_id), sent, cx) {
-            let counter = if accepted {
-                &mut cx.counters.downlink_delivered
-            } else {
-                &mut cx.counters.downlink_refused
-            };
-            *counter += 1;
-            cx.settle(&self.id, &item);
+        let registering = |exchange: &Exchange| {
+            matches!(&exchange.request, Request::Register { topic_id, item, .. }
+                if *topic_id == ack.topic_id && item.sent_as == Some(ack.msg_id) && sent(item))
+        };
+        if ends
+            && let Some(Exchange { request: Request::Register { item, .. }, .. }) =
+                self.downlink.take_exchange(registering)
+        {
+            self.settle_late(&item, accepted, cx);
+            self.advance(cx);
+        } else if ends && let Some(item) = self.take_sent(ack.msg_id, Some(ack.topic_id), sent, cx) {
+            self.settle_late(&item, accepted, cx);
         } else if ack.msg_id == 0 && ack.code == ReturnCode::InvalidTopicId {
             self.registry.unconfirm(ack.topic_id);
         }
+    }
+
+    fn settle_late(&self, item: &Item, accepted: bool, cx: &mut Cx<'_>) {
+        let counter =
+            if accepted { &mut cx.counters.downlink_delivered } else { &mut cx.counters.downlink_refused };
+        *counter += 1;
+        cx.settle(&self.id, item);
     }
 
     /// Takes out the message that was sent under this MsgId, and on this topic id, and waits to be sent again.
@@ -558,8 +569,10 @@ impl Session {
         let item = outbox.take_first(&mut total, |item| {
             item.sent_as == Some(msg_id)
                 && wanted(item)
-                && topic_id
-                    .is_none_or(|id| matches!(self.name(item, cx), Naming::Known(topic) if topic.raw() == id))
+                && topic_id.is_none_or(|id| match item.sent_on {
+                    Some(sent_on) => sent_on.raw() == id,
+                    None => matches!(self.name(item, cx), Naming::Known(topic) if topic.raw() == id),
+                })
         });
         *cx.queued_octets = total;
         self.downlink.outbox = outbox;

@@ -599,6 +599,40 @@ fn a_pubrec_that_comes_while_the_topic_is_registered_again_settles_the_message()
     w.quiet();
 }
 
+/// Or a sensor that pays for every frame is sent again what it has acknowledged.
+#[test]
+fn a_puback_that_comes_while_the_topic_is_registered_again_settles_the_message() {
+    for others in [0, 2] {
+        let mut w = world();
+        w.connected(A, persistent("n1"));
+        let id = w.subscribed(A, "s/1", QoS::AtLeastOnce);
+        w.broker_publishes(5, "s/1", "on", QoS::AtLeastOnce);
+        let topic = TopicRef::Normal(id);
+        let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "on");
+        for pkid in 0..others {
+            w.broker_publishes(6 + pkid, "s/1", "more", QoS::AtLeastOnce);
+        }
+        w.send(A, persistent("n1"));
+        w.expect(A, connack(ReturnCode::Accepted));
+        let (_, mut register) = w.expect_register(A, "s/1");
+        // What it says to the PUBLISH of the earlier connection was on its way.
+        w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+        w.broker_gets_puback(5);
+        if others > 0 {
+            (_, register) = w.expect_register(A, "s/1");
+        }
+        w.quiet();
+        w.send(A, regack(id, register, ReturnCode::Accepted));
+        for pkid in 0..others {
+            let msg_id = w.expect_publish(A, topic, Qos::AtLeastOnce, false, "more");
+            w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
+            w.broker_gets_puback(6 + pkid);
+        }
+        w.quiet();
+        w.broker_quiet();
+    }
+}
+
 #[track_caller]
 fn connected_elsewhere(w: &mut World) {
     w.send(B, persistent("n1"));

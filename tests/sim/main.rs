@@ -243,6 +243,7 @@ once_broken! {
     seed_33464_of_two_sensors_with_one_id_one_left_a_name_unanswered: 33464;
     seed_33508_a_register_that_was_held_back_outlived_its_session: 33508;
     seed_33513_a_message_of_qos_1_passed_one_of_qos_2: 33513;
+    seed_3300211_a_puback_came_while_its_topic_was_registered_again: 3300211;
     seed_33655_a_connack_that_waited_was_no_sign_of_life: 33655;
     seed_33749_a_pingreq_from_elsewhere_was_no_sign_of_life: 33749;
     seed_34001_a_broker_that_wanted_no_further_link_sent_two_copies: 34001;

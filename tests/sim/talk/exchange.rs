@@ -194,10 +194,17 @@ impl Talking {
                 }
                 let accepted = ack.code == ReturnCode::Accepted;
                 self.has.extend(self.by_id.get(&ack.msg_id));
-                let ends = |open: &mut Open| {
-                    open.msg_id == ack.msg_id
-                        && matches!(open.kind, Kind::Publish(_, topic, qos)
-                            if topic.raw() == ack.topic_id && (qos == Qos::AtLeastOnce || !accepted))
+                let resumed = self.resumable.get(&ack.msg_id);
+                let resumed = resumed.is_some_and(|(_, qos)| *qos == Qos::AtLeastOnce || !accepted);
+                let ends = |open: &mut Open| match open.kind {
+                    Kind::Publish(_, topic, qos) => {
+                        open.msg_id == ack.msg_id
+                            && topic.raw() == ack.topic_id
+                            && (qos == Qos::AtLeastOnce || !accepted)
+                    }
+                    // It answers the PUBLISH of an earlier connection.
+                    Kind::Register(id) => resumed && id == ack.topic_id,
+                    Kind::Release => false,
                 };
                 self.open.take_if(ends);
                 self.resumable
