@@ -220,6 +220,7 @@ once_broken! {
     seed_4001348_nobody_told_a_client_that_its_link_had_gone_for_another: 4001348;
     seed_4001544_a_filter_left_for_the_broker_beside_a_store_that_failed: 4001544;
     seed_4001894_a_session_was_removed_so_late_that_it_was_the_next_one: 4001894;
+    seed_4300288_a_client_was_forgotten_twice_while_the_store_hung: 4300288;
     seed_4000587_a_sleeper_asked_for_what_it_missed_before_it_was_told_that_it_sleeps: 4000587;
     seed_40392_a_forgotten_client_left_a_packet_id_behind: 40392;
     seed_41376_a_message_waited_for_the_store_longer_than_it_might_for_the_broker: 41376;

@@ -234,6 +234,11 @@ impl Told {
         }
     }
 
+    /// The operator has been told that everything of a client is gone for good: so was the client, before.
+    pub(crate) fn answered(&mut self, who: Who) {
+        self.farewells.remove(&who);
+    }
+
     /// Frames of this client come from places by which the gateway need not know it.
     pub(crate) fn unsteady(&mut self, who: Who) {
         if let Some(client) = self.clients.get_mut(&who) {
@@ -556,7 +561,7 @@ impl Told {
     fn disconnect_out(&mut self, now: Instant, who: Who, to: &Peer) -> Checked {
         // One with a link of its own may have been dismissed.
         let aggregating = self.aggregating();
-        let farewell = self.farewells.remove(&who);
+        let farewell = self.farewells.contains(&who);
         let Some(client) = self.clients.get_mut(&who) else { return Ok(()) };
         client.unsteady |= farewell;
         let cause = self.cause.as_ref().filter(|(from, _)| from == to).map(|(_, name)| *name);

@@ -51,6 +51,9 @@ impl World<'_> {
             return Err(Law::Forgotten.broken(format!("{request:?} is answered twice, or was not asked")));
         };
         let (_, who, is_storing, after) = self.forgetting.swap_remove(at);
+        if !self.forgetting.iter().any(|(_, other, ..)| *other == who) {
+            self.told.answered(who);
+        }
         // What is answered in the same moment had nothing to wait for.
         let after = if after == Lsn(u64::MAX) { self.store.last_deleted(who) } else { after };
         let fair = matches!(answer, Answer::Forgotten(_)) == is_storing;
