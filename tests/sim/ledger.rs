@@ -120,6 +120,9 @@ pub(crate) struct Got<'a> {
     pub(crate) young: bool,
     /// What it subscribes to changed while the message was under way on several links of the gateway's.
     pub(crate) split: bool,
+    /// Some clients have links of their own, and some have not: one that was served in the other way before may have left a session
+    /// at the broker which nobody could end, and it gets from there what it had from the gateway's link.
+    pub(crate) mixed: bool,
     /// There are several: each has an order of its own, and one topic is on one of them.
     pub(crate) has_lanes: bool,
     pub(crate) topic: &'a TopicName,
@@ -341,6 +344,7 @@ impl Ledger {
         *count += 1;
         if *count > 1 {
             let copies = self.came.get(&(self.clients[who], no)).copied().unwrap_or(0);
+            let copies = copies + u32::from(got.mixed && copies > 0);
             let most = entry.at_broker.max(copies);
             // What it got at QoS 1 comes once more if the broker has to send it again, and at QoS 2 if it has that by then.
             let raised = entry.redelivered && *exactly <= most;

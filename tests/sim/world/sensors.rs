@@ -375,7 +375,8 @@ impl World<'_> {
                 let no = self.ledger.find(&message.payload);
                 let split = no.is_some_and(|no| self.is_split(who, no));
                 let (qos, retain, has_lanes) = (message.qos, message.retain, self.air.has_lanes);
-                let got = Got { who, session, young, split, has_lanes, topic: &topic, qos, retain };
+                let mixed = self.plan.has_own_links() && !self.plan.all_dedicated();
+                let got = Got { who, session, young, split, mixed, has_lanes, topic: &topic, qos, retain };
                 self.ledger.got(&message.payload, &got)?;
             }
             NodeEvent::Asleep => self.set_alarm(who),
