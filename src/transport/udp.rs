@@ -515,7 +515,7 @@ struct Datagram {
 }
 
 /// `control` has room for what the system tells beside the octets.
-fn receive(socket: &UdpSocket, buffer: &mut [u8], control: &mut Vec<u8>) -> io::Result<Datagram> {
+fn receive(socket: &UdpSocket, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Datagram> {
     socket.try_io(Interest::READABLE, || {
         let mut parts = [IoSliceMut::new(buffer)];
         let flags = MsgFlags::MSG_DONTWAIT;

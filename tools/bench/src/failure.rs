@@ -1,0 +1,37 @@
+//! Why a benchmark cannot be run to its end.
+
+use std::io;
+use std::path::PathBuf;
+
+/// What was attempted, and on what. The cause is the `source`.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("cannot {what}")]
+    Io { what: String, source: io::Error },
+    #[error("cannot build the gateway: cargo ended with {0}")]
+    Build(std::process::ExitStatus),
+    #[error("there is no {}; leave --gateway out to have it built", .0.display())]
+    NoGateway(PathBuf),
+    #[error("{name} did not say {awaited:?} within {seconds} s; it said: {said}")]
+    Silent { name: &'static str, awaited: &'static str, seconds: u64, said: String },
+    #[error("{what} did not happen within {seconds} s")]
+    Late { what: String, seconds: u64 },
+    #[error("the broker: {0}")]
+    Broker(String),
+    #[error("the gateway: {0}")]
+    Gateway(String),
+    #[error("there is no scenario {0:?}; `mqtt-sn-bench list` names them")]
+    NoScenario(String),
+}
+
+/// Says what was attempted.
+pub(crate) trait Attempt<T> {
+    /// The same, as a failure to do `what`.
+    fn attempt(self, what: impl Into<String>) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<io::Error>> Attempt<T> for Result<T, E> {
+    fn attempt(self, what: impl Into<String>) -> Result<T, Failure> {
+        self.map_err(|error| Failure::Io { what: what.into(), source: error.into() })
+    }
+}

@@ -1,0 +1,190 @@
+//! What a scenario found: a line of JSON, a line of the table, and whether the bars hold.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// The longest latency that is told apart from longer ones.
+const LATENCY_MAX: u64 = 60_000_000_000;
+
+/// Latencies, to a thousandth.
+#[derive(Debug)]
+pub(crate) struct Histogram(Option<hdrhistogram::Histogram<u64>>);
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self(hdrhistogram::Histogram::new_with_max(LATENCY_MAX, 3).ok())
+    }
+}
+
+impl Histogram {
+    pub(crate) fn add(&mut self, latency: Duration) {
+        if let Some(histogram) = &mut self.0 {
+            histogram.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(LATENCY_MAX));
+        }
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.0.as_ref().map_or(0, hdrhistogram::Histogram::len)
+    }
+
+    /// `None` if there is none at all.
+    pub(crate) fn latency(&self) -> Option<Latency> {
+        let histogram = self.0.as_ref().filter(|histogram| !histogram.is_empty())?;
+        let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
+        Some(Latency { p50: at(0.5), p99: at(0.99), p999: at(0.999) })
+    }
+}
+
+/// In microseconds.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Latency {
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) p999: f64,
+}
+
+/// What was found in one case of a scenario.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Row {
+    pub(crate) scenario: &'static str,
+    pub(crate) case: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) seconds: Option<f64>,
+    /// Delivered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) messages_per_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lost: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) latency_us: Option<Latency>,
+    /// Of the process that is measured, for each message delivered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cpu_us_per_message: Option<f64>,
+    /// Resident octets of the process that is measured, beyond those before the first client, for each of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bytes_per_client: Option<f64>,
+    /// What has no column of its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ratios: Vec<Ratio>,
+}
+
+/// A figure beside what it is to be.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Ratio {
+    pub(crate) what: String,
+    pub(crate) value: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bar: Option<Bar>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Bar {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Row {
+    pub(crate) fn new(scenario: &'static str, case: impl Into<String>) -> Self {
+        Self {
+            scenario,
+            case: case.into(),
+            seconds: None,
+            messages_per_s: None,
+            lost: None,
+            latency_us: None,
+            cpu_us_per_message: None,
+            bytes_per_client: None,
+            ratios: Vec::new(),
+        }
+    }
+
+    /// Adds a figure without a bar.
+    pub(crate) fn tell(&mut self, what: impl Into<String>, value: f64) {
+        self.ratios.push(Ratio { what: what.into(), value, bar: None });
+    }
+
+    /// Adds one with a bar.
+    pub(crate) fn hold(&mut self, what: impl Into<String>, value: f64, bar: Bar) {
+        self.ratios.push(Ratio { what: what.into(), value, bar: Some(bar) });
+    }
+
+    /// The bars that do not hold.
+    pub(crate) fn missed(&self) -> impl Iterator<Item = &Ratio> {
+        self.ratios.iter().filter(|ratio| !ratio.holds())
+    }
+}
+
+impl Ratio {
+    fn holds(&self) -> bool {
+        match self.bar {
+            // What could not be measured is no success.
+            Some(Bar::AtLeast(bar)) => self.value >= bar,
+            Some(Bar::AtMost(bar)) => self.value <= bar,
+            None => true,
+        }
+    }
+}
+
+/// The rows as a table in Markdown.
+pub(crate) fn table(rows: &[Row]) -> String {
+    let mut text = String::from(
+        "| | | messages/s | lost | p50 / p99 / p99.9 µs | CPU µs a message | |\n|---|---|--:|--:|--:|--:|---|\n",
+    );
+    let mut scenario = "";
+    for row in rows {
+        let name = if row.scenario == scenario { "" } else { row.scenario };
+        scenario = row.scenario;
+        let latency =
+            row.latency_us.map(|it| format!("{} / {} / {}", short(it.p50), short(it.p99), short(it.p999)));
+        let mut notes: Vec<_> = row.seconds.map(|it| format!("{} s", short(it))).into_iter().collect();
+        notes.extend(row.bytes_per_client.map(|it| format!("{} octets a client", thousands(it))));
+        notes.extend(row.ratios.iter().map(note));
+        let cells = [
+            name.to_owned(),
+            row.case.clone(),
+            row.messages_per_s.map(thousands).unwrap_or_default(),
+            row.lost.map(|it| it.to_string()).unwrap_or_default(),
+            latency.unwrap_or_default(),
+            row.cpu_us_per_message.map(short).unwrap_or_default(),
+            notes.join("; "),
+        ];
+        // A String takes everything.
+        let _ = writeln!(text, "| {} |", cells.join(" | "));
+    }
+    text
+}
+
+fn note(ratio: &Ratio) -> String {
+    let Ratio { what, value, .. } = ratio;
+    let verdict = if ratio.holds() { "" } else { ", **missed**" };
+    match ratio.bar {
+        Some(Bar::AtLeast(bar)) => format!("{what} {} (at least {}{verdict})", short(*value), short(bar)),
+        Some(Bar::AtMost(bar)) => format!("{what} {} (at most {}{verdict})", short(*value), short(bar)),
+        None => format!("{what} {}", short(*value)),
+    }
+}
+
+/// Three digits that count.
+fn short(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".into(),
+        ..0.9995 => format!("{value:.2}"),
+        ..99.95 => format!("{value:.1}"),
+        _ => thousands(value),
+    }
+}
+
+fn thousands(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

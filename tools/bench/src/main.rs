@@ -1,0 +1,130 @@
+//! `mqtt-sn-bench`: what the gateway costs, beside bare sockets and direct MQTT clients on the same machine at the same time.
+//!
+//! It drives the real program over loopback: [`rig`] starts it beside a broker, [`sensor`] and [`swarm`] are the load,
+//! [`app`] is at the broker's other side, [`bare`] is the least that any gateway could do, and each [`scenario`] brings
+//! rows of [`figures`].
+
+mod app;
+mod bare;
+mod delay;
+mod failure;
+mod figures;
+mod process;
+mod rig;
+mod scenario;
+mod sensor;
+mod sink;
+mod stamp;
+mod swarm;
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+
+use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::failure::{Attempt, Failure};
+use crate::figures::Row;
+use crate::scenario::{Bench, Scenario};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "mqtt-sn-bench",
+    about = "What the gateway costs, in ratios to bare sockets and direct MQTT clients"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run every scenario
+    All(RunArgs),
+    /// Run some of them
+    Run {
+        /// Their names
+        #[arg(required = true, value_name = "SCENARIO")]
+        scenarios: Vec<String>,
+        #[command(flatten)]
+        args: RunArgs,
+    },
+    /// Name the scenarios
+    List,
+    /// The embedded broker in a process of its own
+    #[command(hide = true)]
+    Sink { addr: SocketAddr },
+    /// The bare relay in a process of its own
+    #[command(hide = true)]
+    Bare { broker: SocketAddr },
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// The gateway's program [default: that of this repository, built as a release]
+    #[arg(long, value_name = "FILE")]
+    gateway: Option<PathBuf>,
+    /// Show what gateway and broker print
+    #[arg(long)]
+    verbose: bool,
+    /// Write the table there too
+    #[arg(long, value_name = "FILE")]
+    table: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::All(args) => measure(&Scenario::ALL, args),
+        Command::Run { scenarios, args } => named(&scenarios).and_then(|scenarios| measure(&scenarios, args)),
+        Command::List => {
+            Scenario::ALL.iter().for_each(|scenario| println!("{:10} {}", scenario.name(), scenario.about()));
+            Ok(true)
+        }
+        Command::Sink { addr } => sink::run(addr).map(|()| true),
+        Command::Bare { broker } => bare::run(broker).map(|()| true),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(failure) => {
+            let causes = std::iter::successors(failure.source(), |&cause| cause.source());
+            eprintln!(
+                "mqtt-sn-bench: {}",
+                causes.fold(failure.to_string(), |text, cause| format!("{text}: {cause}"))
+            );
+            ExitCode::from(if matches!(failure, Failure::NoScenario(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+fn named(names: &[String]) -> Result<Vec<Scenario>, Failure> {
+    let named = |name: &String| {
+        let found = Scenario::ALL.into_iter().find(|scenario| scenario.name() == name);
+        found.ok_or_else(|| Failure::NoScenario(name.clone()))
+    };
+    names.iter().map(named).collect()
+}
+
+/// Prints a line of JSON for each case, and the table at the end. Whether all bars hold.
+fn measure(scenarios: &[Scenario], args: RunArgs) -> Result<bool, Failure> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).attempt("ask for the limit of open files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).attempt("raise the limit of open files")?;
+    process::TELLS.store(args.verbose, Ordering::Relaxed);
+    let mut bench = Bench::new(args.gateway)?;
+    for scenario in scenarios {
+        scenario.run(&mut bench)?;
+    }
+    let table = figures::table(bench.rows());
+    println!("\n{}\n\n{table}", bench.machine());
+    if let Some(path) = args.table {
+        std::fs::write(&path, &table).attempt(format!("write {}", path.display()))?;
+    }
+    let missed: Vec<_> = bench.rows().iter().flat_map(Row::missed).collect();
+    for ratio in &missed {
+        eprintln!("missed: {} is {:.2}", ratio.what, ratio.value);
+    }
+    Ok(missed.is_empty())
+}

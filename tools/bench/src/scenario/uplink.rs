@@ -1,0 +1,297 @@
+//! From sensors to the broker.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mqtt_sn_gateway::mqtt::{Event as AtBroker, QoS};
+use mqtt_sn_gateway::node::{Event, Node, Outcome, Topic};
+use mqtt_sn_gateway::topic::TopicName;
+use mqtt_sn_gateway::wire::Qos;
+
+use super::{Bench, QUIET};
+use crate::app::{App, Listener};
+use crate::failure::Failure;
+use crate::figures::{Bar, Histogram, Row};
+use crate::process::Usage;
+use crate::rig::{Broker, Kind, Mode, Setup, Subject};
+use crate::sensor::{Sensors, TOPIC};
+use crate::stamp;
+use crate::swarm::Swarm;
+
+/// Sensors that publish.
+const SENSORS: u32 = 100;
+
+/// What comes before is not counted: caches and queues are to be as they stay.
+const WARM_UP: Duration = Duration::from_millis(500);
+
+/// How long a stream is measured.
+const TIME: Duration = Duration::from_secs(3);
+
+/// Messages a second of a steady stream: a fraction of what any part of the way could carry.
+const RATE: f64 = 10_000.0;
+
+/// Processor time for each message, in those of the bare relay, with QoS 0, 1 and 2. The latter two send datagrams too.
+const CPU_BARS: [(Qos, f64); 3] = [(Qos::AtMostOnce, 3.0), (Qos::AtLeastOnce, 6.0), (Qos::ExactlyOnce, 12.0)];
+
+/// Datagrams a second beside the bare relay, both with more than they can take.
+const FLOOD_BAR: f64 = 0.6;
+
+/// A stream that was measured.
+struct Stream {
+    sent: u64,
+    delivered: u64,
+    time: Duration,
+    used: Usage,
+    latency: Histogram,
+}
+
+impl Stream {
+    /// What comes of `send` in [`TIME`].
+    fn measure(
+        subject: &Subject,
+        listener: &Listener,
+        mut send: impl FnMut(Duration) -> Result<u64, Failure>,
+    ) -> Result<Self, Failure> {
+        let before = listener.count();
+        let sent = send(WARM_UP)?;
+        listener.wait_for(before + sent, QUIET);
+        listener.take_latency();
+        let (before, used) = (listener.count(), subject.process.usage()?);
+        let start = Instant::now();
+        let sent = send(TIME)?;
+        let last = listener.wait_for(before + sent, QUIET);
+        Ok(Self {
+            sent,
+            delivered: listener.count() - before,
+            time: last.saturating_duration_since(start),
+            used: subject.process.usage()?.since(used),
+            latency: listener.take_latency(),
+        })
+    }
+
+    fn per_second(&self) -> f64 {
+        self.delivered as f64 / self.time.as_secs_f64()
+    }
+
+    fn cpu_us(&self) -> f64 {
+        self.used.cpu.as_secs_f64() * 1e6 / self.delivered as f64
+    }
+
+    fn row(&self, scenario: &'static str, case: String) -> Row {
+        Row {
+            messages_per_s: Some(self.per_second()),
+            lost: Some(self.sent.saturating_sub(self.delivered)),
+            latency_us: self.latency.latency(),
+            cpu_us_per_message: Some(self.cpu_us()),
+            ..Row::new(scenario, case)
+        }
+    }
+}
+
+/// QoS 0 from 100 sensors as fast as they can.
+pub(super) fn flood(bench: &mut Bench) -> Result<(), Failure> {
+    let measure = |subject: &Subject, broker: &Broker, sensors: &mut Sensors| {
+        let listener = listener(broker)?;
+        let stream = Stream::measure(subject, &listener, |time| sensors.flood(time))?;
+        listener.end().map(|()| stream)
+    };
+    let broker = Broker::start(Kind::Sink)?;
+    let bare = Subject::bare(broker.addr)?;
+    let least = measure(&bare, &broker, &mut Sensors::unconnected(bare.addr, SENSORS)?)?;
+    drop(bare);
+    bench.add(least.row("flood", "bare relay, sink".into()));
+    for mode in [Mode::Aggregating, Mode::Transparent] {
+        let gateway = Subject::gateway(bench.program(), broker.addr, &Setup::new(mode))?;
+        let mut sensors = Sensors::new(gateway.addr, SENSORS, Qos::AtMostOnce)?;
+        let stream = measure(&gateway, &broker, &mut sensors)?;
+        let mut row = stream.row("flood", format!("QoS 0, {mode}, sink"));
+        let ratio = stream.per_second() / least.per_second();
+        match mode {
+            Mode::Aggregating => row.hold("of the bare relay's", ratio, Bar::AtLeast(FLOOD_BAR)),
+            Mode::Transparent => row.tell("of the bare relay's", ratio),
+        }
+        bench.add(row);
+    }
+    Ok(())
+}
+
+/// A steady stream of each QoS from 100 sensors.
+pub(super) fn steady(bench: &mut Bench) -> Result<(), Failure> {
+    for kind in bench.brokers() {
+        let broker = Broker::start(kind)?;
+        let bare = Subject::bare(broker.addr)?;
+        let mut sensors = Sensors::unconnected(bare.addr, SENSORS)?;
+        let listening = listener(&broker)?;
+        let least = Stream::measure(&bare, &listening, |time| sensors.stream(RATE, time))?;
+        listening.end()?;
+        drop(bare);
+        bench.add(least.row("steady", format!("bare relay, {kind}")));
+        for mode in [Mode::Aggregating, Mode::Transparent] {
+            for qos in [Qos::MinusOne, Qos::AtMostOnce, Qos::AtLeastOnce, Qos::ExactlyOnce] {
+                let stream = steady_of(bench, &broker, mode, qos)?;
+                let mut row = stream.row("steady", format!("QoS {qos}, {mode}, {kind}"));
+                let ratio = stream.cpu_us() / least.cpu_us();
+                let bar = CPU_BARS.iter().find(|bar| bar.0 == qos);
+                match bar.filter(|_| (mode, kind) == (Mode::Aggregating, Kind::Mosquitto)) {
+                    Some(bar) => row.hold("CPU in those of the bare relay", ratio, Bar::AtMost(bar.1)),
+                    None => row.tell("CPU in those of the bare relay", ratio),
+                }
+                bench.add(row);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn steady_of(bench: &Bench, broker: &Broker, mode: Mode, qos: Qos) -> Result<Stream, Failure> {
+    let gateway = Subject::gateway(bench.program(), broker.addr, &Setup::new(mode))?;
+    let listening = listener(broker)?;
+    let stream = match qos {
+        Qos::MinusOne | Qos::AtMostOnce => {
+            let mut sensors = Sensors::new(gateway.addr, SENSORS, qos)?;
+            Stream::measure(&gateway, &listening, |time| sensors.stream(RATE, time))?
+        }
+        Qos::AtLeastOnce | Qos::ExactlyOnce => {
+            let mut swarm = Swarm::new(gateway.addr, 0..SENSORS as usize, |_| {})?;
+            swarm.connect()?;
+            Stream::measure(&gateway, &listening, |time| talk(&mut swarm, qos, RATE, time))?
+        }
+    };
+    listening.end().map(|()| stream)
+}
+
+/// Each sensor in its turn publishes, at this rate all together, until all is acknowledged; how many messages that were.
+fn talk(swarm: &mut Swarm, qos: Qos, rate: f64, time: Duration) -> Result<u64, Failure> {
+    let topic = topic()?;
+    let start = Instant::now();
+    let (mut sent, mut settled) = (0_u64, 0_u64);
+    let mut refused = None;
+    while settled < sent || start.elapsed() < time {
+        let due = (start.elapsed().min(time).as_secs_f64() * rate) as u64;
+        while sent < due {
+            let index = (sent % swarm.len() as u64) as usize;
+            swarm.one(index, |node, now| publish(node, now, &topic, qos))?;
+            sent += 1;
+        }
+        let wait = Duration::from_secs_f64((sent + 1) as f64 / rate).saturating_sub(start.elapsed());
+        swarm.live(wait.min(Duration::from_millis(10)), |_, _, event| match event {
+            Event::Published(_, Outcome::Acknowledged) => settled += 1,
+            Event::Published(_, outcome) => refused = Some(format!("a message was {outcome:?}")),
+            Event::ConnectionLost(loss) => refused = Some(format!("a sensor was lost: {loss}")),
+            _ => {}
+        })?;
+        if let Some(refused) = refused {
+            return Err(Failure::Gateway(refused));
+        }
+    }
+    Ok(sent)
+}
+
+/// One message after the other, from one sensor and from a hundred, and the same from direct MQTT clients.
+pub(super) fn closed(bench: &mut Bench) -> Result<(), Failure> {
+    for kind in bench.brokers() {
+        let broker = Broker::start(kind)?;
+        for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
+            let (direct, time) = direct(broker.addr, qos)?;
+            let direct_latency = direct.latency();
+            let mut row = Row::new("closed", format!("QoS {qos}, direct client, {kind}"));
+            row.messages_per_s = Some(direct.len() as f64 / time.as_secs_f64());
+            row.latency_us = direct_latency;
+            bench.add(row);
+            for (mode, count) in [(Mode::Aggregating, 1), (Mode::Aggregating, 100), (Mode::Transparent, 1)] {
+                let gateway = Subject::gateway(bench.program(), broker.addr, &Setup::new(mode))?;
+                let used = gateway.process.usage()?;
+                let (latency, time) = one_by_one(gateway.addr, count, qos)?;
+                let used = gateway.process.usage()?.since(used);
+                let sensors = if count == 1 { "1 sensor".into() } else { format!("{count} sensors") };
+                let mut row = Row::new("closed", format!("QoS {qos}, {sensors}, {mode}, {kind}"));
+                row.messages_per_s = Some(latency.len() as f64 / time.as_secs_f64());
+                row.cpu_us_per_message = Some(used.cpu.as_secs_f64() * 1e6 / latency.len() as f64);
+                row.latency_us = latency.latency();
+                if let (1, Some(own), Some(direct)) = (count, row.latency_us, direct_latency) {
+                    let (added, times) = (own.p50 - direct.p50, own.p99 / direct.p99);
+                    let (what_added, what_times) =
+                        ("µs more at p50 than the direct client:", "its p99 times");
+                    if (qos, mode) == (Qos::AtLeastOnce, Mode::Aggregating) {
+                        row.hold(what_added, added, Bar::AtMost(60.0));
+                        row.hold(what_times, times, Bar::AtMost(10.0));
+                    } else {
+                        row.tell(what_added, added);
+                        row.tell(what_times, times);
+                    }
+                }
+                bench.add(row);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A direct client publishes again as soon as the broker has acknowledged.
+fn direct(broker: SocketAddr, qos: Qos) -> Result<(Histogram, Duration), Failure> {
+    let mut app = App::connect(broker, "direct")?;
+    let topic = TopicName::new(TOPIC).map_err(|error| Failure::Broker(error.to_string()))?;
+    let qos = if qos == Qos::AtLeastOnce { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
+    let mut latency = Histogram::default();
+    let start = Instant::now();
+    while start.elapsed() < WARM_UP + TIME {
+        let sent = Instant::now();
+        app.publish(&topic, stamp::bytes(), qos)?;
+        let mut done = false;
+        while !done {
+            app.live(QUIET, |event| done |= matches!(event, AtBroker::Completed(..)))?;
+        }
+        if start.elapsed() > WARM_UP {
+            latency.add(sent.elapsed());
+        }
+    }
+    Ok((latency, TIME))
+}
+
+/// Sensors publish again as soon as the gateway has acknowledged.
+pub(super) fn one_by_one(
+    gateway: SocketAddr,
+    count: usize,
+    qos: Qos,
+) -> Result<(Histogram, Duration), Failure> {
+    let mut swarm = Swarm::new(gateway, 0..count, |_| {})?;
+    swarm.connect()?;
+    let topic = topic()?;
+    let mut sent = VecDeque::from(vec![Instant::now(); count]);
+    let mut latency = Histogram::default();
+    swarm.each(|_, node, now| {
+        publish(node, now, &topic, qos);
+        Ok(())
+    })?;
+    let start = Instant::now();
+    while start.elapsed() < WARM_UP + TIME {
+        swarm.live(QUIET, |index, node, event| {
+            let Event::Published(..) = event else { return };
+            let now = Instant::now();
+            if let Some(sent) = sent.get_mut(index) {
+                if start.elapsed() > WARM_UP {
+                    latency.add(now - *sent);
+                }
+                *sent = now;
+            }
+            publish(node, now, &topic, qos);
+        })?;
+    }
+    Ok((latency, TIME))
+}
+
+fn publish(node: &mut Node, now: Instant, topic: &Topic, qos: Qos) {
+    // Its queue has room for more than is ever due.
+    let _ = node.publish(now, topic.clone(), stamp::bytes(), qos, false);
+}
+
+fn topic() -> Result<Topic, Failure> {
+    TopicName::new(TOPIC).map(Topic::Name).map_err(|error| Failure::Gateway(error.to_string()))
+}
+
+fn listener(broker: &Broker) -> Result<Listener, Failure> {
+    let mut app = App::connect(broker.addr, "listener")?;
+    app.subscribe("bench/up/#", QoS::AtMostOnce)?;
+    Ok(app.listen())
+}

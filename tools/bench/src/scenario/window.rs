@@ -1,0 +1,45 @@
+//! A broker that is far away.
+
+use std::time::Duration;
+
+use mqtt_sn_gateway::wire::Qos;
+
+use super::{Bench, uplink};
+use crate::delay;
+use crate::failure::Failure;
+use crate::figures::{Bar, Row};
+use crate::rig::{Broker, Kind, Mode, Setup, Subject};
+
+/// Sensors with one message each on its way.
+const SENSORS: usize = 1_000;
+
+/// To the broker and back.
+const ROUND_TRIP: Duration = Duration::from_millis(100);
+
+/// Of the messages that so many sensors could send over such a way if nothing but the way held them up.
+const BAR: f64 = 0.8;
+
+/// QoS 1 and 2 over a way of 100 ms.
+pub(super) fn far(bench: &mut Bench) -> Result<(), Failure> {
+    for kind in bench.brokers() {
+        let broker = Broker::start(kind)?;
+        let addr = delay::relay(broker.addr, ROUND_TRIP / 2)?;
+        for (qos, round_trips) in [(Qos::AtLeastOnce, 1.0), (Qos::ExactlyOnce, 2.0)] {
+            let gateway = Subject::gateway(bench.program(), addr, &Setup::new(Mode::Aggregating))?;
+            let (latency, time) = uplink::one_by_one(gateway.addr, SENSORS, qos)?;
+            let rate = latency.len() as f64 / time.as_secs_f64();
+            let most = SENSORS as f64 / (ROUND_TRIP.as_secs_f64() * round_trips);
+            let mut row = Row::new("far", format!("QoS {qos}, {SENSORS} sensors, {kind} 100 ms away"));
+            row.messages_per_s = Some(rate);
+            row.latency_us = latency.latency();
+            let what = "of what the way allows";
+            // A broker of MQTT 3.1.1, as the sink is, cannot say how many of QoS 2 it takes.
+            match (qos, kind) {
+                (Qos::ExactlyOnce, _) => row.tell(what, rate / most),
+                (_, Kind::Sink | Kind::Mosquitto) => row.hold(what, rate / most, Bar::AtLeast(BAR)),
+            }
+            bench.add(row);
+        }
+    }
+    Ok(())
+}
