@@ -8,14 +8,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::net::lookup_host;
 use tokio::sync::mpsc::{self, Permit};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
-use self::commands::{Receiver, Refused, Sender};
+use self::commands::{Receiver, Sender};
 pub use self::password::Passwords;
 use self::stream::{Heard, LINGER_MAX, Stream};
 pub use self::tls::{Certificates, File, FileError, Files, Pair};
@@ -73,28 +73,14 @@ impl Links {
     /// Carries out a command; never waits. Needs a tokio runtime. A command for a connection that is gone is ignored and
     /// counted.
     pub fn command(&mut self, id: LinkId, command: LinkCommand) {
-        let octets = match command {
+        let sent = match command {
             LinkCommand::Connect { endpoint, client } => return self.connect(id, endpoint, client),
-            LinkCommand::Write(octets) => Some(octets),
-            LinkCommand::Close => None,
+            LinkCommand::Write(octets) => self.open.get(&id).map(|commands| commands.write(octets)),
+            LinkCommand::Close => self.open.remove(&id).map(Sender::close),
         };
-        let sent = match (self.open.get(&id), octets) {
-            (Some(commands), Some(octets)) => commands.write(octets),
-            (Some(_), None) => {
-                self.open.remove(&id);
-                Ok(())
-            }
-            (None, _) => Err(Refused::Ended),
-        };
-        match sent {
-            Ok(()) => {}
-            // It ended by itself and its last event is on the way, or has been there.
-            Err(Refused::Ended) => self.stale += 1,
-            Err(Refused::Full) => {
-                debug_assert!(false, "one write at a time");
-                error!(link = id.0, "command dropped: more than one write at a time");
-                self.stale += 1;
-            }
+        // It has ended by itself and its last event is on the way, or has been there.
+        if sent != Some(Ok(())) {
+            self.stale += 1;
         }
     }
 
@@ -252,13 +238,7 @@ impl Connection {
     fn enqueue(&mut self, octets: Bytes) {
         debug_assert!(self.unsent.is_empty(), "one write at a time");
         (self.writing, self.drained) = (!octets.is_empty(), octets.is_empty());
-        self.unsent = if self.unsent.is_empty() {
-            octets
-        } else {
-            let mut both = BytesMut::from(self.unsent.as_ref());
-            both.extend_from_slice(&octets);
-            both.freeze()
-        };
+        self.unsent = if self.unsent.is_empty() { octets } else { commands::joined(&self.unsent, &octets) };
     }
 
     /// Writes what the operating system takes.

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
 /// Both ends.
@@ -35,30 +35,37 @@ struct State {
     ended: bool,
 }
 
-/// Why a write is not taken.
+/// The task has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// The task has ended.
-    Ended,
-    /// The write before it waits yet.
-    Full,
-}
+pub(super) struct Ended;
 
 impl Sender {
-    /// Has these octets written; never waits.
-    pub(super) fn write(&self, octets: Bytes) -> Result<(), Refused> {
+    /// Has these octets written, behind those that wait; never waits.
+    pub(super) fn write(&self, octets: Bytes) -> Result<(), Ended> {
         let mut state = self.0.lock();
-        match state.write {
-            _ if state.ended => Err(Refused::Ended),
-            Some(_) => Err(Refused::Full),
-            None => {
-                state.write = Some(octets);
-                drop(state);
-                self.0.arrived.notify_one();
-                Ok(())
-            }
+        if state.ended {
+            return Err(Ended);
         }
+        state.write = Some(match state.write.take() {
+            Some(before) => joined(&before, &octets),
+            None => octets,
+        });
+        drop(state);
+        self.0.arrived.notify_one();
+        Ok(())
     }
+
+    /// Closes the connection once what was to be written is.
+    pub(super) fn close(self) -> Result<(), Ended> {
+        if self.0.lock().ended { Err(Ended) } else { Ok(()) }
+    }
+}
+
+/// The octets of both. The core waits for the end of a write, so that there is nothing to join as a rule.
+pub(super) fn joined(before: &Bytes, more: &Bytes) -> Bytes {
+    let mut both = BytesMut::from(before.as_ref());
+    both.extend_from_slice(more);
+    both.freeze()
 }
 
 impl Drop for Sender {
@@ -107,8 +114,8 @@ mod tests {
     async fn what_was_to_be_written_comes_before_the_end() {
         let (sender, receiver) = commands();
         assert_eq!(sender.write("a".into()), Ok(()));
-        assert_eq!(sender.write("b".into()), Err(Refused::Full));
-        assert_eq!(receiver.recv().await, Some("a".into()));
+        assert_eq!(sender.write("aa".into()), Ok(()));
+        assert_eq!(receiver.recv().await, Some("aaa".into()));
         assert_eq!(sender.write("b".into()), Ok(()));
         drop(sender);
         assert_eq!(receiver.recv().await, Some("b".into()));
@@ -131,6 +138,7 @@ mod tests {
     async fn nothing_is_taken_for_a_task_that_has_ended() {
         let (sender, receiver) = commands();
         drop(receiver);
-        assert_eq!(sender.write("a".into()), Err(Refused::Ended));
+        assert_eq!(sender.write("a".into()), Err(Ended));
+        assert_eq!(sender.close(), Err(Ended));
     }
 }
