@@ -297,7 +297,7 @@ impl Runtime {
             let room = FRAMES_PER_TURN - frames.len();
             self.intake.take(&mut frames, room);
         }
-        let now = Instant::now();
+        let (full, now) = (frames.len() >= FRAMES_PER_TURN, Instant::now());
         self.handle_stored(stored, now);
         self.handle_asked(asked, now);
         for report in events {
@@ -316,6 +316,10 @@ impl Runtime {
         }
         self.operator.note_broker(self.gateway.is_connected(), now);
         self.operator.note_store(self.gateway.is_storing(), now);
+        if full {
+            // There may be more, and then waiting for it would let nobody else run.
+            yield_now().await;
+        }
         order
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::gateway::io::{Address, Input, PortId, Route};
 
@@ -27,6 +27,9 @@ pub use self::line::{Flow, Line, Parity};
 
 /// Frames that wait for the core: 10,000 sensors that speak in the same moment, and some of them twice. Then sockets are not read.
 pub const INBOX_FRAMES_MAX: usize = 16 << 10;
+
+/// Of both, what sockets leave to lines and radios, whose frames have nowhere else to wait.
+const RESERVED_PART: usize = 8;
 
 /// Octets of frames that wait for the core: frames of 256 octets reach both limits together; larger ones fill memory no faster.
 pub const INBOX_OCTETS_MAX: usize = 4 << 20;
@@ -177,8 +180,9 @@ pub(crate) fn is_for_good(error: &io::Error) -> bool {
 /// The way of all ports to the core: bounded in frames and in octets.
 pub fn inbox() -> (Inbox, Intake) {
     let (sender, receiver) = mpsc::channel(INBOX_FRAMES_MAX);
-    let octets = Arc::new(AtomicUsize::new(0));
-    (Inbox { sender, octets: octets.clone() }, Intake { receiver, octets })
+    let (octets, taken) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let intake = Intake { receiver, octets: octets.clone(), taken: taken.clone() };
+    (Inbox { sender, octets, taken }, intake)
 }
 
 /// Where ports put what arrives.
@@ -186,6 +190,8 @@ pub fn inbox() -> (Inbox, Intake) {
 pub struct Inbox {
     sender: mpsc::Sender<Input>,
     octets: Arc<AtomicUsize>,
+    /// Tells sockets that wait for room.
+    taken: Arc<Notify>,
 }
 
 impl Inbox {
@@ -202,15 +208,26 @@ impl Inbox {
         false
     }
 
-    /// Whether a frame more would find room; what is left in a socket meanwhile is not lost.
+    /// Whether a frame more of a socket, of any size, finds room; what is left in the socket meanwhile is not lost.
     fn has_room(&self) -> bool {
-        self.sender.capacity() > 0
+        let octets = self.octets.load(Ordering::Relaxed) + udp::DATAGRAM_MAX;
+        self.sender.capacity() > INBOX_FRAMES_MAX / RESERVED_PART
+            && octets <= INBOX_OCTETS_MAX - INBOX_OCTETS_MAX / RESERVED_PART
     }
 
-    /// Completes when [`Inbox::has_room`] again. Cancel-safe.
+    /// Completes when [`Inbox::has_room`]. Cancel-safe.
     async fn room(&self) {
-        // The other side is gone only when the gateway stops.
-        let _ = self.sender.reserve().await;
+        let taken = self.taken.notified();
+        tokio::pin!(taken);
+        loop {
+            // What is taken from here on is noticed.
+            taken.as_mut().enable();
+            if self.has_room() {
+                return;
+            }
+            taken.as_mut().await;
+            taken.set(self.taken.notified());
+        }
     }
 
     /// Waits for room: for events, which must not be lost. Cancel-safe.
@@ -225,6 +242,7 @@ impl Inbox {
 pub struct Intake {
     receiver: mpsc::Receiver<Input>,
     octets: Arc<AtomicUsize>,
+    taken: Arc<Notify>,
 }
 
 impl Intake {
@@ -246,6 +264,7 @@ impl Intake {
 
     fn release(&self, taken: &[Input]) {
         self.octets.fetch_sub(taken.iter().map(octets_of).sum(), Ordering::Relaxed);
+        self.taken.notify_waiters();
     }
 }
 

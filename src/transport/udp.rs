@@ -40,7 +40,7 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 const SEND_BUFFER: usize = 1 << 20;
 
 /// Octets of the longest datagram there can be; the Length field of an IP packet has no room for more.
-const DATAGRAM_MAX: usize = 65_535;
+pub(super) const DATAGRAM_MAX: usize = 65_535;
 
 /// Datagrams read from one socket in a row before others get their turn: a millisecond of work. More than the loop hands to the
 /// core in one go, so that a burst comes to wait in our inbox, and not in the system's buffer, which may be small.
