@@ -264,6 +264,7 @@ once_broken! {
     seed_60248_a_gateway_died_before_it_had_a_broker: 60248;
     seed_60346_a_message_of_qos_1_came_again_at_qos_2: 60346;
     seed_60742_retransmissions_were_counted_on_from_before_the_transport_went: 60742;
+    seed_60832_a_message_waited_on_a_link_that_its_filter_had_left: 60832;
     seed_61200_a_client_kept_the_will_of_its_session_and_was_not_told: 61200;
     seed_61602_the_answer_to_a_goodbye_waited_for_the_store_behind_a_connack: 61602;
 }

@@ -408,7 +408,7 @@ impl Aggregate {
         if !session_present {
             // One that may be a younger one is likelier ours, and then brings what has waited.
             self.filters.for_each_mut(|subscribers| {
-                let stays = resumed || subscribers.lane != lane;
+                let stays = resumed || subscribers.comes_on() != lane;
                 subscribers.granted &= stays;
                 subscribers.left &= stays;
             });
@@ -427,7 +427,8 @@ impl Aggregate {
 
     /// Brings the broker's filters in line with ours, as far as it can be asked; the rest waits for its answers.
     pub(super) fn settle_filters(&mut self, pool: &mut Pool, cx: &mut LinkCx<'_>) {
-        let nothing = self.unsettled.is_empty() && !self.vacated && self.crowded == 0;
+        let nothing_to_ask = self.unsettled.is_empty() && self.left_behind.is_empty();
+        let nothing = nothing_to_ask && !self.vacated && self.crowded == 0;
         if nothing || !self.is_up(pool) {
             return;
         }
@@ -461,7 +462,8 @@ impl Aggregate {
             wanted.entry(lane).or_insert_with(Vec::new).push((filter, qos));
         }
         self.leave_behind(pool);
-        for (lane, filters) in wanted {
+        for (lane, mut filters) in wanted {
+            filters.retain(|(filter, _)| self.filters.get(filter).is_none_or(|it| !it.moving));
             // One identifier for each filter is one filter in each SUBSCRIBE.
             let has_ids =
                 pool.connection(self.lanes[lane].link).is_some_and(Connection::has_subscription_ids);
@@ -615,6 +617,7 @@ impl Aggregate {
                 if let Some(subscribers) = found {
                     subscribers.granted &= subscribers.granted_to > Some(token);
                 }
+                self.has_left(lane, &filter);
                 self.note(lane, &filter);
             }
         }
@@ -678,8 +681,9 @@ impl Aggregate {
         self.filters.matches(&message.topic, |_, subscribers| {
             for (client, claim) in subscribers.clients.iter() {
                 // A filter that the broker has not confirmed yet may bring no copy, nor one that is younger than the message.
-                let rank = (subscribers.granted, claim.qos, Reverse(claim.since));
-                let this = (rank, subscribers.lane, subscribers.id);
+                let granted = subscribers.granted || (subscribers.moving && copy.lane == 0);
+                let rank = (granted, claim.qos, Reverse(claim.since));
+                let this = (rank, subscribers.comes_on(), subscribers.id);
                 let best = best.entry(*client).or_insert(this);
                 if this.0 > best.0 {
                     *best = this;

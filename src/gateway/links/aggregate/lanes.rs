@@ -180,14 +180,16 @@ impl Aggregate {
         self.note(lane, &filter);
     }
 
-    /// The broker does not tell copies apart any more: what is on the first lane is placed anew.
+    /// The broker does not tell copies apart any more: what is on the first lane is placed anew. Of what has waited there
+    /// nobody can tell for which filter it came; so nothing is asked for on another lane before the broker has forgotten it here,
+    /// and until then what comes here is for all who were here.
     pub(super) fn spread(&mut self) {
         let here =
             self.filters.iter().filter(|(_, subscribers)| subscribers.at_broker && subscribers.lane == 0);
         let here: Vec<_> = here.map(|(filter, _)| filter.clone()).collect();
         for filter in here {
             if let Some(subscribers) = self.filters.get_mut(&filter) {
-                (subscribers.at_broker, subscribers.granted) = (false, false);
+                (subscribers.at_broker, subscribers.moving) = (false, true);
                 self.left_behind.push((0, filter.clone()));
                 self.unsettled.insert(filter);
             }
@@ -197,16 +199,31 @@ impl Aggregate {
     /// Unsubscribes where filters were before, unless they are there again.
     pub(super) fn leave_behind(&mut self, pool: &mut Pool) {
         for (lane, filter) in std::mem::take(&mut self.left_behind) {
-            let stays = self.filters.get(&filter).is_some_and(|it| it.at_broker && it.lane == lane);
-            if !stays && let Some(connection) = pool.connection_mut(self.lanes[lane].link) {
-                // The connection has just begun: there is room.
-                let filters = vec![filter];
-                if let Ok(token) = connection.unsubscribe(&filters) {
-                    let lane = &mut self.lanes[lane];
-                    self.given_up.extend(filters.iter().map(|filter| (lane.number, filter.clone())));
-                    lane.purposes.insert(token, Purpose::Unsubscribe(filters));
-                }
+            let stays = self.filters.get_mut(&filter).filter(|it| it.at_broker && it.lane == lane);
+            if let Some(subscribers) = stays {
+                subscribers.moving = false;
+                continue;
             }
+            let Some(left) = self.lanes.get_mut(lane) else { continue };
+            let Some(connection) = pool.connection_mut(left.link) else { continue };
+            let filters = vec![filter.clone()];
+            match connection.unsubscribe(&filters) {
+                Ok(token) => {
+                    self.given_up.insert((left.number, filter));
+                    left.purposes.insert(token, Purpose::Unsubscribe(filters));
+                }
+                Err(full) if full.is_final() => self.has_left(lane, &filter),
+                Err(_) => self.left_behind.push((lane, filter)),
+            }
+        }
+    }
+
+    /// The broker has a filter no more on a lane where it may have been before: it may be asked for where it is to be.
+    pub(super) fn has_left(&mut self, lane: usize, filter: &TopicFilter) {
+        let Some(subscribers) = self.filters.get_mut(filter) else { return };
+        if lane == 0 && std::mem::take(&mut subscribers.moving) {
+            subscribers.granted = false;
+            self.unsettled.insert(filter.clone());
         }
     }
 

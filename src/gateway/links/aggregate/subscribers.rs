@@ -30,6 +30,9 @@ pub(super) struct Subscribers {
     pub(super) asked: usize,
     /// The broker refused one that was a repetition. It may have taken the first, and not have told us.
     pub(super) left: bool,
+    /// It leaves the first lane, and the broker has yet to say that it has it there no more: it is not asked for elsewhere before,
+    /// and what has waited there is for it, too.
+    pub(super) moving: bool,
 }
 
 /// What one client has of a filter.
@@ -64,9 +67,14 @@ impl Subscribers {
     pub(super) fn answered(&mut self, link: LinkKey, token: Token, granted: bool) {
         self.asked = self.asked.saturating_sub(1);
         if granted && self.began.is_some_and(|(on, first)| on == link && token >= first) {
-            self.granted = true;
+            (self.granted, self.moving) = (true, false);
             self.granted_to = self.granted_to.max(Some(token));
         }
+    }
+
+    /// The lane on which comes what it matches.
+    pub(super) fn comes_on(&self) -> usize {
+        if self.moving { 0 } else { self.lane }
     }
 
     /// Whether the broker has the filter at QoS 0, and this is more.
