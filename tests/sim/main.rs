@@ -221,6 +221,7 @@ once_broken! {
     seed_4001544_a_filter_left_for_the_broker_beside_a_store_that_failed: 4001544;
     seed_4001894_a_session_was_removed_so_late_that_it_was_the_next_one: 4001894;
     seed_4300288_a_client_was_forgotten_twice_while_the_store_hung: 4300288;
+    seed_4310216_a_repetition_was_the_first_of_its_round_after_a_connect: 4310216;
     seed_4000587_a_sleeper_asked_for_what_it_missed_before_it_was_told_that_it_sleeps: 4000587;
     seed_4301199_a_message_came_from_a_session_that_was_left_at_the_broker_too: 4301199;
     seed_40392_a_forgotten_client_left_a_packet_id_behind: 40392;
@@ -246,6 +247,7 @@ once_broken! {
     seed_33508_a_register_that_was_held_back_outlived_its_session: 33508;
     seed_33513_a_message_of_qos_1_passed_one_of_qos_2: 33513;
     seed_3300211_a_puback_came_while_its_topic_was_registered_again: 3300211;
+    seed_3311463_a_round_of_repetitions_began_anew_with_the_connection: 3311463;
     seed_33655_a_connack_that_waited_was_no_sign_of_life: 33655;
     seed_33749_a_pingreq_from_elsewhere_was_no_sign_of_life: 33749;
     seed_34001_a_broker_that_wanted_no_further_link_sent_two_copies: 34001;

@@ -342,7 +342,11 @@ impl Talking {
             *open = Open { most: open.most + 1, len, ..Open::new(kind, msg_id, times) };
             return Ok(());
         }
-        if exhausted {
+        if exhausted && open.sent <= port.retry_limit {
+            // Either it begins its next round, or it had begun anew and goes on.
+            (open.most, open.sent) = (open.sent + 1, 1);
+            (open.first, open.last) = (now, made);
+        } else if exhausted {
             (open.sent, open.most, open.rounds) = (1, 1, open.rounds + 1);
             (open.first, open.last) = (now, made);
         } else {
