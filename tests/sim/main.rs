@@ -222,6 +222,7 @@ once_broken! {
     seed_4001894_a_session_was_removed_so_late_that_it_was_the_next_one: 4001894;
     seed_4300288_a_client_was_forgotten_twice_while_the_store_hung: 4300288;
     seed_4310216_a_repetition_was_the_first_of_its_round_after_a_connect: 4310216;
+    seed_4311090_a_client_was_told_that_it_is_connected_when_it_had_been_forgotten: 4311090;
     seed_4000587_a_sleeper_asked_for_what_it_missed_before_it_was_told_that_it_sleeps: 4000587;
     seed_4301199_a_message_came_from_a_session_that_was_left_at_the_broker_too: 4301199;
     seed_40392_a_forgotten_client_left_a_packet_id_behind: 40392;

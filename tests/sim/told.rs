@@ -49,6 +49,8 @@ struct Connecting {
     goodbyes: u32,
     /// Its Will may have been due.
     allowed: bool,
+    /// It was forgotten since: what it is yet told is of the session that is over.
+    over: bool,
 }
 
 struct Client {
@@ -232,6 +234,9 @@ impl Told {
         if let Some(client) = self.clients.get_mut(&who) {
             (client.connected, client.over) = (false, true);
         }
+        for connecting in self.connecting.values_mut().filter(|connecting| connecting.who == who) {
+            connecting.over = true;
+        }
     }
 
     /// The operator has been told that everything of a client is gone for good: so was the client, before.
@@ -279,6 +284,7 @@ impl Told {
                     naps: None,
                     goodbyes,
                     allowed: false,
+                    over: false,
                 };
                 self.connecting.insert(from.clone(), new);
                 self.look(who, now, ledger);
@@ -499,8 +505,9 @@ impl Told {
         let Some(connecting) = self.connecting.get(to).filter(|_| code == ReturnCode::Accepted) else {
             return Ok(());
         };
-        let &Connecting { who, clean, keep_alive, will, since, last_heard, leaves, naps, goodbyes, .. } =
-            connecting;
+        let &Connecting {
+            who, clean, keep_alive, will, since, last_heard, leaves, naps, goodbyes, over, ..
+        } = connecting;
         let key = Key::Client(client_id(who), ClientKey::Session);
         Law::Durable.check(store.has_had(&key, since), || format!("s{who} is connected and not stored"))?;
         self.connecting.remove(to);
@@ -519,7 +526,7 @@ impl Told {
             who,
             Client {
                 peer: to.clone(),
-                connected: !leaves,
+                connected: !leaves && !over,
                 clean,
                 keep_alive,
                 will: same,
@@ -540,7 +547,7 @@ impl Told {
                 may: false,
                 overdue: false,
                 unsteady: self.shared.contains(&who),
-                over: false,
+                over,
             },
         );
         Ok(())
