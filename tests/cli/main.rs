@@ -14,6 +14,7 @@ mod broken;
 mod control;
 mod devices;
 mod notify;
+mod package;
 #[allow(dead_code, unreachable_pub, reason = "shared with other tests, which use all of it")]
 #[path = "../e2e/ports.rs"]
 mod ports;
