@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use mqtt_sn_gateway::gateway::io::{
-    Answer, Control, Forgotten, Input, LinkCommand, Mode, OutageQueue, RequestId, Settings, Wills,
+    Answer, Control, Forgotten, Input, LinkCommand, Mode, OutageQueue, Protocol, RequestId, Settings, Wills,
 };
 use mqtt_sn_gateway::gateway::record::Key;
 use mqtt_sn_gateway::topic::ClientId;
@@ -505,6 +506,48 @@ fn hanging() -> World {
     w
 }
 
+/// CONNACK of MQTT 5: accepted.
+const ACCEPTED_5: [u8; 5] = [0x20, 3, 0, 0, 0];
+
+/// DISCONNECT of MQTT 5: the session expires at once.
+const DISCONNECT_FOR_GOOD_5: [u8; 9] = [0xE0, 7, 0, 5, 0x11, 0, 0, 0, 0];
+
+/// The broker hears CONNECT of MQTT 5 and accepts it.
+#[track_caller]
+fn accepts_5(w: &mut World) {
+    w.broker_answers_tcp();
+    let octets = w.broker_takes_octets();
+    assert_eq!((octets[0], octets[8]), (0x10, 5));
+    w.broker_octets(Bytes::from_static(&ACCEPTED_5));
+}
+
+/// As [`hanging`], in MQTT 5: the broker is to be told on the connection that there is.
+fn hanging_5() -> World {
+    let mut w = offline_world(|settings| {
+        settings.lasting = true;
+        settings.ports[0].mode = Mode::Transparent;
+        settings.broker.protocol = Protocol::V5;
+    });
+    accepts_5(&mut w);
+    w.send(A, connect_with("n1", false, false, 60));
+    w.on_link_of(Some("n1"));
+    accepts_5(&mut w);
+    w.expect(A, connack(ReturnCode::Accepted));
+    w.send(A, subscribe(2, "t", Qos::ExactlyOnce));
+    let octets = w.broker_takes_octets();
+    assert_eq!(octets[0], 0x82);
+    w.broker_octets(Bytes::copy_from_slice(&[0x90, 4, octets[2], octets[3], 0, 2]));
+    w.broker_octets(Bytes::from_static(b"\x34\x07\0\x01t\0\x05\0a"));
+    w.taken();
+    assert_eq!(w.broker_takes_octets()[0], 0x50);
+    w.store_answers(Answers::Never);
+    w.commands.clear();
+    w.forget("n1");
+    w.broker_takes_nothing();
+    assert!(w.commands.is_empty(), "{:?}", w.commands);
+    w
+}
+
 /// The CONNECT with CleanSession 1 would end the session of a client that is back before it leaves.
 #[test]
 fn who_comes_back_waits_for_the_end_of_its_session_as_long_as_the_store_hangs() {
@@ -522,6 +565,55 @@ fn who_comes_back_waits_for_the_end_of_its_session_as_long_as_the_store_hangs() 
     w.broker_gets_disconnect();
     w.admitted(A, "n1", false);
     assert_eq!(w.gw.sessions(), 1);
+}
+
+/// It would take its old session over, and the end of that would go to a connection that is dead.
+#[test]
+fn who_comes_back_in_mqtt_5_waits_too() {
+    let mut w = hanging_5();
+    w.pass(Duration::from_secs(3));
+    w.send(A, connect_with("n1", false, false, 60));
+    w.quiet();
+    assert!(w.commands.is_empty(), "{:?}", w.commands);
+    w.store_answers(Answers::AtOnce);
+    w.expect(A, disconnect());
+    assert!(w.broker_takes_octets().ends_with(&DISCONNECT_FOR_GOOD_5));
+    assert_eq!(w.commands.pop_front().map(|(_, command)| command), Some(LinkCommand::Close));
+    w.on_link_of(Some("n1"));
+    accepts_5(&mut w);
+    w.expect(A, connack(ReturnCode::Accepted));
+    assert_eq!(w.gw.sessions(), 1);
+}
+
+/// The store hangs for longer than the broker may take, and the broker may close meanwhile.
+#[test]
+fn in_mqtt_5_a_session_is_removed_on_the_connection_that_there_is_or_on_another() {
+    for closes in [false, true] {
+        let mut w = hanging_5();
+        w.pass(Duration::from_secs(5));
+        if closes {
+            w.broker_down();
+        }
+        w.pass(Duration::from_secs(10));
+        if closes {
+            w.on_link_of(Some("n1"));
+            w.broker_answers_tcp();
+            w.broker_takes_nothing();
+        }
+        w.store_answers(Answers::AtOnce);
+        assert!(w.forgotten().session);
+        if closes {
+            let connect = w.broker_takes_octets();
+            // Clean Start, and no Session Expiry Interval (MQTT 5 §3.1.2.11.2).
+            assert_eq!((connect[0], connect[9]), (0x10, 0x02));
+            w.broker_octets(Bytes::from_static(&ACCEPTED_5));
+            assert_eq!(w.broker_takes_octets()[0], 0xE0);
+        } else {
+            assert!(w.broker_takes_octets().ends_with(&DISCONNECT_FOR_GOOD_5));
+        }
+        assert_eq!(w.commands.pop_back().map(|(_, command)| command), Some(LinkCommand::Close));
+        w.broker_quiet();
+    }
 }
 
 /// The broker is asked again by a connection that it has not given up.

@@ -292,6 +292,10 @@ impl Link {
                 self.close(cx);
                 self.connect(self.connection.options().protocol, shared, cx);
             }
+            // The store may hold it back, and who comes next waits until it has left.
+            Some(Parting::Leave) if self.writing && self.removing.is_some() => {
+                self.parting = Some(Parting::Leave);
+            }
             Some(Parting::Leave) => self.leave(cx),
             None => {}
         }
@@ -435,6 +439,11 @@ impl Link {
             Some(Parting::Reconnect) => {
                 self.connection.handle_closed();
                 self.connect(self.connection.options().protocol, shared, cx);
+            }
+            Some(Parting::Leave) if self.writing && self.waits_to_remove(cx) => {
+                self.connection.handle_closed();
+                self.connection.purge();
+                self.retry_later(lost, shared, cx);
             }
             Some(Parting::Leave) => {
                 self.connection.handle_closed();
