@@ -56,12 +56,11 @@ impl Air {
         self.down.contains(&port)
     }
 
-    /// Drops what has yet to leave on a transport that went down: sent after its return, it would come beside what is sent anew
-    /// then. Returns how many frames.
-    pub(super) fn cut_off(&mut self, port: PortId) -> usize {
-        let before = self.outputs.len();
-        self.outputs.retain(|leaving| !leaving.is_on(port));
-        before - self.outputs.len()
+    /// Takes out what has yet to leave on a transport.
+    pub(super) fn cut_off(&mut self, port: PortId) -> Vec<Output> {
+        let (cut, kept) = self.outputs.drain(..).partition::<Vec<_>, _>(|leaving| leaving.is_on(port));
+        self.outputs.extend(kept);
+        cut.into_iter().map(|leaving| leaving.output).collect()
     }
 
     pub(super) fn send(&mut self, to: Addressee<'_>, packet: Packet<'_>, counters: &mut Counters) {

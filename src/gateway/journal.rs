@@ -392,13 +392,15 @@ impl Journal {
         Some(leaving.output)
     }
 
-    /// Drops what is held for a transport that went down; returns how many frames. What they promise is stored all the same.
-    pub(super) fn cut_off(&mut self, port: PortId) -> usize {
-        let before = self.held_len + self.released.len();
-        self.held.values_mut().for_each(|held| held.retain(|leaving| !leaving.is_on(port)));
+    /// Takes out what is held for a transport, and what was and may leave now.
+    pub(super) fn cut_off(&mut self, port: PortId) -> Vec<Output> {
+        let (mut cut, kept) = self.released.drain(..).partition::<Vec<_>, _>(|output| is_on(output, port));
+        self.released = kept.into();
+        for held in self.held.values_mut() {
+            cut.extend(held.extract_if(.., |leaving| leaving.is_on(port)).map(|leaving| leaving.output));
+        }
         self.held_len = self.held.values().map(Vec::len).sum();
-        self.released.retain(|output| !is_on(output, port));
-        before - self.held_len - self.released.len()
+        cut
     }
 
     /// The next of what was held and may leave now.

@@ -36,7 +36,9 @@ use self::clients::Clients;
 pub use self::counters::Counters;
 use self::downlink::Reach;
 use self::handshake::{Asking, Handshakes};
-use self::io::{Control, Input, Output, Peer, PortEvent, PortId, Route, Settings, Wills, WirelessNodeId};
+use self::io::{
+    Control, Input, Output, Peer, PortEvent, PortId, Route, Settings, Target, Wills, WirelessNodeId,
+};
 use self::journal::{Journal, Leaving, Whose};
 use self::links::{Delivery, LinkCx, Links, Parting, Update, UplinkId};
 use self::outbox::Item;
@@ -46,7 +48,9 @@ use self::session::{Cx, Session, State};
 use self::timer::{ClientTimer, Timer, Timers};
 use crate::mqtt::{Message, QoS, Refused};
 use crate::topic::{ClientId, TopicName};
-use crate::wire::{Disconnect, Packet, PingReq, Publish, Qos, TopicRef, decode};
+use crate::wire::{
+    Disconnect, Packet, PingReq, Publish, Qos, ReturnCode, SubAck, TopicAck, TopicRef, decode,
+};
 
 /// Names a session; never used again for another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -763,7 +767,7 @@ impl Gateway {
             return;
         }
         if !up {
-            self.counters.frames_cut_off += (self.air.cut_off(port) + self.journal.cut_off(port)) as u64;
+            self.cut_off(port);
         }
         for key in self.clients.keys_at(port) {
             let Some((session, mut cx)) = self.session_cx(key) else { continue };
@@ -774,6 +778,34 @@ impl Gateway {
             } else {
                 session.handle_port_down(&mut cx);
             }
+        }
+    }
+
+    /// Drops what has yet to leave on a transport that went down: sent after its return, it would come beside what is sent anew
+    /// then. What it promises is stored all the same.
+    fn cut_off(&mut self, port: PortId) {
+        let mut frames = self.air.cut_off(port);
+        frames.extend(self.journal.cut_off(port));
+        for output in frames {
+            self.counters.frames_cut_off += 1;
+            self.take_back_told(&output);
+        }
+    }
+
+    /// A topic id that the client was about to be told it does not know.
+    fn take_back_told(&mut self, output: &Output) {
+        let Output::Send { to: Target::Unicast { port, addr, .. }, frame } = output else { return };
+        let Ok(decoded) = decode(frame) else { return };
+        let (Packet::RegAck(TopicAck { topic_id, code: ReturnCode::Accepted, .. })
+        | Packet::SubAck(SubAck { topic_id, code: ReturnCode::Accepted, .. })) = decoded.packet
+        else {
+            return;
+        };
+        let node = decoded.encapsulation.map(|it| WirelessNodeId(it.node_id.into()));
+        if let Some(session) = self.clients.by_peer_mut(&Peer { port: *port, addr: *addr, node })
+            && session.registry.is_known(topic_id)
+        {
+            session.registry.unconfirm(topic_id);
         }
     }
 

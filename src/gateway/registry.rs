@@ -113,13 +113,6 @@ impl Registry {
         }
     }
 
-    /// The id of `name`, a new one if it has none. The client learns it from the answer that is about to leave.
-    pub(super) fn announce(&mut self, name: &TopicName, scope: Scope<'_>) -> Result<u16, Exhausted> {
-        let id = self.id_of(name, scope)?;
-        self.confirm(id);
-        Ok(id)
-    }
-
     /// The id of `name`, a new one if it has none.
     pub(super) fn id_of(&mut self, name: &TopicName, scope: Scope<'_>) -> Result<u16, Exhausted> {
         if let Some(id) = self.ids.get(name) {

@@ -326,8 +326,11 @@ impl Session {
         let (topic_id, code) = match TopicName::portable(register.topic_name) {
             Err(_) => (0, ReturnCode::NotSupported),
             Ok(name) if !self.may_tell_again(&name, cx) && cx.is_unstored() => (0, ReturnCode::Congestion),
-            Ok(name) => match self.registry.announce(&name, cx.scope(&self.id)) {
-                Ok(id) => (id, ReturnCode::Accepted),
+            Ok(name) => match self.registry.id_of(&name, cx.scope(&self.id)) {
+                Ok(id) => {
+                    self.announce(id, cx);
+                    (id, ReturnCode::Accepted)
+                }
                 Err(_) => {
                     cx.counters.topics_full += 1;
                     (0, ReturnCode::Congestion)
@@ -337,6 +340,13 @@ impl Session {
         self.send(Packet::RegAck(TopicAck { topic_id, msg_id: register.msg_id, code }), cx);
         // It may have asked for a name that rests.
         self.advance(cx);
+    }
+
+    /// The client learns the id from the answer that is about to leave, if anything does.
+    fn announce(&mut self, id: u16, cx: &Cx<'_>) {
+        if !self.is_cut_off(cx.air) {
+            self.registry.confirm(id);
+        }
     }
 
     /// Whether to tell the client the id of this name changes nothing, and nothing has to be stored before.
@@ -506,10 +516,8 @@ impl Session {
             (subscription.granted, subscription.qos) = (true, qos);
             self.changed_filters.push(filter.clone());
         }
-        if let TopicRef::Normal(id) = topic
-            && !self.is_cut_off(cx.air)
-        {
-            self.registry.confirm(id);
+        if let TopicRef::Normal(id) = topic {
+            self.announce(id, cx);
         }
         let qos = match qos {
             QoS::AtMostOnce => Qos::AtMostOnce,

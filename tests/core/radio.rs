@@ -5,7 +5,7 @@ use std::time::Duration;
 use mqtt_sn_gateway::gateway::io::{
     Address, Input, Mode, Peer, PortEvent, PortId, Rebind, Route, Target, WirelessNodeId,
 };
-use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, TopicRef, WillTopic, decode};
+use mqtt_sn_gateway::wire::{Packet, Qos, Register, ReturnCode, TopicRef, WillTopic, decode};
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4;
 
@@ -284,6 +284,39 @@ fn a_topic_id_that_the_radio_did_not_carry_is_registered() {
     let (id, msg_id) = w.expect_register(A, "t/2");
     w.send(A, regack(id, msg_id, ReturnCode::Accepted));
     w.expect_publish(A, TopicRef::Normal(id), Qos::AtMostOnce, false, "x");
+}
+
+/// REGACK or SUBACK would have told the client; it waited for the store, or to leave.
+#[test]
+fn a_topic_id_that_was_about_to_be_told_when_the_radio_went_is_registered() {
+    for (subscribes, stores) in [(true, true), (false, true), (false, false)] {
+        let mut w = world_with(|settings| settings.lasting = stores);
+        w.connected(A, connect_with("n1", false, false, 60));
+        if subscribes {
+            w.send(A, subscribe(8, "t/1", Qos::AtMostOnce));
+            let subscribed = w.broker_gets_subscribe("t/1", QoS::AtMostOnce);
+            w.store_answers(Answers::Never);
+            w.broker_grants(subscribed, QoS::AtMostOnce);
+        } else {
+            assert_eq!(w.subscribed(A, "+/1", QoS::AtMostOnce), 0);
+            w.store_answers(Answers::Never);
+            let frame = encode(&Packet::Register(Register { topic_id: 0, msg_id: 8, topic_name: b"t/1" }));
+            let input = Input::Frame { from: peer(A), route: Route::default(), frame };
+            match stores {
+                true => w.input(input),
+                false => w.gw.handle(w.now, input),
+            }
+        }
+        w.quiet();
+        port(&mut w, PortEvent::Down);
+        assert_eq!(w.gw.counters().frames_cut_off, 1);
+        w.store_answers(Answers::AtOnce);
+        port(&mut w, PortEvent::Up);
+        w.quiet();
+        w.broker_publishes(0, "t/1", "x", QoS::AtMostOnce);
+        let id = w.learns(A, "t/1");
+        w.expect_publish(A, TopicRef::Normal(id), Qos::AtMostOnce, false, "x");
+    }
 }
 
 /// Else it would come beside what is sent anew after the radio's return.
