@@ -144,7 +144,6 @@ impl Air {
             return true;
         }
         trace!(?to, "sent {frame:.0}");
-        counters.frames_sent += 1;
         let output = Output::Send { to, frame: self.scratch.split().freeze() };
         let promises = promises(&frame.packet);
         self.outputs.push_back(Leaving { output, whose, promises, puts_to_sleep: false });

@@ -205,6 +205,12 @@ impl Gateway {
     /// The next thing to be done. What is ready for the broker comes last, in one piece; what is to be stored comes before
     /// everything that depends on it.
     pub fn poll_output(&mut self) -> Option<Output> {
+        let output = self.next_output();
+        self.counters.frames_sent += u64::from(matches!(output, Some(Output::Send { .. })));
+        output
+    }
+
+    fn next_output(&mut self) -> Option<Output> {
         if self.stopping == Some(Stopping::Fenced) {
             return self.air.outputs.pop_front().map(|leaving| leaving.output);
         }

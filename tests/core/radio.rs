@@ -327,12 +327,15 @@ fn what_waited_for_the_store_when_the_radio_went_goes_with_it() {
         let topic = w.subscriber(A, connect_with("n1", false, false, 60), "t/1", QoS::ExactlyOnce);
         w.store_answers(Answers::Never);
         w.send(A, Packet::WillTopicUpd(WillTopic { topic: b"w/1", qos: Qos::AtMostOnce, retain: false }));
+        assert!(w.try_broadcast(), "ADVERTISE");
+        let sent = w.gw.counters().frames_sent;
         w.broker_publishes(1, "t/1", "a", QoS::ExactlyOnce);
         w.quiet();
         port(&mut w, PortEvent::Down);
         if durable_before {
             w.store_answers(Answers::AtOnce);
         }
+        assert_eq!((w.gw.counters().frames_sent - sent, w.gw.counters().frames_cut_off), (0, 2));
         port(&mut w, PortEvent::Up);
         w.store_answers(Answers::AtOnce);
         let a = w.expect_publish(A, topic, Qos::ExactlyOnce, true, "a");
