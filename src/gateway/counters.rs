@@ -70,6 +70,8 @@ counters! {
     sessions_expired,
     /// Clients forgotten because the operator wants it.
     clients_forgotten,
+    /// Sessions left at the broker that were to end there, because the store did not answer for so long.
+    removals_unstored,
     /// Changes of Wills refused: something in them is not supported, or too long.
     wills_refused,
     /// Wills published.

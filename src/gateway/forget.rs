@@ -34,7 +34,7 @@ impl Gateway {
         }
         self.counters.clients_forgotten += u64::from(gone.is_something());
         info!(client = %id, known = gone.is_something(), "client forgotten");
-        self.journal.answer_when_durable(Output::Answer(request, Answer::Forgotten(gone)));
+        self.journal.answer_when_durable(id, Output::Answer(request, Answer::Forgotten(gone)));
     }
 
     /// Tells a client that listens that its connection is over, and drops what there is of it. What that was.

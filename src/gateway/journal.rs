@@ -20,10 +20,11 @@ use tracing::{info, warn};
 
 use super::ClientKey;
 use super::counters::Counters;
-use super::io::{LinkCommand, LinkId, Output, PortId, Target};
+use super::io::{Answer, LinkCommand, LinkId, Output, PortId, Target};
 use super::links::Delivery;
 use super::record::{Key, Lsn, MessageId, Outcome, Record, Row};
 use crate::mqtt::Message;
+use crate::topic::ClientId;
 
 /// Frames that may wait for a store which neither writes nor says that it cannot: a few for each client of a large network.
 const HELD_MAX: usize = 65_536;
@@ -115,7 +116,7 @@ pub(super) struct Journal {
     /// What the broker is told when a batch is durable.
     settling: VecDeque<(Lsn, Delivery)>,
     /// What the operator is told when a batch is durable, however long that takes.
-    answers: VecDeque<(Lsn, Output)>,
+    answers: VecDeque<(Lsn, ClientId, Output)>,
     /// For how many clients messages are kept.
     messages: FxHashMap<MessageId, usize>,
     last_number: u64,
@@ -268,13 +269,24 @@ impl Journal {
         self.settling.push_back((lsn, delivery));
     }
 
-    /// Lets an answer out when everything that was put here so far is durable.
-    pub(super) fn answer_when_durable(&mut self, answer: Output) {
+    /// Lets an answer about this client out when everything that was put here so far is durable.
+    pub(super) fn answer_when_durable(&mut self, id: &ClientId, answer: Output) {
         let lsn = self.last();
         if lsn <= self.durable {
             return self.released.push_back(answer);
         }
-        self.answers.push_back((lsn, answer));
+        self.answers.push_back((lsn, id.clone(), answer));
+    }
+
+    /// The session of a client that is forgotten could not be ended at the broker: who has yet to be answered is told.
+    pub(super) fn leave_at_broker(&mut self, client: &ClientId) {
+        for (_, id, answer) in &mut self.answers {
+            if let Output::Answer(_, Answer::Forgotten(gone)) = answer
+                && id == client
+            {
+                gone.at_broker |= gone.session;
+            }
+        }
     }
 
     /// Lets an answer out that waits for nothing.
@@ -449,8 +461,8 @@ impl Journal {
             self.held_len -= held.len();
             self.released.extend(held.into_iter().map(|leaving| leaving.output));
         }
-        let answers = self.answers.partition_point(|(lsn, _)| *lsn <= self.durable);
-        self.released.extend(self.answers.drain(..answers).map(|(_, answer)| answer));
+        let answers = self.answers.partition_point(|(lsn, ..)| *lsn <= self.durable);
+        self.released.extend(self.answers.drain(..answers).map(|(.., answer)| answer));
     }
 
     /// What waited for one connection waits for the next: it is about the same session.

@@ -650,10 +650,21 @@ fn the_end_of_a_session_does_not_wait_for_ever() {
     w.pass(Duration::from_secs(100));
     w.on_link_of(Some("n1"));
     assert!(!w.is_asked_for());
+    assert_eq!(w.gw.counters().removals_unstored, 1);
     w.store_answers(Answers::AtOnce);
     w.expect(A, disconnect());
     w.leaves_its_link();
     w.broker_quiet();
+    assert!(w.forgotten().at_broker);
+}
+
+#[test]
+fn in_mqtt_5_it_does_not_wait_for_ever_either() {
+    let mut w = hanging_5();
+    w.pass(Duration::from_secs(60));
+    assert_eq!(w.gw.counters().removals_unstored, 1);
+    w.store_answers(Answers::AtOnce);
+    assert!(w.forgotten().at_broker);
 }
 
 #[test]

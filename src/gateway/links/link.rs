@@ -209,6 +209,7 @@ impl Link {
             if self.waits_to_remove(cx) {
                 self.farewell = Some(cx.now + FAREWELL);
             } else {
+                self.end_removal(cx);
                 self.leave(cx);
             }
         } else if matches!(self.socket, Socket::Waiting(_)) {
@@ -518,6 +519,7 @@ impl Link {
             return;
         }
         if self.farewell.take().is_some() {
+            self.end_removal(cx);
             self.socket = Socket::Waiting(None);
             return;
         }
@@ -570,6 +572,20 @@ impl Link {
     fn waits_to_remove(&self, cx: &LinkCx<'_>) -> bool {
         self.removing.is_some_and(|until| cx.now < until)
             && cx.journal.is_holding(cx.journal.batch_of(Whose::Link(self.id)))
+    }
+
+    /// The session at the broker has to stay if the store still holds back what would end it.
+    fn end_removal(&mut self, cx: &mut LinkCx<'_>) {
+        let is_held = cx.journal.is_holding(cx.journal.batch_of(Whose::Link(self.id)));
+        if self.removing.take().is_some()
+            && is_held
+            && let Some(client) = &self.client
+        {
+            let broker = self.broker(cx.settings);
+            warn!(%client, %broker, "the store does not answer: the broker may keep a session that was to end");
+            cx.counters.removals_unstored += 1;
+            cx.journal.leave_at_broker(client);
+        }
     }
 
     /// Warns of a failure, once for as long as it stays the same. Of a client's own link only who looks closely is told, for
