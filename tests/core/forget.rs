@@ -567,6 +567,26 @@ fn who_comes_back_waits_for_the_end_of_its_session_as_long_as_the_store_hangs() 
     assert_eq!(w.gw.sessions(), 1);
 }
 
+/// The first removal goes on, and whoever comes next waits for that one.
+#[test]
+fn who_is_forgotten_twice_waits_for_the_first_end_of_its_session() {
+    let mut w = hanging();
+    w.pass(Duration::from_secs(2));
+    let connections = w.commands.len();
+    w.send(A, connect_with("n1", false, false, 60));
+    w.forget("n1");
+    w.send(A, connect_with("n1", false, false, 60));
+    assert_eq!(w.commands.len(), connections, "{:?}", w.commands);
+    w.store_answers(Answers::AtOnce);
+    w.taken();
+    w.leaves_for_a_clean_connect();
+    w.broker_accepts(false);
+    w.broker_gets_disconnect();
+    w.admitted(A, "n1", false);
+    w.broker_quiet();
+    assert_eq!((w.answers.len(), w.gw.sessions()), (2, 1));
+}
+
 /// It would take its old session over, and the end of that would go to a connection that is dead.
 #[test]
 fn who_comes_back_in_mqtt_5_waits_too() {

@@ -143,23 +143,28 @@ impl Pool {
     /// Takes leave of the broker, unless that is under way, and of the session there if `purge`. Nothing more will be heard
     /// of the link.
     pub(super) fn remove(&mut self, key: LinkKey, purge: bool, cx: &mut LinkCx<'_>) {
-        self.part(key, purge);
+        let purge = self.part(key, purge);
         self.with(key, cx, |link, _, cx| link.shut_down(purge, cx));
     }
 
     /// As [`Pool::remove`], see [`Link::erase`].
     pub(super) fn erase(&mut self, key: LinkKey, cx: &mut LinkCx<'_>) {
-        self.part(key, true);
-        self.with(key, cx, |link, _, cx| link.erase(cx));
+        if self.part(key, true) {
+            self.with(key, cx, |link, _, cx| link.erase(cx));
+        } else {
+            self.with(key, cx, |link, _, cx| link.shut_down(false, cx));
+        }
     }
 
-    /// Nothing more will be heard of a link.
-    fn part(&mut self, key: LinkKey, purge: bool) {
-        let Some(entry) = self.links.get_mut(&key) else { return };
+    /// Nothing more will be heard of a link. Whether it removes a session: one that has waited behind the removal of the same
+    /// session has never connected, and leaves that to the other.
+    fn part(&mut self, key: LinkKey, purge: bool) -> bool {
+        let Some(entry) = self.links.get_mut(&key) else { return false };
         entry.leaving = true;
         if let Some(client) = entry.link.client().filter(|_| purge) {
-            self.purging.insert(client.clone(), (key, None));
+            return self.purging.entry(client.clone()).or_insert((key, None)).0 == key;
         }
+        purge
     }
 
     /// Removes every link.
