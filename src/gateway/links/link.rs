@@ -34,7 +34,7 @@ const HANG_UPS_MAX: u32 = 5;
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// How long the end of a session at the broker may wait for the store. A client that comes back meanwhile waits behind it, and
-/// is told to try again as soon as the store is known to hang; who stops the gateway waits, too.
+/// is told to try again as soon as the store is known to hang. Who stops the gateway does not wait for it: the session stays.
 const REMOVAL_WAITS_MAX: Duration = Duration::from_secs(30);
 
 /// A link: the connection as MQTT sees it, and whether there is a socket for it.
