@@ -31,7 +31,7 @@ pub(super) struct Outbound {
     /// Publishes in `open`, QoS 1 and 2; the rest of them are requests.
     in_flight: [usize; 2],
     /// Of those, the ones that were sent on this connection.
-    here: usize,
+    here: [usize; 2],
     /// Topics and payloads of all publishes, open and waiting.
     octets: usize,
     id: u16,
@@ -184,10 +184,21 @@ impl Outbound {
         receive_max: u16,
         traces: &mut Traces,
     ) -> Option<Sending<'_>> {
+        // In MQTT 5 the broker says how many it takes.
+        let twos = match options.protocol {
+            Protocol::V4 => options.window_exactly_once,
+            Protocol::V5 => receive_max,
+        };
         while let Some((token, id)) = self.due.front().copied() {
             match self.open.get(&id).filter(|open| open.token() == token) {
                 Some(Open::Publish { phase: Phase::Sent(_), .. })
-                    if self.here >= usize::from(receive_max) =>
+                    if self.here[0] + self.here[1] >= usize::from(receive_max) =>
+                {
+                    return None;
+                }
+                // More may be open than this connection takes: MQTT 5 allowed it. What is due after this waits too, for the order.
+                Some(Open::Publish { phase: Phase::Sent(message), .. })
+                    if message.qos == QoS::ExactlyOnce && self.here[1] >= usize::from(twos) =>
                 {
                     return None;
                 }
@@ -201,11 +212,6 @@ impl Outbound {
         if self.publishes() >= usize::from(options.window.min(receive_max)) {
             return None;
         }
-        // In MQTT 5 the broker says how many it takes.
-        let twos = match options.protocol {
-            Protocol::V4 => options.window_exactly_once,
-            Protocol::V5 => receive_max,
-        };
         let twos = self.in_flight[1] < usize::from(twos);
         let waiting::Publish { token, origin, message } = self.waiting.pop(twos)?;
         self.in_flight[lane(message.qos)] += 1;
@@ -308,7 +314,7 @@ impl Outbound {
                 *here = false;
             }
         }
-        self.here = 0;
+        self.here = [0; 2];
         let mut due: Vec<_> =
             self.open.iter().map(|(id, open)| (open.since(), (open.token(), *id))).collect();
         due.sort_unstable();
@@ -369,7 +375,7 @@ impl Outbound {
     fn sending(&mut self, id: u16, dup: bool) -> Option<Sending<'_>> {
         Some(match self.open.get_mut(&id)? {
             Open::Publish { phase, here, .. } => {
-                self.here += usize::from(!std::mem::replace(here, true));
+                self.here[lane(phase.message().qos)] += usize::from(!std::mem::replace(here, true));
                 match phase {
                     Phase::Released(_) => Sending::PubRel(id),
                     Phase::Sent(message) => {
@@ -397,7 +403,7 @@ impl Outbound {
         let (token, qos) = (*token, phase.message().qos);
         self.octets -= octets(phase.message());
         self.in_flight[lane(qos)] -= 1;
-        self.here -= usize::from(*here);
+        self.here[lane(qos)] -= usize::from(*here);
         self.open.remove(&id);
         if qos == QoS::ExactlyOnce {
             traces.push(Trace::Ended { token, packet: id, waits: false });

@@ -149,6 +149,33 @@ fn what_is_unfinished_goes_over_to_the_other_version_and_so_does_the_session() {
     talk.says([Event::Completed(token, Ok(()))]);
 }
 
+/// MQTT 5 has opened more of QoS 2 than a broker of MQTT 3.1.1 may take at a time.
+#[test]
+fn what_goes_over_to_a_version_with_a_smaller_window_of_qos_2_is_repeated_within_it() {
+    let mut talk = Talk::up5(|_| {});
+    let window = usize::from(WINDOW_EXACTLY_ONCE);
+    for _ in 0..window + 2 {
+        talk.publish(QoS::ExactlyOnce, "m");
+    }
+    talk.publish(QoS::AtLeastOnce, "m");
+    assert_eq!(talk.take5().len(), window + 3);
+    talk.connection.handle_closed();
+    talk.connection.set_protocol(Protocol::V4);
+    talk.connect(true);
+    let repeated: Vec<_> = (1..=window).map(|id| format!("publish {id} dup q2 m")).collect();
+    assert_eq!(talk.take(), repeated);
+    for id in 1..=2 {
+        talk.broker(super::Packet::PubRec(super::PubRec::new(id)));
+        talk.sends([format!("pubrel {id}").as_str()]);
+        talk.broker(super::Packet::PubComp(super::PubComp::new(id)));
+        let next = usize::from(id) + window;
+        let mut sends = vec![format!("publish {next} dup q2 m")];
+        // In its order, though it would have had room.
+        sends.extend((id == 2).then(|| format!("publish {} dup q1 m", next + 1)));
+        assert_eq!(talk.take(), sends);
+    }
+}
+
 #[test]
 fn no_more_is_in_flight_than_the_broker_takes() {
     let mut talk = Talk::up5(|terms| terms.receive_max = Some(2));
