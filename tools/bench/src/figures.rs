@@ -188,3 +188,51 @@ fn thousands(value: f64) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_that_is_missed_or_could_not_be_measured_is_named() {
+        let mut row = Row::new("flood", "QoS 0");
+        row.hold("a", 0.5, Bar::AtLeast(0.6));
+        row.hold("b", 0.6, Bar::AtLeast(0.6));
+        row.hold("c", 3.1, Bar::AtMost(3.0));
+        row.hold("d", f64::NAN, Bar::AtMost(3.0));
+        row.tell("e", 9.0);
+        assert_eq!(row.missed().map(|ratio| ratio.what.as_str()).collect::<Vec<_>>(), ["a", "c", "d"]);
+    }
+
+    #[test]
+    fn a_row_of_the_table_has_what_was_found_and_nothing_else() {
+        let mut row = Row::new("flood", "QoS 0");
+        row.messages_per_s = Some(304_845.2);
+        row.lost = Some(0);
+        row.latency_us = Some(Latency { p50: 1666.0, p99: 8270.4, p999: 0.25 });
+        row.hold("of the bare relay's", 0.5, Bar::AtLeast(0.6));
+        let table = table(&[row.clone(), Row::new("flood", "QoS 1"), Row::new("idle", "")]);
+        let rows: Vec<_> = table.lines().skip(2).collect();
+        assert_eq!(
+            rows,
+            [
+                "| flood | QoS 0 | 304,845 | 0 | 1,666 / 8,270 / 0.25 |  | of the bare relay's 0.50 (at least 0.60, **missed**) |",
+                "|  | QoS 1 |  |  |  |  |  |",
+                "| idle |  |  |  |  |  |  |",
+            ]
+        );
+    }
+
+    #[test]
+    fn latencies_are_told_in_microseconds() {
+        let mut histogram = Histogram::default();
+        assert!(histogram.latency().is_none());
+        for millis in 1..=1000 {
+            histogram.add(Duration::from_millis(millis));
+        }
+        let Some(latency) = histogram.latency() else { panic!("there are some") };
+        assert!((latency.p50 - 500_000.0).abs() < 1_000.0, "{latency:?}");
+        assert!((latency.p99 - 990_000.0).abs() < 2_000.0, "{latency:?}");
+        assert_eq!(histogram.len(), 1000);
+    }
+}

@@ -111,22 +111,6 @@ pub(crate) struct Subject {
     _folder: Option<TempDir>,
 }
 
-/// How a gateway differs from one with the defaults.
-#[derive(Debug, Clone)]
-pub(crate) struct Setup {
-    pub(crate) mode: Mode,
-    /// Whether it keeps its state on disk, as it does by default.
-    pub(crate) stores: bool,
-    /// Lines of `sessions`.
-    pub(crate) sessions: String,
-}
-
-impl Setup {
-    pub(crate) fn new(mode: Mode) -> Self {
-        Self { mode, stores: true, sessions: String::new() }
-    }
-}
-
 impl Subject {
     /// The bare relay.
     pub(crate) fn bare(broker: SocketAddr) -> Result<Self, Failure> {
@@ -138,21 +122,17 @@ impl Subject {
     }
 
     /// The real gateway.
-    pub(crate) fn gateway(program: &Path, broker: SocketAddr, setup: &Setup) -> Result<Self, Failure> {
+    pub(crate) fn gateway(program: &Path, broker: SocketAddr, mode: Mode) -> Result<Self, Failure> {
         let folder = TempDir::new().attempt("make a folder for the gateway")?;
         let path = folder.path().display();
-        let store = if setup.stores { format!("{path}/state") } else { "none".into() };
         let config = folder.path().join("gateway.yaml");
         let text = format!(
             "version: 1\n\
              broker: {{ url: \"mqtt://{broker}\", mode: {mode} }}\n\
              transports: [{{ name: lan, type: udp, listen: [\"0.0.0.0:0\"] }}]\n\
              topics: {{ predefined: {{ 1: bench/up/predefined }} }}\n\
-             sessions:\n  retry_limit: 3\n{sessions}\
-             store: {{ path: {store} }}\n\
+             store: {{ path: {path}/state }}\n\
              control: {{ socket: {path}/control }}\n",
-            mode = setup.mode,
-            sessions = setup.sessions,
         );
         fs::write(&config, text).attempt("write gateway.yaml")?;
         let mut command = Command::new(program);

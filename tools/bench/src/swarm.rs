@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use mio::net::UdpSocket;
 use mio::{Events, Interest, Poll, Token};
-use mqtt_sn_gateway::node::{Event, Filter, Node, Options};
-use mqtt_sn_gateway::topic::{ClientId, TopicFilter};
+use mqtt_sn_gateway::node::{Event, Filter, Node, Options, Topic};
+use mqtt_sn_gateway::topic::{ClientId, TopicFilter, TopicName};
 use mqtt_sn_gateway::wire::Qos;
 
 use crate::failure::{Attempt, Failure};
+use crate::stamp;
 
 /// Sockets that are ready, taken at once.
 const EVENTS_MAX: usize = 1024;
@@ -161,6 +162,18 @@ impl Swarm {
         let granted =
             |_, _: &mut Node, event| usize::from(matches!(event, Event::Subscribed { result: Ok(_), .. }));
         self.until("subscribing", self.len(), granted).map(drop)
+    }
+
+    /// Has each publish with QoS 0 on the topic that `name` makes of its number, which it registers; later a
+    /// [`Event::Published`] of each.
+    pub(crate) fn publish(&mut self, name: impl Fn(usize) -> String) -> Result<(), Failure> {
+        let first = self.first;
+        let wrong = |error: &dyn Error| Failure::Gateway(error.to_string());
+        self.each(|index, node, now| {
+            let topic = Topic::Name(TopicName::new(name(first + index)).map_err(|error| wrong(&error))?);
+            let published = node.publish(now, topic, stamp::bytes(), Qos::AtMostOnce, false);
+            published.map(drop).map_err(|error| wrong(&error))
+        })
     }
 
     /// Lets all fall asleep for so long.

@@ -2,15 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use mqtt_sn_gateway::node::{Event, Topic};
-use mqtt_sn_gateway::topic::TopicName;
-use mqtt_sn_gateway::wire::Qos;
+use mqtt_sn_gateway::node::Event;
 
 use super::Bench;
 use crate::failure::Failure;
 use crate::figures::{Bar, Row};
-use crate::rig::{Broker, Mode, Setup, Subject};
-use crate::stamp;
+use crate::rig::{Broker, Mode, Subject};
 use crate::swarm::Swarm;
 
 /// How many, with which bars: the largest storm has them.
@@ -30,7 +27,7 @@ pub(super) fn storm(bench: &mut Bench) -> Result<(), Failure> {
         for count in STORMS {
             let kind = bench.real_broker();
             let broker = Broker::start(kind)?;
-            let gateway = Subject::gateway(bench.program(), broker.addr, &Setup::new(mode))?;
+            let gateway = Subject::gateway(bench.program(), broker.addr, mode)?;
             let (memory, used) = (gateway.process.memory()?, gateway.process.usage()?);
             let mut swarm = Swarm::new(gateway.addr, 0..count, |_| {})?;
             let (time, refused) = arrive(&mut swarm)?;
@@ -58,14 +55,12 @@ pub(super) fn storm(bench: &mut Bench) -> Result<(), Failure> {
 fn arrive(swarm: &mut Swarm) -> Result<(Duration, usize), Failure> {
     let count = swarm.len();
     let start = Instant::now();
-    swarm.each(|index, node, now| {
+    swarm.each(|_, node, now| {
         node.connect(now);
-        let name = TopicName::new(format!("bench/up/{index}"));
-        let topic = Topic::Name(name.map_err(|error| Failure::Gateway(error.to_string()))?);
-        // It leaves once its topic has an id.
-        let published = node.publish(now, topic, stamp::bytes(), Qos::AtMostOnce, false);
-        published.map(drop).map_err(|error| Failure::Gateway(error.to_string()))
+        Ok(())
     })?;
+    // It leaves once its topic has an id.
+    swarm.publish(|sensor| format!("bench/up/{sensor}"))?;
     let mut refused = 0;
     swarm.until("connecting and registering", count, |_, _, event| match event {
         Event::Published(..) => 1,

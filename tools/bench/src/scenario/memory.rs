@@ -4,15 +4,13 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use mqtt_sn_gateway::node::{Event, Node, Topic};
-use mqtt_sn_gateway::topic::TopicName;
+use mqtt_sn_gateway::node::{Event, Node};
 use mqtt_sn_gateway::wire::Qos;
 
 use super::Bench;
 use crate::failure::{Attempt, Failure};
 use crate::figures::{Bar, Row};
-use crate::rig::{self, Broker, Kind, Mode, Setup, Subject};
-use crate::stamp;
+use crate::rig::{self, Broker, Kind, Mode, Subject};
 use crate::swarm::Swarm;
 
 /// Sensors that are awake.
@@ -42,7 +40,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 pub(super) fn held(bench: &mut Bench) -> Result<(), Failure> {
     let broker = Broker::start(Kind::Sink)?;
     awake(bench, &broker)?;
-    let gateway = Subject::gateway(bench.program(), broker.addr, &Setup::new(Mode::Aggregating))?;
+    let gateway = Subject::gateway(bench.program(), broker.addr, Mode::Aggregating)?;
     let before = gateway.process.memory()?;
     let start = Instant::now();
     for first in (0..ASLEEP).step_by(AT_ONCE) {
@@ -64,7 +62,7 @@ pub(super) fn held(bench: &mut Bench) -> Result<(), Failure> {
 }
 
 fn awake(bench: &mut Bench, broker: &Broker) -> Result<(), Failure> {
-    let gateway = Subject::gateway(bench.program(), broker.addr, &Setup::new(Mode::Aggregating))?;
+    let gateway = Subject::gateway(bench.program(), broker.addr, Mode::Aggregating)?;
     let empty = gateway.process.memory()?;
     let mut swarm = Swarm::new(gateway.addr, 0..AWAKE, |_| {})?;
     swarm.connect()?;
@@ -89,12 +87,7 @@ fn awake(bench: &mut Bench, broker: &Broker) -> Result<(), Failure> {
 /// Each publishes on one more topic of its own.
 fn register(swarm: &mut Swarm, topic: usize) -> Result<(), Failure> {
     let count = swarm.len();
-    swarm.each(|index, node, now| {
-        let name = TopicName::new(format!("bench/up/{index}/{topic}"));
-        let topic = Topic::Name(name.map_err(|error| Failure::Gateway(error.to_string()))?);
-        let published = node.publish(now, topic, stamp::bytes(), Qos::AtMostOnce, false);
-        published.map(drop).map_err(|error| Failure::Gateway(error.to_string()))
-    })?;
+    swarm.publish(|sensor| format!("bench/up/{sensor}/{topic}"))?;
     let published = |_, _: &mut Node, event| usize::from(matches!(event, Event::Published(..)));
     swarm.until("registering", count, published).map(drop)
 }
@@ -114,7 +107,7 @@ pub(super) fn idle(bench: &mut Bench) -> Result<(), Failure> {
     let router = rig::build("router")?;
     for (program, profile) in [(bench.program().to_owned(), "release"), (router, "router")] {
         let broker = Broker::start(Kind::Sink)?;
-        let gateway = Subject::gateway(&program, broker.addr, &Setup::new(Mode::Aggregating))?;
+        let gateway = Subject::gateway(&program, broker.addr, Mode::Aggregating)?;
         gateway.process.wait_until_idle()?;
         let before = gateway.process.usage()?;
         sleep(IDLE);
@@ -146,7 +139,7 @@ const GROWTH_BAR: f64 = 1.05;
 /// Sensors that come and go: nothing of them is to stay.
 pub(super) fn soak(bench: &mut Bench) -> Result<(), Failure> {
     let broker = Broker::start(Kind::Sink)?;
-    let gateway = Subject::gateway(bench.program(), broker.addr, &Setup::new(Mode::Aggregating))?;
+    let gateway = Subject::gateway(bench.program(), broker.addr, Mode::Aggregating)?;
     let mut settled = 0;
     for round in 0..ROUNDS {
         let mut swarm = Swarm::new(gateway.addr, round * ROUND..(round + 1) * ROUND, |_| {})?;

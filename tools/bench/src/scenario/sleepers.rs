@@ -11,7 +11,7 @@ use super::Bench;
 use crate::app::App;
 use crate::failure::Failure;
 use crate::figures::{Bar, Row};
-use crate::rig::{Broker, Mode, Setup, Subject};
+use crate::rig::{Broker, Mode, Subject};
 use crate::stamp;
 use crate::swarm::Swarm;
 
@@ -35,7 +35,7 @@ pub(super) fn drain(bench: &mut Bench) -> Result<(), Failure> {
     for mode in [Mode::Aggregating, Mode::Transparent] {
         let kind = bench.real_broker();
         let broker = Broker::start(kind)?;
-        let gateway = Subject::gateway(bench.program(), broker.addr, &Setup::new(mode))?;
+        let gateway = Subject::gateway(bench.program(), broker.addr, mode)?;
         let mut swarm = Swarm::new(gateway.addr, 0..SLEEPERS, |_| {})?;
         swarm.connect()?;
         swarm.subscribe(Qos::AtLeastOnce, topic)?;

@@ -14,7 +14,7 @@ use crate::app::{App, Listener};
 use crate::failure::Failure;
 use crate::figures::{Bar, Histogram, Row};
 use crate::process::Usage;
-use crate::rig::{Broker, Kind, Mode, Setup, Subject};
+use crate::rig::{Broker, Kind, Mode, Subject};
 use crate::sensor::{Sensors, TOPIC};
 use crate::stamp;
 use crate::swarm::Swarm;
@@ -102,7 +102,7 @@ pub(super) fn flood(bench: &mut Bench) -> Result<(), Failure> {
     drop(bare);
     bench.add(least.row("flood", "bare relay, sink".into()));
     for mode in [Mode::Aggregating, Mode::Transparent] {
-        let gateway = Subject::gateway(bench.program(), broker.addr, &Setup::new(mode))?;
+        let gateway = Subject::gateway(bench.program(), broker.addr, mode)?;
         let mut sensors = Sensors::new(gateway.addr, SENSORS, Qos::AtMostOnce)?;
         let stream = measure(&gateway, &broker, &mut sensors)?;
         let mut row = stream.row("flood", format!("QoS 0, {mode}, sink"));
@@ -145,7 +145,7 @@ pub(super) fn steady(bench: &mut Bench) -> Result<(), Failure> {
 }
 
 fn steady_of(bench: &Bench, broker: &Broker, mode: Mode, qos: Qos) -> Result<Stream, Failure> {
-    let gateway = Subject::gateway(bench.program(), broker.addr, &Setup::new(mode))?;
+    let gateway = Subject::gateway(bench.program(), broker.addr, mode)?;
     let listening = listener(broker)?;
     let stream = match qos {
         Qos::MinusOne | Qos::AtMostOnce => {
@@ -200,7 +200,7 @@ pub(super) fn closed(bench: &mut Bench) -> Result<(), Failure> {
             row.latency_us = direct_latency;
             bench.add(row);
             for (mode, count) in [(Mode::Aggregating, 1), (Mode::Aggregating, 100), (Mode::Transparent, 1)] {
-                let gateway = Subject::gateway(bench.program(), broker.addr, &Setup::new(mode))?;
+                let gateway = Subject::gateway(bench.program(), broker.addr, mode)?;
                 let used = gateway.process.usage()?;
                 let (latency, time) = one_by_one(gateway.addr, count, qos)?;
                 let used = gateway.process.usage()?.since(used);
