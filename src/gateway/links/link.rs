@@ -570,15 +570,18 @@ impl Link {
 
     /// Whether the broker has not been told to end the session because the store does not answer.
     fn waits_to_remove(&self, cx: &LinkCx<'_>) -> bool {
-        self.removing.is_some_and(|until| cx.now < until)
-            && cx.journal.is_holding(cx.journal.batch_of(Whose::Link(self.id)))
+        self.removing.is_some_and(|until| cx.now < until) && self.is_held(cx)
+    }
+
+    /// Whether the store holds back what was written last.
+    fn is_held(&self, cx: &LinkCx<'_>) -> bool {
+        cx.journal.is_holding(cx.journal.batch_of(Whose::Link(self.id)))
     }
 
     /// The session at the broker has to stay if the store still holds back what would end it.
     fn end_removal(&mut self, cx: &mut LinkCx<'_>) {
-        let is_held = cx.journal.is_holding(cx.journal.batch_of(Whose::Link(self.id)));
         if self.removing.take().is_some()
-            && is_held
+            && self.is_held(cx)
             && let Some(client) = &self.client
         {
             let broker = self.broker(cx.settings);

@@ -72,13 +72,7 @@ impl Air {
             self.cause.dismissed.insert(who);
             return;
         }
-        session.offered.clear();
-        session.resting.clear();
-        session.rounds.clear();
-        session.silent = false;
-        if let Some(open) = &mut session.exchange {
-            (open.sent, open.first, open.last) = (0, now, now);
-        }
+        session.begin_anew(now);
         let waits = session.missed.is_some_and(|by| by >= now);
         let resumable = !session.resumable.is_empty() && nothing_shed && !waits;
         if session.exchange.is_some() || resumable {

@@ -259,13 +259,7 @@ impl Air {
                 (session.state, session.watch) = (State::Awake, None);
                 session.owed = session.queue.len();
                 session.drain = session.queue.len() + SURPLUS;
-                session.offered.clear();
-                session.resting.clear();
-                session.rounds.clear();
-                session.silent = false;
-                if let Some(open) = &mut session.exchange {
-                    (open.sent, open.first, open.last) = (0, now, now);
-                }
+                session.begin_anew(now);
                 if !session.awaits_suback() && session.missed.is_none_or(|by| by < now) {
                     self.cause.answer = Some(&["PINGRESP", "REGISTER", "PUBLISH", "PUBREL"]);
                 }

@@ -277,6 +277,17 @@ impl Session {
         Some(no)
     }
 
+    /// What is open is under way again, as if it had never left, and whatever rested or was left unanswered is tried again.
+    pub(super) fn begin_anew(&mut self, now: Instant) {
+        self.offered.clear();
+        self.resting.clear();
+        self.rounds.clear();
+        self.silent = false;
+        if let Some(open) = &mut self.exchange {
+            (open.sent, open.first, open.last) = (0, now, now);
+        }
+    }
+
     /// A SUBSCRIBE is with the broker: what the subscription brings stays behind its SUBACK.
     pub(super) fn awaits_suback(&self) -> bool {
         self.unanswered.keys().any(|(name, _)| *name == "SUBSCRIBE")
