@@ -70,8 +70,9 @@ pub const BUFFER: usize = 1024 * 1024;
 /// Default of [`Options::packet_len_max`]: sixteen times what fits into an MQTT-SN message.
 pub const PACKET_LEN_MAX: usize = 1024 * 1024;
 
-/// SUBSCRIBE and UNSUBSCRIBE packets without an answer; each may carry many filters.
-pub const REQUESTS_MAX: usize = 4096;
+/// SUBSCRIBE and UNSUBSCRIBE packets without an answer; each may carry many filters. 10,000 sensors may subscribe in the same
+/// instant.
+pub const REQUESTS_MAX: usize = 16_384;
 
 /// The shortest time that a PINGRESP is given; else it is half the keep-alive.
 pub const PING_TIMEOUT_MIN: Duration = Duration::from_secs(5);
