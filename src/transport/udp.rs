@@ -8,7 +8,7 @@
 //! own. That one alone shares its port with other programs; a listen socket never does, or two gateways could start on
 //! one port and each see half of the clients.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,10 +17,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nix::errno::Errno;
-use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
-};
+use nix::libc::{in_addr, in6_pktinfo};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -28,8 +26,11 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
+use self::outgoing::Outgoing;
 use super::{Count, Counters, Inbox, OpenError, Status};
 use crate::gateway::io::{Address, Input, Peer, PortEvent, PortId, Route};
+
+mod outgoing;
 
 /// Octets of the operating system's receive buffer that each socket asks for (it grants at most `net.core.rmem_max`, and takes
 /// them only while frames wait): it counts twice as much, a frame with its overhead as some 770, so that 10,000 sensors
@@ -202,7 +203,7 @@ impl Udp {
             Some(Ok(())) => Count::Sent,
             Some(Err(errno)) => {
                 debug!(to = %outgoing.to, octets = frame.len(), %errno, "datagram not sent");
-                send_failure(errno)
+                outgoing::failure(errno)
             }
         };
         self.counters.add(count, 1);
@@ -356,7 +357,8 @@ impl Listener {
                     }
                 }
                 readable = self.readable(socket) => match readable.and_then(|()| self.burst(socket, &mut buffer)) {
-                    Ok(()) => yield_now().await,
+                    Ok(Burst::Over) => {}
+                    Ok(Burst::Long) => yield_now().await,
                     Err(error) => {
                         // An ICMP error about what was sent earlier, or a lack of memory: the socket is as good as before.
                         debug!(port = self.name, %error, "reading failed");
@@ -389,18 +391,18 @@ impl Listener {
     }
 
     /// Reads until the socket is empty or the inbox full, but not for long.
-    fn burst(&mut self, socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<()> {
+    fn burst(&mut self, socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Burst> {
         for _ in 0..BURST {
             if !self.inbox.has_room() {
-                return Ok(());
+                return Ok(Burst::Over);
             }
             match receive(socket, buffer, &mut self.control) {
                 Ok(datagram) => self.accept(&datagram, buffer),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Burst::Over),
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(Burst::Long)
     }
 
     fn accept(&mut self, datagram: &Datagram, buffer: &[u8]) {
@@ -422,6 +424,15 @@ impl Listener {
         let count = if self.inbox.offer(frame) { Count::Received } else { Count::InboxFull };
         self.counters.add(count, 1);
     }
+}
+
+/// How reading in a row ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Burst {
+    /// The socket is empty, or there is no more room: reading waits for it to change.
+    Over,
+    /// There may be more, and others have their turn.
+    Long,
 }
 
 /// Completes when the membership is to be renewed; never, if there is none. Cancel-safe.
@@ -540,70 +551,6 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8], control: &mut [u8]) -> io::Res
         }
         Ok(datagram)
     })
-}
-
-/// Where one datagram goes and how.
-#[derive(Debug)]
-struct Outgoing {
-    to: SocketAddr,
-    /// The address of ours it leaves from; `None`: the socket's or the route's.
-    from: Option<IpAddr>,
-    /// The interface it leaves by; 0: the route's.
-    interface: u32,
-    /// How many hops it may travel; `None`: the system's default.
-    hops: Option<u8>,
-}
-
-impl Outgoing {
-    fn send(&self, socket: &UdpSocket, frame: &[u8]) -> Result<(), Errno> {
-        let hops = i32::from(self.hops.unwrap_or_default());
-        let controls = 1 + usize::from(self.hops.is_some());
-        match self.to {
-            SocketAddr::V4(_) => {
-                let from = if let Some(IpAddr::V4(from)) = self.from { from } else { Ipv4Addr::UNSPECIFIED };
-                let info = in_pktinfo {
-                    ipi_ifindex: self.interface as i32,
-                    ipi_spec_dst: in_addr { s_addr: u32::from_ne_bytes(from.octets()) },
-                    ipi_addr: in_addr { s_addr: 0 },
-                };
-                let control = [ControlMessage::Ipv4PacketInfo(&info), ControlMessage::Ipv4Ttl(&hops)];
-                self.send_with(socket, frame, &control[..controls])
-            }
-            SocketAddr::V6(to) => {
-                let from = if let Some(IpAddr::V6(from)) = self.from { from } else { Ipv6Addr::UNSPECIFIED };
-                let info = in6_pktinfo {
-                    ipi6_addr: in6_addr { s6_addr: from.octets() },
-                    // A link-local address of ours is one only on its interface.
-                    ipi6_ifindex: if self.interface == 0 { to.scope_id() } else { self.interface },
-                };
-                let control = [ControlMessage::Ipv6PacketInfo(&info), ControlMessage::Ipv6HopLimit(&hops)];
-                self.send_with(socket, frame, &control[..controls])
-            }
-        }
-    }
-
-    fn send_with(&self, socket: &UdpSocket, frame: &[u8], control: &[ControlMessage]) -> Result<(), Errno> {
-        let to = SockaddrStorage::from(self.to);
-        // Not by the readiness that tokio keeps: it is known only once somebody has waited for it.
-        sendmsg(socket.as_raw_fd(), &[IoSlice::new(frame)], control, MsgFlags::MSG_DONTWAIT, Some(&to))
-            .map(drop)
-    }
-}
-
-fn send_failure(errno: Errno) -> Count {
-    match errno {
-        Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => Count::SendFull,
-        Errno::EMSGSIZE => Count::TooLong,
-        // EINVAL: the address to send from is not ours any more, or the one to send to is none.
-        Errno::ENETUNREACH
-        | Errno::EHOSTUNREACH
-        | Errno::ENETDOWN
-        | Errno::EHOSTDOWN
-        | Errno::EADDRNOTAVAIL
-        | Errno::ENODEV
-        | Errno::EINVAL => Count::NoRoute,
-        _ => Count::SendFailed,
-    }
 }
 
 fn ipv4(addr: in_addr) -> Ipv4Addr {
