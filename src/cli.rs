@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, value_parser};
 use tracing_subscriber::EnvFilter;
 
 use self::control::ControlError;
@@ -58,6 +58,9 @@ enum Command {
         /// The configuration [default: ./gateway.yaml, else /etc/mqtt-sn-gateway/gateway.yaml]
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Threads for sockets and core: one answers soonest, two take more messages at once
+        #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u8).range(1..=64))]
+        threads: u8,
     },
     /// Show a gateway, a broker and simulated sensors at work, on this machine, with nothing to configure
     #[command(after_help = "Example:  mqtt-sn-gateway demo --exit-after 5s")]
@@ -224,7 +227,7 @@ fn denied(error: &io::Error) -> bool {
 /// Does what the command line asks for and says how it went.
 pub fn main() -> ExitCode {
     let done = arguments().and_then(|arguments| match arguments.command {
-        Command::Run { config } => run(config),
+        Command::Run { config, threads } => run(config, threads),
         Command::Demo { exit_after } => demo(exit_after),
         Command::Check { file } => check(file),
         Command::Init { broker, serial } => init(broker.as_ref(), serial.as_deref()),
@@ -279,7 +282,7 @@ fn say(text: impl std::fmt::Display) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 
-fn run(file: Option<PathBuf>) -> Result<Exit, Failure> {
+fn run(file: Option<PathBuf>, threads: u8) -> Result<Exit, Failure> {
     let file = find(file)?;
     let config = load(&file)?;
     start_log(&config.log);
@@ -292,12 +295,12 @@ fn run(file: Option<PathBuf>) -> Result<Exit, Failure> {
     if wants_socket && setup.control.is_none() {
         tracing::info!("no control socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR says where");
     }
-    runtime::block_on(runtime::run(setup))??;
+    runtime::block_on(threads.into(), runtime::run(setup))??;
     Ok(Exit::Ok)
 }
 
 fn demo(exit_after: Option<Duration>) -> Result<Exit, Failure> {
-    runtime::block_on(demo::run(exit_after))??;
+    runtime::block_on(1, demo::run(exit_after))??;
     Ok(Exit::Ok)
 }
 

@@ -10,10 +10,12 @@ mod operator;
 use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
+use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, yield_now};
@@ -97,9 +99,13 @@ pub async fn run(setup: Setup) -> Result<(), RuntimeError> {
     let mut runtime = Runtime::open(setup)?;
     runtime.manager = Manager::of_environment(Instant::now());
     let signals = tokio::spawn(obey_signals(signals, runtime.handle()));
-    runtime.run().await;
+    // As a task among the others: what a runtime blocks on has its turn only after the system was asked for news.
+    let ended = tokio::spawn(runtime.run()).await;
     signals.abort();
-    Ok(())
+    ended.map(drop).or_else(|error| match error.try_into_panic() {
+        Ok(panic) => resume_unwind(panic),
+        Err(_) => Ok(()),
+    })
 }
 
 /// Lets this process open as many files as the system allows: each client with a link of its own takes one.
@@ -124,14 +130,16 @@ fn raise_open_files(settings: &Settings) {
     }
 }
 
-/// Runs a future, such as [`run`], on one thread: the core has no use for more, and the sockets' tasks take less time than
-/// handing their frames to another thread would.
+/// Runs a future, such as [`run`], on so many threads. On one, all takes its turn, and a lone message never waits for another
+/// thread to wake up. On more, sockets are read and written on one while the core works on another, which takes more messages
+/// at once; the core itself is always on one at a time.
 ///
 /// # Errors
 /// The operating system gives no reactor.
-pub fn block_on<F: Future>(future: F) -> Result<F::Output, RuntimeError> {
+pub fn block_on<F: Future>(threads: usize, future: F) -> Result<F::Output, RuntimeError> {
+    let mut builder = if threads > 1 { Builder::new_multi_thread() } else { Builder::new_current_thread() };
     let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RuntimeError::Reactor)?;
+        builder.worker_threads(threads.max(1)).enable_all().build().map_err(RuntimeError::Reactor)?;
     let output = runtime.block_on(future);
     // A name server that does not answer must not delay the end.
     runtime.shutdown_background();

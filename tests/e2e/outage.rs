@@ -96,19 +96,26 @@ fn a_broker_that_refuses_is_told_in_words_and_tried_again() {
 
 #[test]
 fn a_broker_that_restarts_and_hangs_again_and_again_under_load_costs_no_message() {
-    come_and_go_under_load("aggregating");
+    come_and_go_under_load("aggregating", "1");
 }
 
 #[test]
 fn a_broker_that_restarts_and_hangs_again_and_again_under_load_costs_no_message_of_clients_with_own_links() {
-    come_and_go_under_load("transparent");
+    come_and_go_under_load("transparent", "1");
 }
 
-fn come_and_go_under_load(mode: &str) {
+#[test]
+fn a_broker_that_restarts_and_hangs_again_and_again_costs_no_message_on_two_threads() {
+    come_and_go_under_load("transparent", "2");
+}
+
+fn come_and_go_under_load(mode: &str, threads: &str) {
     let mosquitto = Mosquitto::persistent();
     let verify = format!("mqtt://127.0.0.1:{}", mosquitto.port);
     let more = format!("  mode: {mode}\n  ack_timeout: 500ms\n");
-    let mut gateway = Gateway::start(&verify, mosquitto.port, &more, Some(mosquitto));
+    let mut gateway = Gateway::start_with(&verify, mosquitto.port, &more, Some(mosquitto), |command| {
+        command.args(["--threads", threads]);
+    });
     gateway.process.wait_for_line("connected to the broker");
     let mut fleets = ["1", "2"].map(|qos| {
         let fleet = "fleet --nodes 20 --spread 1s --sleepers 30% --keepalive 1 --rate 1/s --down 1/2s --retry 500ms \

@@ -389,7 +389,7 @@ impl Process {
     fn start(test: &str, broker: Broker) -> Option<Self> {
         if let Ok(broker) = std::env::var(Self::INSIDE) {
             tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
-            block_on(run(setup(broker.parse().unwrap()))).unwrap().unwrap();
+            block_on(1, run(setup(broker.parse().unwrap()))).unwrap().unwrap();
             return None;
         }
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
