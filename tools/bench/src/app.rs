@@ -1,7 +1,8 @@
 //! An application at the broker: an MQTT client on a TCP socket of its own.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -10,6 +11,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mqtt_sn_gateway::mqtt::{Connection, Event, Message, Options, QoS, Session};
 use mqtt_sn_gateway::topic::{TopicFilter, TopicName};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 
 use crate::failure::{Attempt, Failure};
 use crate::figures::Histogram;
@@ -19,7 +23,7 @@ use crate::stamp;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Octets read at once.
-const READ_MAX: usize = 256 << 10;
+const READ_MAX: usize = 64 << 10;
 
 pub(crate) struct App {
     pub(crate) connection: Connection,
@@ -66,19 +70,38 @@ impl App {
     }
 
     /// Reads once, for at most `within`, and hands on what has happened.
-    pub(crate) fn live(&mut self, within: Duration, mut hear: impl FnMut(&Event)) -> Result<(), Failure> {
+    pub(crate) fn live(&mut self, within: Duration, hear: impl FnMut(&Event)) -> Result<(), Failure> {
         self.flush()?;
-        let within = within.max(Duration::from_micros(1));
-        self.socket.set_read_timeout(Some(within)).attempt("set a timeout")?;
-        match self.socket.read(&mut self.buffer) {
-            Ok(0) => return Err(Failure::Broker("closed the connection".into())),
-            Ok(len) => {
-                let (now, octets) = (Instant::now(), self.buffer.get(..len).unwrap_or_default());
-                self.connection.handle_bytes(now, octets).map_err(|e| Failure::Broker(e.to_string()))?;
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            Err(error) => return Err(error).attempt("read from the broker"),
+        let mut socket = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        wait(&mut socket, within)?;
+        if is_ready(&socket[0]) { self.read(hear) } else { Ok(()) }
+    }
+
+    /// The same of many: waits until one of them has something to read.
+    pub(crate) fn live_all(
+        apps: &mut [Self],
+        within: Duration,
+        mut hear: impl FnMut(&Event),
+    ) -> Result<(), Failure> {
+        let mut sockets: Vec<_> =
+            apps.iter().map(|app| PollFd::new(app.socket.as_fd(), PollFlags::POLLIN)).collect();
+        wait(&mut sockets, within)?;
+        let ready: Vec<_> = sockets.iter().map(is_ready).collect();
+        for (app, _) in apps.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
+            app.read(&mut hear)?;
         }
+        Ok(())
+    }
+
+    /// Reads what is there, and hands on what has happened.
+    fn read(&mut self, mut hear: impl FnMut(&Event)) -> Result<(), Failure> {
+        let len = self.socket.read(&mut self.buffer).attempt("read from the broker")?;
+        if len == 0 {
+            return Err(Failure::Broker("closed the connection".into()));
+        }
+        let octets = self.buffer.get(..len).unwrap_or_default();
+        let heard = self.connection.handle_bytes(Instant::now(), octets);
+        heard.map_err(|error| Failure::Broker(error.to_string()))?;
         while let Some(event) = self.connection.poll_event() {
             hear(&event);
             if let Event::Message { delivery: Some(delivery), .. } = event {
@@ -138,6 +161,18 @@ impl App {
         });
         Listener { heard, thread: Some(thread) }
     }
+}
+
+/// Waits for sockets to the microsecond: their own time limits are as coarse as the system's clock ticks.
+fn wait(sockets: &mut [PollFd], within: Duration) -> Result<(), Failure> {
+    match ppoll(sockets, Some(TimeSpec::from_duration(within)), None) {
+        Err(Errno::EINTR) | Ok(_) => Ok(()),
+        Err(error) => Err(std::io::Error::from(error)).attempt("wait for the broker"),
+    }
+}
+
+fn is_ready(socket: &PollFd) -> bool {
+    socket.revents().is_some_and(|events| !events.is_empty())
 }
 
 /// An application that counts in the background.

@@ -8,6 +8,8 @@ use serde::Serialize;
 /// The longest latency that is told apart from longer ones.
 const LATENCY_MAX: u64 = 60_000_000_000;
 
+pub(crate) const MIB: f64 = 1024.0 * 1024.0;
+
 /// Latencies, to a thousandth.
 #[derive(Debug)]
 pub(crate) struct Histogram(Option<hdrhistogram::Histogram<u64>>);
@@ -65,6 +67,9 @@ pub(crate) struct Row {
     /// Resident octets of the process that is measured, beyond those before the first client, for each of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) bytes_per_client: Option<f64>,
+    /// Resident octets of the process that is measured, at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory_octets: Option<u64>,
     /// What has no column of its own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) ratios: Vec<Ratio>,
@@ -97,6 +102,7 @@ impl Row {
             latency_us: None,
             cpu_us_per_message: None,
             bytes_per_client: None,
+            memory_octets: None,
             ratios: Vec::new(),
         }
     }
@@ -131,7 +137,8 @@ impl Ratio {
 /// The rows as a table in Markdown.
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| | | messages/s | lost | p50 / p99 / p99.9 µs | CPU µs a message | |\n|---|---|--:|--:|--:|--:|---|\n",
+        "| | | messages/s | lost | p50 / p99 / p99.9 µs | CPU µs a message | MiB | |\n\
+         |---|---|--:|--:|--:|--:|--:|---|\n",
     );
     let mut scenario = "";
     for row in rows {
@@ -149,6 +156,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
             row.lost.map(|it| it.to_string()).unwrap_or_default(),
             latency.unwrap_or_default(),
             row.cpu_us_per_message.map(short).unwrap_or_default(),
+            row.memory_octets.map(|it| short(it as f64 / MIB)).unwrap_or_default(),
             notes.join("; "),
         ];
         // A String takes everything.
@@ -178,8 +186,8 @@ fn short(value: f64) -> String {
 }
 
 fn thousands(value: f64) -> String {
-    let digits = format!("{value:.0}");
-    let mut text = String::new();
+    let digits = format!("{:.0}", value.abs());
+    let mut text = String::from(if value < 0.0 { "-" } else { "" });
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
@@ -210,15 +218,17 @@ mod tests {
         row.messages_per_s = Some(304_845.2);
         row.lost = Some(0);
         row.latency_us = Some(Latency { p50: 1666.0, p99: 8270.4, p999: 0.25 });
+        row.memory_octets = Some(9_122_611);
+        row.tell("more than that", -500.0);
         row.hold("of the bare relay's", 0.5, Bar::AtLeast(0.6));
         let table = table(&[row.clone(), Row::new("flood", "QoS 1"), Row::new("idle", "")]);
         let rows: Vec<_> = table.lines().skip(2).collect();
         assert_eq!(
             rows,
             [
-                "| flood | QoS 0 | 304,845 | 0 | 1,666 / 8,270 / 0.25 |  | of the bare relay's 0.50 (at least 0.60, **missed**) |",
-                "|  | QoS 1 |  |  |  |  |  |",
-                "| idle |  |  |  |  |  |  |",
+                "| flood | QoS 0 | 304,845 | 0 | 1,666 / 8,270 / 0.25 |  | 8.7 | more than that -500; of the bare relay's 0.50 (at least 0.60, **missed**) |",
+                "|  | QoS 1 |  |  |  |  |  |  |",
+                "| idle |  |  |  |  |  |  |  |",
             ]
         );
     }

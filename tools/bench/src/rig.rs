@@ -121,8 +121,18 @@ impl Subject {
         Ok(Self { addr, process, _folder: None })
     }
 
-    /// The real gateway.
+    /// The real gateway, as people run it.
     pub(crate) fn gateway(program: &Path, broker: SocketAddr, mode: Mode) -> Result<Self, Failure> {
+        Self::gateway_on(program, broker, mode, 1)
+    }
+
+    /// The real gateway on so many threads.
+    pub(crate) fn gateway_on(
+        program: &Path,
+        broker: SocketAddr,
+        mode: Mode,
+        threads: u8,
+    ) -> Result<Self, Failure> {
         let folder = TempDir::new().attempt("make a folder for the gateway")?;
         let path = folder.path().display();
         let config = folder.path().join("gateway.yaml");
@@ -137,6 +147,7 @@ impl Subject {
         fs::write(&config, text).attempt("write gateway.yaml")?;
         let mut command = Command::new(program);
         command.env_remove("RUST_LOG").arg("run").arg("-c").arg(&config);
+        command.args(["--threads", &threads.to_string()]);
         let mut process = Process::start("the gateway", &mut command)?;
         let mut addr = address(&process.wait_for("listening on udp ")?)?;
         addr.set_ip(Ipv4Addr::LOCALHOST.into());

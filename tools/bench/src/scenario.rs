@@ -73,6 +73,7 @@ pub(crate) enum Scenario {
     Flood,
     Steady,
     Closed,
+    Cores,
     Downlink,
     Sleepers,
     Far,
@@ -82,11 +83,12 @@ pub(crate) enum Scenario {
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Connect,
         Self::Flood,
         Self::Steady,
         Self::Closed,
+        Self::Cores,
         Self::Downlink,
         Self::Sleepers,
         Self::Far,
@@ -101,6 +103,7 @@ impl Scenario {
             Self::Flood => "flood",
             Self::Steady => "steady",
             Self::Closed => "closed",
+            Self::Cores => "cores",
             Self::Downlink => "downlink",
             Self::Sleepers => "sleepers",
             Self::Far => "far",
@@ -116,6 +119,7 @@ impl Scenario {
             Self::Flood => "QoS 0 from 100 sensors as fast as they can, beside a bare relay",
             Self::Steady => "a steady stream from 100 sensors of each QoS: processor time and latency",
             Self::Closed => "QoS 1 and 2 one after the other, beside direct MQTT clients",
+            Self::Cores => "what a second thread brings in a flood, and what it costs a lone message",
             Self::Downlink => "messages for sensors that are awake, one for each and one for all",
             Self::Sleepers => "10,000 sensors asleep with 10 messages each, which all wake at once",
             Self::Far => "QoS 1 and 2 to a broker 100 ms away",
@@ -131,6 +135,7 @@ impl Scenario {
             Self::Flood => uplink::flood(bench),
             Self::Steady => uplink::steady(bench),
             Self::Closed => uplink::closed(bench),
+            Self::Cores => uplink::cores(bench),
             Self::Downlink => downlink::awake(bench),
             Self::Sleepers => sleepers::drain(bench),
             Self::Far => window::far(bench),

@@ -21,7 +21,7 @@ pub(crate) const PREDEFINED: u16 = 1;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The longest sleep between two messages of a steady stream; what has become due is then sent in a row.
-const STEP: Duration = Duration::from_micros(200);
+pub(crate) const STEP: Duration = Duration::from_micros(200);
 
 pub(crate) struct Sensors {
     all: Vec<Sensor>,

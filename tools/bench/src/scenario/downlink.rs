@@ -1,9 +1,10 @@
 //! From the broker to sensors that are awake.
 
+use std::fmt::Display;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mqtt_sn_gateway::mqtt::QoS;
+use mqtt_sn_gateway::mqtt::{Event as AtBroker, QoS};
 use mqtt_sn_gateway::node::Event;
 use mqtt_sn_gateway::topic::TopicName;
 use mqtt_sn_gateway::wire::Qos;
@@ -18,6 +19,9 @@ use crate::swarm::Swarm;
 
 /// How long messages are published.
 const TIME: Duration = Duration::from_secs(3);
+
+/// How long receivers wait for a message before they look around.
+const WAIT: Duration = Duration::from_millis(10);
 
 /// How messages go to sensors.
 struct Case {
@@ -34,27 +38,29 @@ const CASES: [Case; 2] = [
     Case { name: "one for all of 1,000", sensors: 1_000, shared: true, rate: 10.0 },
 ];
 
-/// Each message for one sensor, and each for all of them.
+/// Each message for one sensor, and each for all of them; the same to as many MQTT clients that are connected directly.
 pub(super) fn awake(bench: &mut Bench) -> Result<(), Failure> {
     let kind = bench.real_broker();
     let broker = Broker::start(kind)?;
-    for mode in [Mode::Aggregating, Mode::Transparent] {
-        for case in &CASES {
-            for qos in [Qos::AtMostOnce, Qos::AtLeastOnce, Qos::ExactlyOnce] {
+    for case in &CASES {
+        for qos in [Qos::AtMostOnce, Qos::AtLeastOnce, Qos::ExactlyOnce] {
+            let direct = to_clients(case, &broker, qos)?;
+            let name = |to: &dyn Display| format!("QoS {qos}, {}, {to}, {kind}", case.name);
+            bench.add(direct.row(name(&"direct clients")));
+            for mode in [Mode::Aggregating, Mode::Transparent] {
                 let gateway = Subject::gateway(bench.program(), broker.addr, mode)?;
                 let mut swarm = Swarm::new(gateway.addr, 0..case.sensors, |_| {})?;
                 swarm.connect()?;
                 swarm.subscribe(qos, |sensor| topic(case, sensor))?;
                 let used = gateway.process.usage()?;
-                let start = Instant::now();
-                let found = listen(&mut swarm, case, &broker, qos)?;
+                let found = to_sensors(&mut swarm, case, &broker, qos)?;
                 let used = gateway.process.usage()?.since(used);
-                let mut row = Row::new("downlink", format!("QoS {qos}, {}, {mode}, {kind}", case.name));
-                row.messages_per_s =
-                    Some(found.delivered as f64 / found.last.saturating_duration_since(start).as_secs_f64());
-                row.lost = Some(found.owed.saturating_sub(found.delivered));
-                row.latency_us = found.latency.latency();
+                let mut row = found.row(name(&mode));
                 row.cpu_us_per_message = Some(used.cpu.as_secs_f64() * 1e6 / found.delivered as f64);
+                row.memory_octets = Some(gateway.process.memory()?);
+                if let (Some(own), Some(direct)) = (found.latency.latency(), direct.latency.latency()) {
+                    row.tell("µs more at p50 than direct clients:", own.p50 - direct.p50);
+                }
                 bench.add(row);
             }
         }
@@ -66,39 +72,88 @@ fn topic(case: &Case, sensor: usize) -> String {
     if case.shared { "bench/down/all".into() } else { format!("bench/down/{sensor}") }
 }
 
+/// What has arrived of what was published.
 struct Found {
     owed: u64,
     delivered: u64,
+    start: Instant,
     last: Instant,
     latency: Histogram,
 }
 
-/// Takes what an application publishes.
-fn listen(swarm: &mut Swarm, case: &Case, broker: &Broker, qos: Qos) -> Result<Found, Failure> {
+impl Found {
+    fn hear(&mut self, payload: &[u8]) {
+        self.delivered += 1;
+        self.last = Instant::now();
+        stamp::age(payload).into_iter().for_each(|age| self.latency.add(age));
+    }
+
+    fn row(&self, case: String) -> Row {
+        let time = self.last.saturating_duration_since(self.start);
+        Row {
+            messages_per_s: Some(self.delivered as f64 / time.as_secs_f64()),
+            lost: Some(self.owed.saturating_sub(self.delivered)),
+            latency_us: self.latency.latency(),
+            ..Row::new("downlink", case)
+        }
+    }
+}
+
+fn to_sensors(swarm: &mut Swarm, case: &Case, broker: &Broker, qos: Qos) -> Result<Found, Failure> {
+    receive(case, broker, qos, |found| {
+        swarm.live(WAIT, |_, _, event| {
+            if let Event::Message(message) = event {
+                found.hear(&message.payload);
+            }
+        })
+    })
+}
+
+fn to_clients(case: &Case, broker: &Broker, qos: Qos) -> Result<Found, Failure> {
+    let client = |sensor| {
+        let mut app = App::connect(broker.addr, &format!("direct-{sensor}"))?;
+        app.subscribe(&topic(case, sensor), mqtt(qos))?;
+        Ok(app)
+    };
+    let mut clients = (0..case.sensors).map(client).collect::<Result<Vec<_>, Failure>>()?;
+    receive(case, broker, qos, |found| {
+        App::live_all(&mut clients, WAIT, |event| {
+            if let AtBroker::Message { message, .. } = event {
+                found.hear(&message.payload);
+            }
+        })
+    })
+}
+
+/// Takes with `live` what an application publishes.
+fn receive(
+    case: &Case,
+    broker: &Broker,
+    qos: Qos,
+    mut live: impl FnMut(&mut Found) -> Result<(), Failure>,
+) -> Result<Found, Failure> {
     let names: Vec<_> = (0..if case.shared { 1 } else { case.sensors })
         .map(|sensor| TopicName::new(topic(case, sensor)).map_err(|error| Failure::Broker(error.to_string())))
         .collect::<Result<_, _>>()?;
     let addr = broker.addr;
     let rate = if qos == Qos::ExactlyOnce { case.rate / 10.0 } else { case.rate };
-    let qos = match qos {
+    let publisher = thread::spawn(move || publish(App::connect(addr, "publisher")?, &names, rate, mqtt(qos)));
+    let (start, latency) = (Instant::now(), Histogram::default());
+    let mut found = Found { owed: 0, delivered: 0, start, last: start, latency };
+    while !publisher.is_finished() || found.last.elapsed() < QUIET {
+        live(&mut found)?;
+    }
+    let each = if case.shared { case.sensors as u64 } else { 1 };
+    let published = publisher.join().map_err(|_| Failure::Broker("the application panicked".into()))??;
+    Ok(Found { owed: published * each, ..found })
+}
+
+fn mqtt(qos: Qos) -> QoS {
+    match qos {
         Qos::MinusOne | Qos::AtMostOnce => QoS::AtMostOnce,
         Qos::AtLeastOnce => QoS::AtLeastOnce,
         Qos::ExactlyOnce => QoS::ExactlyOnce,
-    };
-    let publisher = thread::spawn(move || publish(App::connect(addr, "publisher")?, &names, rate, qos));
-    let mut found = Found { owed: 0, delivered: 0, last: Instant::now(), latency: Histogram::default() };
-    while !publisher.is_finished() || found.last.elapsed() < QUIET {
-        swarm.live(Duration::from_millis(10), |_, _, event| {
-            if let Event::Message(message) = event {
-                found.delivered += 1;
-                found.last = Instant::now();
-                stamp::age(&message.payload).into_iter().for_each(|age| found.latency.add(age));
-            }
-        })?;
     }
-    let each = if case.shared { swarm.len() as u64 } else { 1 };
-    let published = publisher.join().map_err(|_| Failure::Broker("the application panicked".into()))??;
-    Ok(Found { owed: published * each, ..found })
 }
 
 /// Publishes to each topic in its turn; how many messages that were.

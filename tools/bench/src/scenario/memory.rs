@@ -9,7 +9,7 @@ use mqtt_sn_gateway::wire::Qos;
 
 use super::Bench;
 use crate::failure::{Attempt, Failure};
-use crate::figures::{Bar, Row};
+use crate::figures::{Bar, MIB, Row};
 use crate::rig::{self, Broker, Kind, Mode, Subject};
 use crate::swarm::Swarm;
 
@@ -32,9 +32,7 @@ const SLEEP: Duration = Duration::from_secs(36_000);
 const SESSION_BAR: f64 = 1024.0;
 
 /// Octets of memory of a gateway with 100,000 sleepers.
-const SLEEPERS_BAR: f64 = 150.0 * 1024.0 * 1024.0;
-
-const MIB: f64 = 1024.0 * 1024.0;
+const SLEEPERS_BAR: f64 = 150.0 * MIB;
 
 /// Octets for each client, topic id and sleeper.
 pub(super) fn held(bench: &mut Bench) -> Result<(), Failure> {

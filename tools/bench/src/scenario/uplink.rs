@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use mqtt_sn_gateway::mqtt::{Event as AtBroker, QoS};
@@ -15,7 +16,7 @@ use crate::failure::Failure;
 use crate::figures::{Bar, Histogram, Row};
 use crate::process::Usage;
 use crate::rig::{Broker, Kind, Mode, Subject};
-use crate::sensor::{Sensors, TOPIC};
+use crate::sensor::{STEP, Sensors, TOPIC};
 use crate::stamp;
 use crate::swarm::Swarm;
 
@@ -28,11 +29,15 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// How long a stream is measured.
 const TIME: Duration = Duration::from_secs(3);
 
-/// Messages a second of a steady stream: a fraction of what any part of the way could carry.
-const RATE: f64 = 10_000.0;
+/// A QoS, and how much processor time a message of it may take, in those of the bare relay.
+type Priced = (Qos, Option<f64>);
 
-/// Processor time for each message, in those of the bare relay, with QoS 0, 1 and 2. The latter two send datagrams too.
-const CPU_BARS: [(Qos, f64); 3] = [(Qos::AtMostOnce, 3.0), (Qos::AtLeastOnce, 6.0), (Qos::ExactlyOnce, 12.0)];
+/// Messages a second of a steady stream, a fraction of what any part of the way could carry, and what is streamed so. QoS 1 and 2
+/// send datagrams too; the steps of QoS 2 wait for the disk.
+const STREAMS: [(f64, &[Priced]); 2] = [
+    (10_000.0, &[(Qos::MinusOne, None), (Qos::AtMostOnce, Some(3.0)), (Qos::AtLeastOnce, Some(6.0))]),
+    (1_000.0, &[(Qos::ExactlyOnce, Some(12.0))]),
+];
 
 /// Datagrams a second beside the bare relay, both with more than they can take.
 const FLOOD_BAR: f64 = 0.6;
@@ -43,6 +48,8 @@ struct Stream {
     delivered: u64,
     time: Duration,
     used: Usage,
+    /// Octets of the process.
+    memory: u64,
     latency: Histogram,
 }
 
@@ -66,6 +73,7 @@ impl Stream {
             delivered: listener.count() - before,
             time: last.saturating_duration_since(start),
             used: subject.process.usage()?.since(used),
+            memory: subject.process.memory()?,
             latency: listener.take_latency(),
         })
     }
@@ -84,6 +92,7 @@ impl Stream {
             lost: Some(self.sent.saturating_sub(self.delivered)),
             latency_us: self.latency.latency(),
             cpu_us_per_message: Some(self.cpu_us()),
+            memory_octets: Some(self.memory),
             ..Row::new(scenario, case)
         }
     }
@@ -91,20 +100,14 @@ impl Stream {
 
 /// QoS 0 from 100 sensors as fast as they can.
 pub(super) fn flood(bench: &mut Bench) -> Result<(), Failure> {
-    let measure = |subject: &Subject, broker: &Broker, sensors: &mut Sensors| {
-        let listener = listener(broker)?;
-        let stream = Stream::measure(subject, &listener, |time| sensors.flood(time))?;
-        listener.end().map(|()| stream)
-    };
     let broker = Broker::start(Kind::Sink)?;
     let bare = Subject::bare(broker.addr)?;
-    let least = measure(&bare, &broker, &mut Sensors::unconnected(bare.addr, SENSORS)?)?;
+    let least = flooded(&bare, &broker, &mut Sensors::unconnected(bare.addr, SENSORS)?)?;
     drop(bare);
     bench.add(least.row("flood", "bare relay, sink".into()));
     for mode in [Mode::Aggregating, Mode::Transparent] {
         let gateway = Subject::gateway(bench.program(), broker.addr, mode)?;
-        let mut sensors = Sensors::new(gateway.addr, SENSORS, Qos::AtMostOnce)?;
-        let stream = measure(&gateway, &broker, &mut sensors)?;
+        let stream = flooded(&gateway, &broker, &mut Sensors::new(gateway.addr, SENSORS, Qos::AtMostOnce)?)?;
         let mut row = stream.row("flood", format!("QoS 0, {mode}, sink"));
         let ratio = stream.per_second() / least.per_second();
         match mode {
@@ -116,26 +119,53 @@ pub(super) fn flood(bench: &mut Bench) -> Result<(), Failure> {
     Ok(())
 }
 
+fn flooded(subject: &Subject, broker: &Broker, sensors: &mut Sensors) -> Result<Stream, Failure> {
+    let listener = listener(broker)?;
+    let stream = Stream::measure(subject, &listener, |time| sensors.flood(time))?;
+    listener.end().map(|()| stream)
+}
+
+/// What a thread more brings in a flood, and what it costs a lone message.
+pub(super) fn cores(bench: &mut Bench) -> Result<(), Failure> {
+    let broker = Broker::start(Kind::Sink)?;
+    for mode in [Mode::Aggregating, Mode::Transparent] {
+        let mut alone = None;
+        for threads in [1, 2] {
+            let gateway = Subject::gateway_on(bench.program(), broker.addr, mode, threads)?;
+            let (latency, _) = one_by_one(gateway.addr, 1, Qos::AtLeastOnce)?;
+            let stream =
+                flooded(&gateway, &broker, &mut Sensors::new(gateway.addr, SENSORS, Qos::AtMostOnce)?)?;
+            let mut row = stream.row("cores", format!("QoS 0, {mode}, sink, threads: {threads}"));
+            let lone = latency.latency().map_or(f64::NAN, |latency| latency.p50);
+            row.tell("µs for a lone QoS 1 at p50", lone);
+            match alone {
+                None => alone = Some((stream.per_second(), lone)),
+                Some((rate, before)) => {
+                    row.tell("of one thread's messages/s", stream.per_second() / rate);
+                    row.tell("of its time for a lone one", lone / before);
+                }
+            }
+            bench.add(row);
+        }
+    }
+    Ok(())
+}
+
 /// A steady stream of each QoS from 100 sensors.
 pub(super) fn steady(bench: &mut Bench) -> Result<(), Failure> {
-    for kind in bench.brokers() {
-        let broker = Broker::start(kind)?;
-        let bare = Subject::bare(broker.addr)?;
-        let mut sensors = Sensors::unconnected(bare.addr, SENSORS)?;
-        let listening = listener(&broker)?;
-        let least = Stream::measure(&bare, &listening, |time| sensors.stream(RATE, time))?;
-        listening.end()?;
-        drop(bare);
-        bench.add(least.row("steady", format!("bare relay, {kind}")));
+    let kind = bench.real_broker();
+    let broker = Broker::start(kind)?;
+    for (rate, streams) in STREAMS {
+        let least = steady_bare(&broker, rate)?;
+        bench.add(least.row("steady", format!("bare relay, {rate} a second, {kind}")));
         for mode in [Mode::Aggregating, Mode::Transparent] {
-            for qos in [Qos::MinusOne, Qos::AtMostOnce, Qos::AtLeastOnce, Qos::ExactlyOnce] {
-                let stream = steady_of(bench, &broker, mode, qos)?;
-                let mut row = stream.row("steady", format!("QoS {qos}, {mode}, {kind}"));
-                let ratio = stream.cpu_us() / least.cpu_us();
-                let bar = CPU_BARS.iter().find(|bar| bar.0 == qos);
+            for &(qos, bar) in streams {
+                let stream = steady_of(bench, &broker, mode, qos, rate)?;
+                let mut row = stream.row("steady", format!("QoS {qos}, {rate} a second, {mode}, {kind}"));
+                let (what, ratio) = ("CPU in those of the bare relay", stream.cpu_us() / least.cpu_us());
                 match bar.filter(|_| (mode, kind) == (Mode::Aggregating, Kind::Mosquitto)) {
-                    Some(bar) => row.hold("CPU in those of the bare relay", ratio, Bar::AtMost(bar.1)),
-                    None => row.tell("CPU in those of the bare relay", ratio),
+                    Some(bar) => row.hold(what, ratio, Bar::AtMost(bar)),
+                    None => row.tell(what, ratio),
                 }
                 bench.add(row);
             }
@@ -144,18 +174,26 @@ pub(super) fn steady(bench: &mut Bench) -> Result<(), Failure> {
     Ok(())
 }
 
-fn steady_of(bench: &Bench, broker: &Broker, mode: Mode, qos: Qos) -> Result<Stream, Failure> {
+fn steady_bare(broker: &Broker, rate: f64) -> Result<Stream, Failure> {
+    let bare = Subject::bare(broker.addr)?;
+    let mut sensors = Sensors::unconnected(bare.addr, SENSORS)?;
+    let listening = listener(broker)?;
+    let stream = Stream::measure(&bare, &listening, |time| sensors.stream(rate, time))?;
+    listening.end().map(|()| stream)
+}
+
+fn steady_of(bench: &Bench, broker: &Broker, mode: Mode, qos: Qos, rate: f64) -> Result<Stream, Failure> {
     let gateway = Subject::gateway(bench.program(), broker.addr, mode)?;
     let listening = listener(broker)?;
     let stream = match qos {
         Qos::MinusOne | Qos::AtMostOnce => {
             let mut sensors = Sensors::new(gateway.addr, SENSORS, qos)?;
-            Stream::measure(&gateway, &listening, |time| sensors.stream(RATE, time))?
+            Stream::measure(&gateway, &listening, |time| sensors.stream(rate, time))?
         }
         Qos::AtLeastOnce | Qos::ExactlyOnce => {
             let mut swarm = Swarm::new(gateway.addr, 0..SENSORS as usize, |_| {})?;
             swarm.connect()?;
-            Stream::measure(&gateway, &listening, |time| talk(&mut swarm, qos, RATE, time))?
+            Stream::measure(&gateway, &listening, |time| talk(&mut swarm, qos, rate, time))?
         }
     };
     listening.end().map(|()| stream)
@@ -174,8 +212,8 @@ fn talk(swarm: &mut Swarm, qos: Qos, rate: f64, time: Duration) -> Result<u64, F
             swarm.one(index, |node, now| publish(node, now, &topic, qos))?;
             sent += 1;
         }
-        let wait = Duration::from_secs_f64((sent + 1) as f64 / rate).saturating_sub(start.elapsed());
-        swarm.live(wait.min(Duration::from_millis(10)), |_, _, event| match event {
+        sleep(STEP.min(Duration::from_secs_f64(1.0 / rate)));
+        swarm.live(Duration::ZERO, |_, _, event| match event {
             Event::Published(_, Outcome::Acknowledged) => settled += 1,
             Event::Published(_, outcome) => refused = Some(format!("a message was {outcome:?}")),
             Event::ConnectionLost(loss) => refused = Some(format!("a sensor was lost: {loss}")),
@@ -209,6 +247,7 @@ pub(super) fn closed(bench: &mut Bench) -> Result<(), Failure> {
                 row.messages_per_s = Some(latency.len() as f64 / time.as_secs_f64());
                 row.cpu_us_per_message = Some(used.cpu.as_secs_f64() * 1e6 / latency.len() as f64);
                 row.latency_us = latency.latency();
+                row.memory_octets = Some(gateway.process.memory()?);
                 if let (1, Some(own), Some(direct)) = (count, row.latency_us, direct_latency) {
                     let (added, times) = (own.p50 - direct.p50, own.p99 / direct.p99);
                     let (what_added, what_times) =
