@@ -1,6 +1,6 @@
 //! What a scenario found: a line of JSON, a line of the table, and whether the bars hold.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -52,8 +52,6 @@ pub(crate) struct Latency {
 pub(crate) struct Row {
     pub(crate) scenario: &'static str,
     pub(crate) case: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) seconds: Option<f64>,
     /// Delivered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) messages_per_s: Option<f64>,
@@ -64,9 +62,6 @@ pub(crate) struct Row {
     /// Of the process that is measured, for each message delivered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cpu_us_per_message: Option<f64>,
-    /// Resident octets of the process that is measured, beyond those before the first client, for each of them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) bytes_per_client: Option<f64>,
     /// Resident octets of the process that is measured, at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) memory_octets: Option<u64>,
@@ -91,17 +86,24 @@ pub(crate) enum Bar {
     AtMost(f64),
 }
 
+impl fmt::Display for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::AtLeast(bar) => write!(f, "at least {}", short(bar)),
+            Self::AtMost(bar) => write!(f, "at most {}", short(bar)),
+        }
+    }
+}
+
 impl Row {
     pub(crate) fn new(scenario: &'static str, case: impl Into<String>) -> Self {
         Self {
             scenario,
             case: case.into(),
-            seconds: None,
             messages_per_s: None,
             lost: None,
             latency_us: None,
             cpu_us_per_message: None,
-            bytes_per_client: None,
             memory_octets: None,
             ratios: Vec::new(),
         }
@@ -146,9 +148,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
         scenario = row.scenario;
         let latency =
             row.latency_us.map(|it| format!("{} / {} / {}", short(it.p50), short(it.p99), short(it.p999)));
-        let mut notes: Vec<_> = row.seconds.map(|it| format!("{} s", short(it))).into_iter().collect();
-        notes.extend(row.bytes_per_client.map(|it| format!("{} octets a client", thousands(it))));
-        notes.extend(row.ratios.iter().map(note));
+        let notes: Vec<_> = row.ratios.iter().map(note).collect();
         let cells = [
             name.to_owned(),
             row.case.clone(),
@@ -166,13 +166,24 @@ pub(crate) fn table(rows: &[Row]) -> String {
 }
 
 fn note(ratio: &Ratio) -> String {
-    let Ratio { what, value, .. } = ratio;
+    let found = format!("{} {}", short(ratio.value), ratio.what);
     let verdict = if ratio.holds() { "" } else { ", **missed**" };
-    match ratio.bar {
-        Some(Bar::AtLeast(bar)) => format!("{what} {} (at least {}{verdict})", short(*value), short(bar)),
-        Some(Bar::AtMost(bar)) => format!("{what} {} (at most {}{verdict})", short(*value), short(bar)),
-        None => format!("{what} {}", short(*value)),
+    ratio.bar.map_or(found.clone(), |bar| format!("{found} ({bar}{verdict})"))
+}
+
+/// What was found beside the bars, and nothing else, as a table in Markdown.
+pub(crate) fn summary(rows: &[Row]) -> String {
+    let mut text = String::from("| | found | bar |\n|---|---|---|\n");
+    for row in rows {
+        for ratio in &row.ratios {
+            let Some(bar) = ratio.bar else { continue };
+            let (Row { scenario, case, .. }, found) = (row, short(ratio.value));
+            let verdict = if ratio.holds() { "" } else { ", **missed**" };
+            // A String takes everything.
+            let _ = writeln!(text, "| {scenario}: {case} | {found} {} | {bar}{verdict} |", ratio.what);
+        }
     }
+    text
 }
 
 /// Three digits that count.
@@ -226,10 +237,14 @@ mod tests {
         assert_eq!(
             rows,
             [
-                "| flood | QoS 0 | 304,845 | 0 | 1,666 / 8,270 / 0.25 |  | 8.7 | more than that -500; of the bare relay's 0.50 (at least 0.60, **missed**) |",
+                "| flood | QoS 0 | 304,845 | 0 | 1,666 / 8,270 / 0.25 |  | 8.7 | -500 more than that; 0.50 of the bare relay's (at least 0.60, **missed**) |",
                 "|  | QoS 1 |  |  |  |  |  |  |",
                 "| idle |  |  |  |  |  |  |  |",
             ]
+        );
+        assert_eq!(
+            summary(&[row]).lines().skip(2).collect::<Vec<_>>(),
+            ["| flood: QoS 0 | 0.50 of the bare relay's | at least 0.60, **missed** |"]
         );
     }
 

@@ -10,6 +10,7 @@ mod delay;
 mod failure;
 mod figures;
 mod process;
+mod readme;
 mod rig;
 mod scenario;
 mod sensor;
@@ -28,6 +29,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::failure::{Attempt, Failure};
 use crate::figures::Row;
+use crate::readme::Readme;
 use crate::scenario::{Bench, Scenario};
 
 #[derive(Debug, Parser)]
@@ -70,9 +72,9 @@ struct RunArgs {
     /// Show what gateway and broker print
     #[arg(long)]
     verbose: bool,
-    /// Write the table there too
+    /// Put the machine and what is beside a bar into this file, between its marks <!-- bench --> and <!-- /bench -->
     #[arg(long, value_name = "FILE")]
-    table: Option<PathBuf>,
+    readme: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -95,7 +97,8 @@ fn main() -> ExitCode {
                 "mqtt-sn-bench: {}",
                 causes.fold(failure.to_string(), |text, cause| format!("{text}: {cause}"))
             );
-            ExitCode::from(if matches!(failure, Failure::NoScenario(_)) { 2 } else { 1 })
+            let usage = matches!(failure, Failure::NoScenario(_) | Failure::NoMarks(_));
+            ExitCode::from(if usage { 2 } else { 1 })
         }
     }
 }
@@ -113,14 +116,14 @@ fn measure(scenarios: &[Scenario], args: RunArgs) -> Result<bool, Failure> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).attempt("ask for the limit of open files")?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).attempt("raise the limit of open files")?;
     process::TELLS.store(args.verbose, Ordering::Relaxed);
+    let readme = args.readme.map(Readme::open).transpose()?;
     let mut bench = Bench::new(args.gateway)?;
     for scenario in scenarios {
         scenario.run(&mut bench)?;
     }
-    let table = figures::table(bench.rows());
-    println!("\n{}\n\n{table}", bench.machine());
-    if let Some(path) = args.table {
-        std::fs::write(&path, &table).attempt(format!("write {}", path.display()))?;
+    println!("\n{}\n\n{}", bench.machine(), figures::table(bench.rows()));
+    if let Some(readme) = readme {
+        readme.write(&format!("{}:\n\n{}", bench.machine(), figures::summary(bench.rows())))?;
     }
     let missed: Vec<_> = bench.rows().iter().flat_map(Row::missed).collect();
     for ratio in &missed {

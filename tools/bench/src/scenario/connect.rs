@@ -34,16 +34,18 @@ pub(super) fn storm(bench: &mut Bench) -> Result<(), Failure> {
             let used = gateway.process.usage()?.since(used);
             let each = gateway.process.memory()?.saturating_sub(memory) as f64 / count as f64;
             let mut row = Row::new("connect", format!("{count} sensors, {mode}, {kind}"));
-            row.seconds = Some(time.as_secs_f64());
-            row.tell("CPU µs a sensor", used.cpu.as_secs_f64() * 1e6 / count as f64);
+            row.memory_octets = Some(gateway.process.memory()?);
+            row.tell("µs of processor time a sensor", used.cpu.as_secs_f64() * 1e6 / count as f64);
             if count == LARGEST {
-                row.bytes_per_client = Some(each);
                 row.hold("seconds", time.as_secs_f64(), Bar::AtMost(SECONDS_BAR));
                 row.hold("refused", refused as f64, Bar::AtMost(0.0));
                 row.hold("repeated", swarm.retransmissions() as f64, Bar::AtMost(0.0));
-                if mode == Mode::Transparent {
-                    row.hold("octets a client", each, Bar::AtMost(LINKED_CLIENT_BAR));
+                match mode {
+                    Mode::Aggregating => row.tell("octets a client", each),
+                    Mode::Transparent => row.hold("octets a client", each, Bar::AtMost(LINKED_CLIENT_BAR)),
                 }
+            } else {
+                row.tell("seconds", time.as_secs_f64());
             }
             bench.add(row);
         }

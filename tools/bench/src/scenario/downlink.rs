@@ -59,7 +59,7 @@ pub(super) fn awake(bench: &mut Bench) -> Result<(), Failure> {
                 row.cpu_us_per_message = Some(used.cpu.as_secs_f64() * 1e6 / found.delivered as f64);
                 row.memory_octets = Some(gateway.process.memory()?);
                 if let (Some(own), Some(direct)) = (found.latency.latency(), direct.latency.latency()) {
-                    row.tell("µs more at p50 than direct clients:", own.p50 - direct.p50);
+                    row.tell("µs more at p50 than direct clients", own.p50 - direct.p50);
                 }
                 bench.add(row);
             }

@@ -52,8 +52,8 @@ pub(super) fn held(bench: &mut Bench) -> Result<(), Failure> {
     gateway.process.wait_until_idle()?;
     let after = gateway.process.memory()?;
     let mut row = Row::new("memory", format!("{ASLEEP} sensors asleep, a subscription each, aggregating"));
-    row.seconds = Some(time.as_secs_f64());
-    row.bytes_per_client = Some(after.saturating_sub(before) as f64 / ASLEEP as f64);
+    row.tell("seconds", time.as_secs_f64());
+    row.tell("octets each", after.saturating_sub(before) as f64 / ASLEEP as f64);
     row.hold("MiB in all", after as f64 / MIB, Bar::AtMost(SLEEPERS_BAR / MIB));
     bench.add(row);
     Ok(())
@@ -68,7 +68,6 @@ fn awake(bench: &mut Bench, broker: &Broker) -> Result<(), Failure> {
     let connected = gateway.process.memory()?;
     let each = connected.saturating_sub(empty) as f64 / AWAKE as f64;
     let mut row = Row::new("memory", format!("{AWAKE} sensors connected, aggregating"));
-    row.bytes_per_client = Some(each);
     row.hold("octets an idle session", each, Bar::AtMost(SESSION_BAR));
     bench.add(row);
     for topic in 0..TOPICS {
@@ -113,12 +112,12 @@ pub(super) fn idle(bench: &mut Bench) -> Result<(), Failure> {
         let mut row = Row::new("idle", format!("profile {profile}"));
         let size = fs::metadata(&program).attempt("look at the program")?.len() as f64 / MIB;
         match profile {
-            "router" => row.hold("program MiB", size, Bar::AtMost(PROGRAM_BAR)),
-            _ => row.tell("program MiB", size),
+            "router" => row.hold("MiB of program", size, Bar::AtMost(PROGRAM_BAR)),
+            _ => row.tell("MiB of program", size),
         }
-        row.hold("memory MiB", gateway.process.memory()? as f64 / MIB, Bar::AtMost(IDLE_BAR));
+        row.hold("MiB of memory", gateway.process.memory()? as f64 / MIB, Bar::AtMost(IDLE_BAR));
         row.hold("wake-ups a second", used.wakes as f64 / IDLE.as_secs_f64(), Bar::AtMost(WAKES_BAR));
-        row.tell("CPU µs a second", used.cpu.as_secs_f64() * 1e6 / IDLE.as_secs_f64());
+        row.tell("µs of processor time a second", used.cpu.as_secs_f64() * 1e6 / IDLE.as_secs_f64());
         bench.add(row);
     }
     Ok(())

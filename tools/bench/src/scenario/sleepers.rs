@@ -53,7 +53,8 @@ pub(super) fn drain(bench: &mut Bench) -> Result<(), Failure> {
         let mut row =
             Row::new("sleepers", format!("{SLEEPERS} with {MESSAGES} QoS 1 messages each, {mode}, {kind}"));
         row.messages_per_s = Some(got as f64 / time.as_secs_f64());
-        row.seconds = Some(time.as_secs_f64());
+        row.memory_octets = Some(gateway.process.memory()?);
+        row.tell("seconds to fetch them", time.as_secs_f64());
         row.cpu_us_per_message = Some(used.cpu.as_secs_f64() * 1e6 / got as f64);
         row.tell("seconds to take them in", filled.as_secs_f64());
         row.tell("octets a kept message", kept);

@@ -109,10 +109,10 @@ pub(super) fn flood(bench: &mut Bench) -> Result<(), Failure> {
         let gateway = Subject::gateway(bench.program(), broker.addr, mode)?;
         let stream = flooded(&gateway, &broker, &mut Sensors::new(gateway.addr, SENSORS, Qos::AtMostOnce)?)?;
         let mut row = stream.row("flood", format!("QoS 0, {mode}, sink"));
-        let ratio = stream.per_second() / least.per_second();
+        let (what, ratio) = ("of the bare relay's messages/s", stream.per_second() / least.per_second());
         match mode {
-            Mode::Aggregating => row.hold("of the bare relay's", ratio, Bar::AtLeast(FLOOD_BAR)),
-            Mode::Transparent => row.tell("of the bare relay's", ratio),
+            Mode::Aggregating => row.hold(what, ratio, Bar::AtLeast(FLOOD_BAR)),
+            Mode::Transparent => row.tell(what, ratio),
         }
         bench.add(row);
     }
@@ -142,7 +142,7 @@ pub(super) fn cores(bench: &mut Bench) -> Result<(), Failure> {
                 None => alone = Some((stream.per_second(), lone)),
                 Some((rate, before)) => {
                     row.tell("of one thread's messages/s", stream.per_second() / rate);
-                    row.tell("of its time for a lone one", lone / before);
+                    row.tell("times one thread's for a lone one", lone / before);
                 }
             }
             bench.add(row);
@@ -162,7 +162,8 @@ pub(super) fn steady(bench: &mut Bench) -> Result<(), Failure> {
             for &(qos, bar) in streams {
                 let stream = steady_of(bench, &broker, mode, qos, rate)?;
                 let mut row = stream.row("steady", format!("QoS {qos}, {rate} a second, {mode}, {kind}"));
-                let (what, ratio) = ("CPU in those of the bare relay", stream.cpu_us() / least.cpu_us());
+                let (what, ratio) =
+                    ("times the bare relay's processor time", stream.cpu_us() / least.cpu_us());
                 match bar.filter(|_| (mode, kind) == (Mode::Aggregating, Kind::Mosquitto)) {
                     Some(bar) => row.hold(what, ratio, Bar::AtMost(bar)),
                     None => row.tell(what, ratio),
@@ -250,8 +251,7 @@ pub(super) fn closed(bench: &mut Bench) -> Result<(), Failure> {
                 row.memory_octets = Some(gateway.process.memory()?);
                 if let (1, Some(own), Some(direct)) = (count, row.latency_us, direct_latency) {
                     let (added, times) = (own.p50 - direct.p50, own.p99 / direct.p99);
-                    let (what_added, what_times) =
-                        ("µs more at p50 than the direct client:", "its p99 times");
+                    let (what_added, what_times) = ("µs more at p50 than the direct client", "times its p99");
                     if (qos, mode) == (Qos::AtLeastOnce, Mode::Aggregating) {
                         row.hold(what_added, added, Bar::AtMost(60.0));
                         row.hold(what_times, times, Bar::AtMost(10.0));
