@@ -18,7 +18,7 @@ use crate::stamp;
 use crate::swarm::Swarm;
 
 /// How long messages are published.
-const TIME: Duration = Duration::from_secs(3);
+const TIME: Duration = Duration::from_secs(2);
 
 /// How long receivers wait for a message before they look around.
 const WAIT: Duration = Duration::from_millis(10);

@@ -27,7 +27,7 @@ const SENSORS: u32 = 100;
 const WARM_UP: Duration = Duration::from_millis(500);
 
 /// How long a stream is measured.
-const TIME: Duration = Duration::from_secs(3);
+const TIME: Duration = Duration::from_secs(2);
 
 /// A QoS, and how much processor time a message of it may take, in those of the bare relay.
 type Priced = (Qos, Option<f64>);
