@@ -185,6 +185,7 @@ pub struct Runtime {
     links: Links,
     events: mpsc::Receiver<Report>,
     intake: Intake,
+    batch: Batch,
     orders: mpsc::Receiver<Order>,
     operator: Operator,
     manager: Manager,
@@ -227,6 +228,7 @@ impl Runtime {
             links,
             events,
             intake,
+            batch: Batch::default(),
             orders,
             operator,
             manager: Manager::default(),
@@ -283,8 +285,8 @@ impl Runtime {
         let listens = settled || self.gateway.waiting_outputs() < OUTPUTS_MARK;
         let wake = [self.gateway.poll_timeout(), stop_by, Some(self.tally.due), self.manager.poll_timeout()];
         let wake = wake.into_iter().flatten().min();
-        let (mut events, mut frames, mut order, mut stored) = (Vec::new(), Vec::new(), None, None);
-        let mut asked = None;
+        let (mut order, mut stored, mut asked) = (None, None, None);
+        let Batch { mut events, mut frames } = std::mem::take(&mut self.batch);
         // Orders first: they are rare. Then the store, brokers, and ports. A branch that is always ready starves none of the others:
         // after the wait, everybody's inbox is looked into.
         tokio::select! {
@@ -308,12 +310,12 @@ impl Runtime {
         let (full, now) = (frames.len() >= FRAMES_PER_TURN, Instant::now());
         self.handle_stored(stored, now);
         self.handle_asked(asked, now);
-        for report in events {
+        for report in events.drain(..) {
             if self.links.accept(&report) {
                 self.gateway.handle(now, Input::Link(report.0, report.1));
             }
         }
-        for input in frames {
+        for input in frames.drain(..) {
             if let Input::Port(port, event) = input {
                 self.operator.note_port(port, event, now);
             }
@@ -322,6 +324,7 @@ impl Runtime {
         if self.gateway.poll_timeout().is_some_and(|at| at <= now) {
             self.gateway.handle_timeout(now);
         }
+        self.batch = Batch { events, frames };
         self.operator.note_broker(self.gateway.is_connected(), now);
         self.operator.note_store(self.gateway.is_storing(), now);
         if full {
@@ -403,6 +406,13 @@ impl Runtime {
         info!("stopped");
         counts
     }
+}
+
+/// What arrived in a turn: empty between turns, with room for the next.
+#[derive(Debug, Default)]
+struct Batch {
+    events: Vec<Report>,
+    frames: Vec<Input>,
 }
 
 /// The store and what is in it. The gateway goes by the client id that it made up at its first start.
