@@ -24,6 +24,18 @@ pub(crate) enum Failure {
     NoMarks(PathBuf),
     #[error("there is no scenario {0:?}; `mqtt-sn-bench list` names them")]
     NoScenario(String),
+    #[error("there is no case {0:?} to be counted")]
+    NoCase(String),
+    #[error(
+        "valgrind is not installed, and nothing else counts instructions (Debian: apt-get install valgrind)"
+    )]
+    NoValgrind,
+    #[error("only optimised code is worth counting: run it with --release")]
+    Unoptimised,
+    #[error("{case} was not counted; valgrind said: {said}")]
+    NotCounted { case: &'static str, said: String },
+    #[error("no budget, or no good one: {0:?}")]
+    BadBudget(String),
 }
 
 /// Says what was attempted.

@@ -2,10 +2,11 @@
 //!
 //! It drives the real program over loopback: [`rig`] starts it beside a broker, [`sensor`] and [`swarm`] are the load,
 //! [`app`] is at the broker's other side, [`bare`] is the least that any gateway could do, and each [`scenario`] brings
-//! rows of [`figures`].
+//! rows of [`figures`]. What the core alone costs is [`count`]ed instead of timed.
 
 mod app;
 mod bare;
+mod count;
 mod delay;
 mod failure;
 mod figures;
@@ -54,11 +55,20 @@ enum Command {
         #[command(flatten)]
         args: RunArgs,
     },
+    /// Count the instructions that the core spends on a message (needs valgrind)
+    Count {
+        /// Of which cases [default: all]
+        #[arg(value_name = "CASE")]
+        cases: Vec<String>,
+    },
     /// Name the scenarios
     List,
     /// The embedded broker in a process of its own
     #[command(hide = true)]
     Sink { addr: SocketAddr },
+    /// What is counted, in a process of its own
+    #[command(hide = true)]
+    Drive { case: String },
     /// The bare relay in a process of its own
     #[command(hide = true)]
     Bare { broker: SocketAddr },
@@ -81,11 +91,16 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::All(args) => measure(&Scenario::ALL, args),
         Command::Run { scenarios, args } => named(&scenarios).and_then(|scenarios| measure(&scenarios, args)),
+        Command::Count { cases } => count::run(&cases),
         Command::List => {
             Scenario::ALL.iter().for_each(|scenario| println!("{:10} {}", scenario.name(), scenario.about()));
+            println!(
+                "\nBeside them, `count` counts instructions, which do not depend on what else the machine does."
+            );
             Ok(true)
         }
         Command::Sink { addr } => sink::run(addr).map(|()| true),
+        Command::Drive { case } => count::drive(&case).map(|()| true),
         Command::Bare { broker } => bare::run(broker).map(|()| true),
     };
     match result {
@@ -97,7 +112,8 @@ fn main() -> ExitCode {
                 "mqtt-sn-bench: {}",
                 causes.fold(failure.to_string(), |text, cause| format!("{text}: {cause}"))
             );
-            let usage = matches!(failure, Failure::NoScenario(_) | Failure::NoMarks(_));
+            let usage =
+                matches!(failure, Failure::NoScenario(_) | Failure::NoCase(_) | Failure::NoMarks(_));
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
