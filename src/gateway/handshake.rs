@@ -257,6 +257,11 @@ impl Gateway {
         self.asking.contains_key(peer)
     }
 
+    /// Whether a CONNECT from this peer is not answered yet. Seldom is there any at all, and then nothing is looked up.
+    pub(super) fn is_connecting(&self, peer: &Peer) -> bool {
+        self.asking.contains_key(peer) || self.handshakes.contains_key(peer)
+    }
+
     /// All is said: what serves the client at the broker is asked, if it is one of its own.
     fn admit(&mut self, peer: Peer, route: Route, params: Params, will: WillChange, prompted: bool) {
         if self.stopping.is_some() {

@@ -352,11 +352,14 @@ impl Gateway {
             packet => {
                 // A client that goes on with its session did not mean the CONNECT: it was a late copy. What it was asked
                 // before it still answers (§6.13).
-                let known = self.clients.by_peer(&from);
-                if known.is_some_and(|key| !is_answer(&packet) && !self.is_of_another(key, &packet)) {
+                let mut known = self.clients.by_peer(&from);
+                if self.is_connecting(&from)
+                    && known.is_some_and(|key| !is_answer(&packet) && !self.is_of_another(key, &packet))
+                {
                     self.abandon_handshake(&from);
+                    known = self.clients.by_peer(&from);
                 }
-                let known = match (self.clients.by_peer(&from), packet) {
+                let known = match (known, packet) {
                     (None, Packet::PingReq(ping)) => self.rebind(&from, &ping),
                     (known, _) => known,
                 };
