@@ -393,6 +393,9 @@ impl Links {
 
     /// Lets what is kept for the broker leave, as far as links have room. Those have that were heard of.
     fn pass_backlog(&mut self, cx: &mut LinkCx<'_>) {
+        if !self.backlog.is_waiting() {
+            return;
+        }
         for link in self.pool.touched() {
             let via = match self.dedicated.client(link) {
                 Some(client) => Via::Client(client),

@@ -140,6 +140,9 @@ impl Aggregate {
         let own = &mut self.lanes[0];
         let connection = pool.connection_mut(own.link).filter(|connection| connection.is_connected());
         let connection = connection.ok_or(Full::Offline)?;
+        if message.qos == QoS::AtMostOnce {
+            return connection.publish(message).map(|_| false);
+        }
         let Some(token) = connection.publish_from(origin(&sender.id), message)? else { return Ok(false) };
         own.purposes.insert(token, Purpose::Publish(sender.key, id));
         Ok(true)
@@ -253,14 +256,14 @@ impl Aggregate {
 
     /// Puts down which filters the broker has, before it is asked for them and after it has forgotten them.
     pub(super) fn put_down(&mut self, pool: &Pool, journal: &mut Journal) {
-        for key in std::mem::take(&mut self.given_up) {
+        while let Some(key) = self.given_up.pop_first() {
             let Some(row) = self.rows.get_mut(&key).filter(|row| row.granted) else { continue };
             row.granted = false;
             if let Ok(number) = u16::try_from(key.0) {
                 journal.update_in_time(Row::Filter(number, key.1, row.clone()));
             }
         }
-        for (number, filter) in std::mem::take(&mut self.changed) {
+        while let Some((number, filter)) = self.changed.pop_first() {
             let lane = self.lanes.iter().position(|lane| lane.number == number);
             let found = self.filters.get(&filter);
             let here = found.filter(|found| found.at_broker && Some(found.lane) == lane);

@@ -147,6 +147,11 @@ impl Backlog {
         self.kept
     }
 
+    /// Whether anything waits for a link.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Whether what the client publishes now has to wait behind something.
     pub(super) fn has_waiting(&self, client: &ClientId) -> bool {
         self.waiting_of.contains_key(client)

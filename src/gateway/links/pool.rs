@@ -256,7 +256,7 @@ impl Pool {
 
     /// Lets everything that is ready leave, in one write for each link.
     pub(super) fn flush(&mut self, cx: &mut LinkCx<'_>) {
-        for key in std::mem::take(&mut self.touched) {
+        while let Some(key) = self.touched.pop_first() {
             if let Some(entry) = self.links.get_mut(&key) {
                 entry.link.flush(&mut self.shared, cx);
                 self.follow(key);
