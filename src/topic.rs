@@ -147,6 +147,10 @@ impl TopicFilter {
     /// Whether a message on `topic` is for this filter. A wildcard in the first level does not match a topic that
     /// begins with `$` (MQTT 3.1.1 §4.7.2).
     pub fn matches(&self, topic: &TopicName) -> bool {
+        // Most have no wildcards: they match what has their name.
+        if self.0 == topic.0 {
+            return true;
+        }
         if topic.0.starts_with('$') && self.0.starts_with(['+', '#']) {
             return false;
         }

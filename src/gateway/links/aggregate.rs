@@ -659,7 +659,7 @@ impl Aggregate {
             for (client, qos) in handed_out {
                 add_recipient(&mut recipients, client, lower(message.qos, qos));
             }
-            recipients
+            recipients.into_iter().collect()
         } else {
             self.recipients(&message, &copy)
         };
@@ -673,30 +673,32 @@ impl Aggregate {
         if let Some(delivery) = copy.delivery {
             self.owed.insert(delivery, recipients.len());
         }
-        let recipients = recipients.into_iter().collect();
         Some(Update::Message(Arc::new(message), copy.delivery, copy.expires, recipients))
     }
 
     /// Everybody who subscribed to a filter that matches, once, at the highest QoS granted to it. Of several copies, which
     /// the broker may send where filters overlap, a client gets the one for its best filter.
-    fn recipients(&self, message: &Message, copy: &Copy<'_>) -> BTreeMap<ClientKey, QoS> {
-        let mut best = BTreeMap::new();
+    fn recipients(&self, message: &Message, copy: &Copy<'_>) -> Vec<(ClientKey, QoS)> {
+        let (mut found, mut filters) = (Vec::new(), 0);
         self.filters.matches(&message.topic, |_, subscribers| {
-            for (client, claim) in subscribers.clients.iter() {
-                // A filter that the broker has not confirmed yet may bring no copy, nor one that is younger than the message.
-                let granted = subscribers.granted || (subscribers.moving && copy.lane == 0);
-                let rank = (granted, claim.qos, Reverse(claim.since));
-                let this = (rank, subscribers.comes_on(), subscribers.id);
-                let best = best.entry(*client).or_insert(this);
-                if this.0 > best.0 {
-                    *best = this;
-                }
-            }
+            // A filter that the broker has not confirmed yet may bring no copy, nor one that is younger than the message.
+            let granted = subscribers.granted || (subscribers.moving && copy.lane == 0);
+            let (lane, id) = (subscribers.comes_on(), subscribers.id);
+            let ranked = |(client, claim): (&ClientKey, &Claim)| {
+                (*client, (granted, claim.qos as u8, Reverse(claim.since)), claim.qos, lane, id)
+            };
+            found.extend(subscribers.clients.iter().map(ranked));
+            filters += 1;
         });
+        if filters > 1 {
+            found.sort_by(|(one, a, ..), (other, b, ..)| one.cmp(other).then(b.cmp(a)));
+            found.dedup_by_key(|(client, ..)| *client);
+        }
         let has_ids = !copy.subscriptions.is_empty();
         let for_it = |id: Option<SubscriptionId>| id.is_none_or(|id| copy.subscriptions.contains(&id));
-        best.retain(|_, (_, lane, id)| *lane == copy.lane && (!has_ids || for_it(*id)));
-        best.into_iter().map(|(client, ((_, qos, _), ..))| (client, lower(message.qos, qos))).collect()
+        let comes =
+            found.into_iter().filter(|(.., lane, id)| *lane == copy.lane && (!has_ids || for_it(*id)));
+        comes.map(|(client, _, qos, ..)| (client, lower(message.qos, qos))).collect()
     }
 
     /// The identifier of a filter, a new one if it has none. There are enough for one a second for eight years.
