@@ -8,6 +8,7 @@ mod corners;
 mod downlink;
 mod durable;
 mod forget;
+mod idle;
 mod interrupted;
 mod limits;
 mod link;

@@ -436,13 +436,20 @@ impl World {
 
     /// Lets time pass, with everything that is due on the way.
     pub fn pass(&mut self, time: Duration) {
-        let end = self.now + time;
+        self.wakes(time);
+    }
+
+    /// As [`World::pass`]; when the gateway was woken for it.
+    pub fn wakes(&mut self, time: Duration) -> Vec<Instant> {
+        let (end, mut wakes) = (self.now + time, Vec::new());
         while let Some(at) = self.gw.poll_timeout().filter(|at| *at <= end) {
             self.now = self.now.max(at);
+            wakes.push(self.now);
             self.gw.handle_timeout(self.now);
             self.drain();
         }
         self.now = end;
+        wakes
     }
 
     pub fn send(&mut self, at: At, packet: Packet<'_>) {

@@ -61,7 +61,7 @@ impl Pool {
         let key = LinkKey(self.last);
         let link = Box::new(Link::new(options, client, &self.shared, now));
         self.links.insert(key, Entry { link, socket: None, due: None, up: false, leaving: false });
-        self.follow(key);
+        self.follow(key, None);
         key
     }
 
@@ -214,7 +214,7 @@ impl Pool {
                 Some(_) => {}
                 None => {
                     self.heard.remove(&key);
-                    self.follow(key);
+                    self.follow(key, None);
                 }
             }
         }
@@ -259,7 +259,7 @@ impl Pool {
         while let Some(key) = self.touched.pop_first() {
             if let Some(entry) = self.links.get_mut(&key) {
                 entry.link.flush(&mut self.shared, cx);
-                self.follow(key);
+                self.follow(key, Some(cx.now));
             }
         }
         self.connect_next(cx);
@@ -275,7 +275,7 @@ impl Pool {
         change(&mut entry.link, &mut self.shared, cx);
         self.heard.insert(key);
         self.touched.insert(key);
-        self.follow(key);
+        self.follow(key, None);
         if std::mem::take(&mut self.returned) {
             self.hurry(cx);
         }
@@ -298,13 +298,13 @@ impl Pool {
         for key in waiting {
             if let Some(entry) = self.links.get_mut(&key) {
                 entry.link.hurry(cx);
-                self.follow(key);
+                self.follow(key, None);
             }
         }
     }
 
-    /// Brings what is kept of a link in line with what has become of it.
-    fn follow(&mut self, key: LinkKey) {
+    /// Brings what is kept of a link in line with what has become of it; at the end of a turn with the time of it.
+    fn follow(&mut self, key: LinkKey, turned: Option<Instant>) {
         let Some(entry) = self.links.get_mut(&key) else { return };
         let (socket, due) = (entry.link.socket(), entry.link.poll_timeout());
         let up = entry.link.connection.is_connected();
@@ -318,8 +318,7 @@ impl Pool {
             }
             self.sockets.extend(socket.map(|socket| (socket, key)));
         }
-        // One that is early is harmless, and cheaper than to follow every octet.
-        if due.is_some_and(|due| entry.due.is_none_or(|before| due < before)) {
+        if is_to_move(entry.due, due, turned) {
             if let Some(before) = std::mem::replace(&mut entry.due, due) {
                 self.due.remove(&(before, key));
             }
@@ -339,4 +338,14 @@ impl Pool {
             self.heard.remove(&key);
         }
     }
+}
+
+/// Whether the deadline that is kept of a link is not to stay, now that it is due then. One that is early is harmless, and cheaper
+/// than to follow every octet; but not, at the end of a turn, one in the first half of what is left: it would wake a gateway that
+/// is idle.
+fn is_to_move(kept: Option<Instant>, due: Option<Instant>, turned: Option<Instant>) -> bool {
+    let (Some(kept), Some(due)) = (kept, due) else { return kept != due };
+    let is_half =
+        |now: Instant| 2 * kept.saturating_duration_since(now) <= due.saturating_duration_since(now);
+    due < kept || (due > kept && turned.is_some_and(is_half))
 }
