@@ -473,6 +473,7 @@ impl Session {
             cx.counters.subscriptions_refused += u64::from(result.is_err());
             return;
         };
+        self.stop_awaiting_broker(cx);
         match result {
             Ok(qos) => self.accept_subscribe(request.msg_id, &request.filter, request.topic, qos, cx),
             Err(refused) => {

@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 use super::links::{Publishing, Sender, TakenBack, UplinkId, code_of, code_of_full};
 use super::record::{ClientKey, ExchangeRow, ExchangeState, Lsn, Row};
 use super::session::{Cx, Session};
-use super::timer::ClientTimer;
+use super::timer::{ClientTimer, Timer};
 use crate::mqtt::{Full, Message, QoS, Refused, digest};
 use crate::topic::TopicName;
 use crate::wire::{MsgIdOnly, Packet, Publish, Qos, ReturnCode, TopicAck, TopicRef};
@@ -151,7 +151,8 @@ impl Session {
             Qos::AtLeastOnce => QoS::AtLeastOnce,
             Qos::ExactlyOnce => QoS::ExactlyOnce,
         };
-        let digest = digest_of(publish);
+        // At QoS 0 nothing is a repetition.
+        let digest = if qos == QoS::AtMostOnce { 0 } else { digest_of(publish) };
         if qos != QoS::AtMostOnce && self.is_repetition(publish, digest, cx) {
             cx.counters.uplink_duplicates += 1;
             return;
@@ -551,6 +552,7 @@ impl Session {
         kept: Option<Kept>,
         cx: &mut Cx<'_>,
     ) {
+        self.stop_awaiting_broker(cx);
         let forgotten = self.uplink.finish(msg_id, open.digest, code, kept, cx.now);
         if let Some(forgotten) = forgotten {
             self.forget_exchange(forgotten, cx);
@@ -620,12 +622,24 @@ impl Session {
 
     /// Sets the timer for the first thing the broker owes this client.
     pub(super) fn await_broker(&mut self, cx: &mut Cx<'_>) {
-        let keeps = cx.links.keeps();
-        let silent = self.uplink.open.values().filter(|open| open.is_awaited(keeps));
-        let requests = self.requests.iter().map(|request| request.answer_by);
-        if let Some(at) = silent.map(|open| open.answer_by).chain(requests).min() {
+        if let Some(at) = self.broker_answers_by(cx) {
             self.set_timer(ClientTimer::BrokerAnswer, at, cx);
         }
+    }
+
+    /// The broker has answered something: if that was the last thing, it is not to be looked at any more.
+    pub(super) fn stop_awaiting_broker(&self, cx: &mut Cx<'_>) {
+        if self.broker_answers_by(cx).is_none() {
+            cx.timers.cancel(&Timer::Client(self.key, ClientTimer::BrokerAnswer));
+        }
+    }
+
+    /// By when the first thing is due that the broker owes this client.
+    fn broker_answers_by(&self, cx: &Cx<'_>) -> Option<Instant> {
+        let keeps = cx.links.keeps();
+        let awaited = self.uplink.open.values().filter(|open| open.is_awaited(keeps));
+        let requests = self.requests.iter().map(|request| request.answer_by);
+        awaited.map(|open| open.answer_by).chain(requests).min()
     }
 }
 

@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use mqtt_sn_gateway::gateway::io::OutageQueue;
-use mqtt_sn_gateway::wire::{Packet, ReturnCode};
+use mqtt_sn_gateway::wire::{Packet, Qos, ReturnCode, TopicRef, decode};
+use rumqttc::QoS;
+use rumqttc::mqttbytes::v4;
 
 use crate::world::*;
 
+const A: At = 1;
 const CLIENTS: At = 10_000;
 const HOUR: u64 = 3600;
 
@@ -70,4 +73,32 @@ fn nothing_wakes_a_gateway_whose_clients_are_not_supervised_but_its_own_advertis
     }
     let wakes = w.wakes(Duration::from_secs(HOUR));
     assert_eq!(wakes, [1200, 2400, 3600].map(|at| start + Duration::from_secs(at)));
+}
+
+#[test]
+fn nothing_wakes_the_gateway_for_what_was_answered_in_time() {
+    let mut w = world();
+    let start = w.now;
+    w.send(A, connect_with("n1", false, true, 0));
+    w.expect(A, connack(ReturnCode::Accepted));
+    let topic = TopicRef::Normal(w.registered(A, "t"));
+    w.subscribed(A, "s", QoS::AtLeastOnce);
+    w.send(A, publish(topic, Qos::AtLeastOnce, 7, "a"));
+    let packet = w.broker_gets("t", "a", QoS::AtLeastOnce);
+    w.broker_says(v4::Packet::PubAck(v4::PubAck { pkid: packet }));
+    w.expect(A, puback(topic, 7, ReturnCode::Accepted));
+    w.send(A, publish(topic, Qos::ExactlyOnce, 8, "b"));
+    let packet = w.broker_gets("t", "b", QoS::ExactlyOnce);
+    w.broker_says(v4::Packet::PubRec(v4::PubRec { pkid: packet }));
+    w.expect(A, pubrec(8));
+    w.send(A, pubrel(8));
+    w.broker_says(v4::Packet::PubComp(v4::PubComp { pkid: packet }));
+    w.expect(A, pubcomp(8));
+    w.broker_publishes(5, "s", "c", QoS::AtLeastOnce);
+    let frame = w.next(A);
+    let Packet::Publish(message) = decode(&frame).unwrap().packet else { panic!("a PUBLISH") };
+    w.send(A, puback(message.topic, message.msg_id, ReturnCode::Accepted));
+    let wakes = w.wakes(Duration::from_secs(HOUR));
+    // The first: what the broker has kept of `s` has had its time.
+    assert_eq!(wakes, [10, 1200, 2400, 3600].map(|at| start + Duration::from_secs(at)));
 }
