@@ -112,8 +112,7 @@ fn main() -> ExitCode {
                 "mqtt-sn-bench: {}",
                 causes.fold(failure.to_string(), |text, cause| format!("{text}: {cause}"))
             );
-            let usage =
-                matches!(failure, Failure::NoScenario(_) | Failure::NoCase(_) | Failure::NoMarks(_));
+            let usage = matches!(failure, Failure::NoScenario(_) | Failure::NoCase(_) | Failure::NoMarks(_));
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
