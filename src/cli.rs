@@ -58,7 +58,7 @@ enum Command {
         /// The configuration [default: ./gateway.yaml, else /etc/mqtt-sn-gateway/gateway.yaml]
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Threads for sockets and core: one answers soonest, two take more messages at once
+        /// Threads: one answers soonest; with more, sockets have the others, and more messages get through at once
         #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u8).range(1..=64))]
         threads: u8,
     },

@@ -99,13 +99,9 @@ pub async fn run(setup: Setup) -> Result<(), RuntimeError> {
     let mut runtime = Runtime::open(setup)?;
     runtime.manager = Manager::of_environment(Instant::now());
     let signals = tokio::spawn(obey_signals(signals, runtime.handle()));
-    // As a task among the others: what a runtime blocks on has its turn only after the system was asked for news.
-    let ended = tokio::spawn(runtime.run()).await;
+    runtime.run().await;
     signals.abort();
-    ended.map(drop).or_else(|error| match error.try_into_panic() {
-        Ok(panic) => resume_unwind(panic),
-        Err(_) => Ok(()),
-    })
+    Ok(())
 }
 
 /// Lets this process open as many files as the system allows: each client with a link of its own takes one.
@@ -130,17 +126,28 @@ fn raise_open_files(settings: &Settings) {
     }
 }
 
-/// Runs a future, such as [`run`], on so many threads. On one, all takes its turn, and a lone message never waits for another
-/// thread to wake up. On more, sockets are read and written on one while the core works on another, which takes more messages
-/// at once; the core itself is always on one at a time.
+/// Runs a future, such as [`run`], on so many threads. On one, all takes its turn there, and a lone message never waits for
+/// another thread to wake up. On more, sockets are read and written on the others, which takes more messages at once.
 ///
 /// # Errors
 /// The operating system gives no reactor.
-pub fn block_on<F: Future>(threads: usize, future: F) -> Result<F::Output, RuntimeError> {
+pub fn block_on<F>(threads: usize, future: F) -> Result<F::Output, RuntimeError>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
     let mut builder = if threads > 1 { Builder::new_multi_thread() } else { Builder::new_current_thread() };
-    let runtime =
-        builder.worker_threads(threads.max(1)).enable_all().build().map_err(RuntimeError::Reactor)?;
-    let output = runtime.block_on(future);
+    let others = threads.saturating_sub(1).max(1);
+    let runtime = builder.worker_threads(others).enable_all().build().map_err(RuntimeError::Reactor)?;
+    let output = if threads > 1 {
+        runtime.block_on(future)
+    } else {
+        // As a task among the others: what a runtime blocks on has its turn only after the system was asked for news.
+        match runtime.block_on(runtime.spawn(future)) {
+            Ok(output) => output,
+            // Nobody cancels it.
+            Err(ended) => resume_unwind(ended.into_panic()),
+        }
+    };
     // A name server that does not answer must not delay the end.
     runtime.shutdown_background();
     Ok(output)

@@ -592,6 +592,12 @@ impl Connection {
         self.resumed
     }
 
+    /// How many publishes of QoS 1 and 2 may be under way to the broker that accepted us last: no more than it takes, which only
+    /// MQTT 5 can say (MQTT 5 §3.2.2.3.3).
+    pub fn window(&self) -> u16 {
+        self.options.window.min(self.terms.receive_max)
+    }
+
     /// Whether messages of the broker will come with the identifiers of their subscriptions: MQTT 5, where the broker has
     /// them. False while not connected.
     pub fn has_subscription_ids(&self) -> bool {

@@ -421,8 +421,9 @@ impl Link {
         let (broker, protocol) = (self.broker(cx.settings), self.connection.options().protocol);
         // After a restart of ours the broker may have our session, though nobody can tell what of it still holds.
         let resumed = self.connection.has_resumed();
+        let window = self.connection.window();
         match &self.client {
-            None => info!(%broker, %protocol, session_present = resumed, "connected to the broker"),
+            None => info!(%broker, %protocol, session_present = resumed, window, "connected to the broker"),
             Some(client) => {
                 debug!(%client, %broker, %protocol, session_present = resumed, "connected to the broker");
             }

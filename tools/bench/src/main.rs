@@ -46,7 +46,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run every scenario
-    All(RunArgs),
+    All {
+        /// Put the machine and what is beside a bar into this file, between its marks <!-- bench --> and <!-- /bench -->
+        #[arg(long, value_name = "FILE")]
+        readme: Option<PathBuf>,
+        #[command(flatten)]
+        args: RunArgs,
+    },
     /// Run some of them
     Run {
         /// Their names
@@ -69,9 +75,9 @@ enum Command {
     /// What is counted, in a process of its own
     #[command(hide = true)]
     Drive { case: String },
-    /// The bare relay in a process of its own
+    /// The bare relay in a process of its own, or without a broker the bare echo
     #[command(hide = true)]
-    Bare { broker: SocketAddr },
+    Bare { broker: Option<SocketAddr> },
 }
 
 #[derive(Debug, clap::Args)]
@@ -82,15 +88,14 @@ struct RunArgs {
     /// Show what gateway and broker print
     #[arg(long)]
     verbose: bool,
-    /// Put the machine and what is beside a bar into this file, between its marks <!-- bench --> and <!-- /bench -->
-    #[arg(long, value_name = "FILE")]
-    readme: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::All(args) => measure(&Scenario::ALL, args),
-        Command::Run { scenarios, args } => named(&scenarios).and_then(|scenarios| measure(&scenarios, args)),
+        Command::All { readme, args } => all(readme, args),
+        Command::Run { scenarios, args } => {
+            named(&scenarios).and_then(|scenarios| measure(&scenarios, args)).map(|(_, holds)| holds)
+        }
         Command::Count { cases } => count::run(&cases),
         Command::List => {
             Scenario::ALL.iter().for_each(|scenario| println!("{:10} {}", scenario.name(), scenario.about()));
@@ -101,7 +106,7 @@ fn main() -> ExitCode {
         }
         Command::Sink { addr } => sink::run(addr).map(|()| true),
         Command::Drive { case } => count::drive(&case).map(|()| true),
-        Command::Bare { broker } => bare::run(broker).map(|()| true),
+        Command::Bare { broker } => broker.map_or_else(bare::echo, bare::relay).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -126,23 +131,33 @@ fn named(names: &[String]) -> Result<Vec<Scenario>, Failure> {
     names.iter().map(named).collect()
 }
 
+/// Every scenario. Whether all bars hold and could be measured.
+fn all(readme: Option<PathBuf>, args: RunArgs) -> Result<bool, Failure> {
+    let readme = readme.map(Readme::open).transpose()?;
+    let (bench, holds) = measure(&Scenario::ALL, args)?;
+    if let Some(readme) = readme {
+        readme.write(&format!("{}:\n\n{}", bench.machine(), figures::summary(bench.rows())))?;
+    }
+    if !rig::has_mosquitto() {
+        eprintln!("not measured: what is measured beside Mosquitto, which is not installed");
+    }
+    Ok(holds && rig::has_mosquitto())
+}
+
 /// Prints a line of JSON for each case, and the table at the end. Whether all bars hold.
-fn measure(scenarios: &[Scenario], args: RunArgs) -> Result<bool, Failure> {
+fn measure(scenarios: &[Scenario], args: RunArgs) -> Result<(Bench, bool), Failure> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).attempt("ask for the limit of open files")?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).attempt("raise the limit of open files")?;
     process::TELLS.store(args.verbose, Ordering::Relaxed);
-    let readme = args.readme.map(Readme::open).transpose()?;
     let mut bench = Bench::new(args.gateway)?;
     for scenario in scenarios {
         scenario.run(&mut bench)?;
     }
     println!("\n{}\n\n{}", bench.machine(), figures::table(bench.rows()));
-    if let Some(readme) = readme {
-        readme.write(&format!("{}:\n\n{}", bench.machine(), figures::summary(bench.rows())))?;
-    }
     let missed: Vec<_> = bench.rows().iter().flat_map(Row::missed).collect();
     for ratio in &missed {
-        eprintln!("missed: {} is {:.2}", ratio.what, ratio.value);
+        eprintln!("missed: {:.2} {}", ratio.value, ratio.what);
     }
-    Ok(missed.is_empty())
+    let holds = missed.is_empty();
+    Ok((bench, holds))
 }

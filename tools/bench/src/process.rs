@@ -115,7 +115,7 @@ impl Process {
         Err(Failure::Late { what: format!("rest of {}", self.name), seconds: READY_WITHIN.as_secs() })
     }
 
-    /// Octets of memory that are its alone. Shared libraries and the sockets' buffers in the kernel are not among them.
+    /// Octets of memory that are resident, its program and libraries among them, sockets' buffers in the kernel not.
     pub(crate) fn memory(&self) -> Result<u64, Failure> {
         let path = format!("/proc/{}/status", self.child.id());
         let status = fs::read_to_string(path).attempt(format!("read the memory of {}", self.name))?;

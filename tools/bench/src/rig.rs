@@ -44,7 +44,13 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
+    /// Mosquitto with room for what is measured; as it comes it takes 20 messages of a client at a time.
     pub(crate) fn start(kind: Kind) -> Result<Self, Failure> {
+        Self::start_with(kind, "max_queued_messages 0\nmax_inflight_messages 1000\nset_tcp_nodelay true\n")
+    }
+
+    /// With these lines in the configuration, if it is a Mosquitto.
+    pub(crate) fn start_with(kind: Kind, lines: &str) -> Result<Self, Failure> {
         let folder = TempDir::new().attempt("make a folder for the broker")?;
         let addr = free_tcp()?;
         let process = match kind {
@@ -54,12 +60,7 @@ impl Broker {
             }
             Kind::Mosquitto => {
                 let config = folder.path().join("mosquitto.conf");
-                let text = format!(
-                    "listener {} {}\nallow_anonymous true\nmax_queued_messages 0\n\
-                     max_inflight_messages 1000\nset_tcp_nodelay true\n",
-                    addr.port(),
-                    addr.ip()
-                );
+                let text = format!("listener {} {}\nallow_anonymous true\n{lines}", addr.port(), addr.ip());
                 fs::write(&config, text).attempt("write mosquitto.conf")?;
                 Process::start("mosquitto", Command::new(mosquitto()).arg("-c").arg(config))?
             }
@@ -108,17 +109,18 @@ pub(crate) struct Subject {
     /// Where sensors reach it.
     pub(crate) addr: SocketAddr,
     pub(crate) process: Process,
-    _folder: Option<TempDir>,
+    folder: Option<TempDir>,
 }
 
 impl Subject {
-    /// The bare relay.
-    pub(crate) fn bare(broker: SocketAddr) -> Result<Self, Failure> {
+    /// The bare relay; without a broker the bare echo.
+    pub(crate) fn bare(broker: Option<SocketAddr>) -> Result<Self, Failure> {
         let own = env::current_exe().attempt("find this program")?;
+        let broker = broker.map(|broker| broker.to_string());
         let mut process =
-            Process::start("the bare relay", Command::new(own).arg("bare").arg(broker.to_string()))?;
+            Process::start("the bare relay", Command::new(own).arg("bare").args(broker.iter()))?;
         let addr = address(&process.wait_for("listening on udp ")?)?;
-        Ok(Self { addr, process, _folder: None })
+        Ok(Self { addr, process, folder: None })
     }
 
     /// The real gateway, as people run it.
@@ -152,7 +154,18 @@ impl Subject {
         let mut addr = address(&process.wait_for("listening on udp ")?)?;
         addr.set_ip(Ipv4Addr::LOCALHOST.into());
         process.wait_for("connected to the broker")?;
-        Ok(Self { addr, process, _folder: Some(folder) })
+        Ok(Self { addr, process, folder: Some(folder) })
+    }
+
+    /// How many sessions a gateway says it has.
+    pub(crate) fn sessions(&self, program: &Path) -> Result<usize, Failure> {
+        let folder = self.folder.as_ref().map(TempDir::path).unwrap_or(Path::new("."));
+        let mut command = Command::new(program);
+        command.args(["health", "--json", "-c"]).arg(folder.join("gateway.yaml"));
+        let said = command.output().attempt("ask the gateway how it is")?.stdout;
+        let health: serde_json::Value = serde_json::from_slice(&said).unwrap_or_default();
+        let sessions = health["sessions"].as_u64().and_then(|sessions| usize::try_from(sessions).ok());
+        sessions.ok_or_else(|| Failure::Gateway(format!("said {}", String::from_utf8_lossy(&said))))
     }
 }
 

@@ -13,12 +13,24 @@ use std::process::Command;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use mqtt_sn_gateway::mqtt::QoS;
+use mqtt_sn_gateway::wire::Qos;
+
 use crate::failure::Failure;
 use crate::figures::Row;
 use crate::rig::{self, Kind};
 
 /// What is lost does not come any more after so long a silence.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// The same for a client of a broker.
+fn mqtt(qos: Qos) -> QoS {
+    match qos {
+        Qos::MinusOne | Qos::AtMostOnce => QoS::AtMostOnce,
+        Qos::AtLeastOnce => QoS::AtLeastOnce,
+        Qos::ExactlyOnce => QoS::ExactlyOnce,
+    }
+}
 
 /// What all scenarios share.
 pub(crate) struct Bench {
@@ -55,8 +67,13 @@ impl Bench {
         let model = cpu.lines().find(|line| line.starts_with("model name"));
         let model = model.and_then(|line| line.split(": ").nth(1)).unwrap_or("unknown processor");
         let cores = available_parallelism().map_or(1, usize::from);
-        let kernel = Command::new("uname").arg("-sr").output().map(|it| it.stdout).unwrap_or_default();
-        format!("{model}, {cores} cores, {}", String::from_utf8_lossy(&kernel).trim())
+        let says = |program: &str, arguments: &[&str]| {
+            let said = Command::new(program).args(arguments).output().map(|it| it.stdout).unwrap_or_default();
+            String::from_utf8_lossy(&said).trim().to_owned()
+        };
+        let (kernel, rustc) = (says("uname", &["-sr"]), says("rustc", &["--version"]));
+        let commit = says("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"]);
+        format!("{model}, {cores} cores, {kernel}, {rustc}, commit {commit}")
     }
 
     /// Takes what was found, and prints it.

@@ -11,8 +11,10 @@ fn scenarios_are_listed_with_what_they_measure() {
     let listed = bench(&["list"]);
     assert_eq!(listed.status.code(), Some(0));
     let text = String::from_utf8(listed.stdout).unwrap();
-    for scenario in ["connect", "flood", "steady", "closed", "cores", "downlink", "sleepers", "far", "memory"]
-    {
+    for scenario in [
+        "connect", "flood", "steady", "closed", "cores", "downlink", "sleepers", "far", "memory", "soak",
+        "idle",
+    ] {
         assert!(text.lines().any(|line| line.starts_with(&format!("{scenario} "))), "{scenario}: {text}");
     }
 }
@@ -26,9 +28,9 @@ fn what_cannot_be_run_is_named() {
     for (arguments, named, code) in [
         (&["run", "fload"][..], "there is no scenario \"fload\"; `mqtt-sn-bench list` names them", 2),
         (&["run"], "<SCENARIO>", 2),
-        (&["run", "idle", "--table"], "--table", 2),
-        (&["run", "idle", "--readme", blank], "no place for figures", 2),
-        (&["run", "idle", "--readme", "/nowhere/README.md"], "cannot read /nowhere/README.md", 1),
+        (&["run", "idle", "--readme", blank], "--readme", 2),
+        (&["all", "--readme", blank], "no place for figures", 2),
+        (&["all", "--readme", "/nowhere/README.md"], "cannot read /nowhere/README.md", 1),
         (&["run", "idle", "--gateway", "/nowhere/gateway"], "there is no /nowhere/gateway", 1),
     ] {
         let ended = bench(arguments);

@@ -32,6 +32,7 @@ pub(super) fn storm(bench: &mut Bench) -> Result<(), Failure> {
             let mut swarm = Swarm::new(gateway.addr, 0..count, |_| {})?;
             let (time, refused) = arrive(&mut swarm)?;
             let used = gateway.process.usage()?.since(used);
+            gateway.process.wait_until_idle()?;
             let each = gateway.process.memory()?.saturating_sub(memory) as f64 / count as f64;
             let mut row = Row::new("connect", format!("{count} sensors, {mode}, {kind}"));
             row.memory_octets = Some(gateway.process.memory()?);

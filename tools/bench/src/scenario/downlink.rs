@@ -9,7 +9,7 @@ use mqtt_sn_gateway::node::Event;
 use mqtt_sn_gateway::topic::TopicName;
 use mqtt_sn_gateway::wire::Qos;
 
-use super::{Bench, QUIET};
+use super::{Bench, QUIET, mqtt};
 use crate::app::App;
 use crate::failure::Failure;
 use crate::figures::{Histogram, Row};
@@ -146,14 +146,6 @@ fn receive(
     let each = if case.shared { case.sensors as u64 } else { 1 };
     let published = publisher.join().map_err(|_| Failure::Broker("the application panicked".into()))??;
     Ok(Found { owed: published * each, ..found })
-}
-
-fn mqtt(qos: Qos) -> QoS {
-    match qos {
-        Qos::MinusOne | Qos::AtMostOnce => QoS::AtMostOnce,
-        Qos::AtLeastOnce => QoS::AtLeastOnce,
-        Qos::ExactlyOnce => QoS::ExactlyOnce,
-    }
 }
 
 /// Publishes to each topic in its turn; how many messages that were.

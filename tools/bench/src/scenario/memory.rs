@@ -51,6 +51,10 @@ pub(super) fn held(bench: &mut Bench) -> Result<(), Failure> {
     let time = start.elapsed();
     gateway.process.wait_until_idle()?;
     let after = gateway.process.memory()?;
+    let sessions = gateway.sessions(bench.program())?;
+    if sessions != ASLEEP {
+        return Err(Failure::Gateway(format!("has {sessions} sessions of {ASLEEP}")));
+    }
     let mut row = Row::new("memory", format!("{ASLEEP} sensors asleep, a subscription each, aggregating"));
     row.tell("seconds", time.as_secs_f64());
     row.tell("octets each", after.saturating_sub(before) as f64 / ASLEEP as f64);
@@ -97,7 +101,7 @@ const IDLE_BAR: f64 = 12.0;
 const PROGRAM_BAR: f64 = 6.0;
 
 /// Wake-ups of an idle gateway in a second: nothing is asked for by turns.
-const WAKES_BAR: f64 = 1.0;
+const WAKES_BAR: f64 = 0.2;
 
 /// An idle gateway, as it is released and as it is built for a router.
 pub(super) fn idle(bench: &mut Bench) -> Result<(), Failure> {

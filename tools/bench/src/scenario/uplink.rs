@@ -10,10 +10,10 @@ use mqtt_sn_gateway::node::{Event, Node, Outcome, Topic};
 use mqtt_sn_gateway::topic::TopicName;
 use mqtt_sn_gateway::wire::Qos;
 
-use super::{Bench, QUIET};
+use super::{Bench, QUIET, mqtt};
 use crate::app::{App, Listener};
 use crate::failure::Failure;
-use crate::figures::{Bar, Histogram, Row};
+use crate::figures::{Bar, Histogram, Latency, Row};
 use crate::process::Usage;
 use crate::rig::{Broker, Kind, Mode, Subject};
 use crate::sensor::{STEP, Sensors, TOPIC};
@@ -96,15 +96,22 @@ impl Stream {
             ..Row::new(scenario, case)
         }
     }
+
+    /// What of a core the process had: it was the narrowest place if that is near 1.
+    fn tell_share(&self, row: &mut Row) {
+        row.tell("of a core", self.used.cpu.as_secs_f64() / self.time.as_secs_f64());
+    }
 }
 
 /// QoS 0 from 100 sensors as fast as they can.
 pub(super) fn flood(bench: &mut Bench) -> Result<(), Failure> {
     let broker = Broker::start(Kind::Sink)?;
-    let bare = Subject::bare(broker.addr)?;
+    let bare = Subject::bare(Some(broker.addr))?;
     let least = flooded(&bare, &broker, &mut Sensors::unconnected(bare.addr, SENSORS)?)?;
     drop(bare);
-    bench.add(least.row("flood", "bare relay, sink".into()));
+    let mut row = least.row("flood", "bare relay, sink".into());
+    least.tell_share(&mut row);
+    bench.add(row);
     for mode in [Mode::Aggregating, Mode::Transparent] {
         let gateway = Subject::gateway(bench.program(), broker.addr, mode)?;
         let stream = flooded(&gateway, &broker, &mut Sensors::new(gateway.addr, SENSORS, Qos::AtMostOnce)?)?;
@@ -114,6 +121,8 @@ pub(super) fn flood(bench: &mut Bench) -> Result<(), Failure> {
             Mode::Aggregating => row.hold(what, ratio, Bar::AtLeast(FLOOD_BAR)),
             Mode::Transparent => row.tell(what, ratio),
         }
+        row.tell("times its processor time", stream.cpu_us() / least.cpu_us());
+        stream.tell_share(&mut row);
         bench.add(row);
     }
     Ok(())
@@ -132,11 +141,11 @@ pub(super) fn cores(bench: &mut Bench) -> Result<(), Failure> {
         let mut alone = None;
         for threads in [1, 2] {
             let gateway = Subject::gateway_on(bench.program(), broker.addr, mode, threads)?;
-            let (latency, _) = one_by_one(gateway.addr, 1, Qos::AtLeastOnce)?;
+            let (latency, ..) = one_by_one(gateway.addr, 1, Qos::AtLeastOnce)?;
             let stream =
                 flooded(&gateway, &broker, &mut Sensors::new(gateway.addr, SENSORS, Qos::AtMostOnce)?)?;
             let mut row = stream.row("cores", format!("QoS 0, {mode}, sink, threads: {threads}"));
-            let lone = latency.latency().map_or(f64::NAN, |latency| latency.p50);
+            let lone = of(latency.latency()).p50;
             row.tell("µs for a lone QoS 1 at p50", lone);
             match alone {
                 None => alone = Some((stream.per_second(), lone)),
@@ -158,6 +167,13 @@ pub(super) fn steady(bench: &mut Bench) -> Result<(), Failure> {
     for (rate, streams) in STREAMS {
         let least = steady_bare(&broker, rate)?;
         bench.add(least.row("steady", format!("bare relay, {rate} a second, {kind}")));
+        bench.add(steady_echo(rate)?);
+        for &(qos, _) in streams.iter().filter(|(qos, _)| *qos != Qos::MinusOne) {
+            bench.add(
+                steady_direct(&broker, qos, rate)?
+                    .row(format!("QoS {qos}, {rate} a second, a direct client, {kind}")),
+            );
+        }
         for mode in [Mode::Aggregating, Mode::Transparent] {
             for &(qos, bar) in streams {
                 let stream = steady_of(bench, &broker, mode, qos, rate)?;
@@ -176,11 +192,65 @@ pub(super) fn steady(bench: &mut Bench) -> Result<(), Failure> {
 }
 
 fn steady_bare(broker: &Broker, rate: f64) -> Result<Stream, Failure> {
-    let bare = Subject::bare(broker.addr)?;
+    let bare = Subject::bare(Some(broker.addr))?;
     let mut sensors = Sensors::unconnected(bare.addr, SENSORS)?;
     let listening = listener(broker)?;
     let stream = Stream::measure(&bare, &listening, |time| sensors.stream(rate, time))?;
     listening.end().map(|()| stream)
+}
+
+/// Processor time of a datagram that is received and sent back.
+fn steady_echo(rate: f64) -> Result<Row, Failure> {
+    let echo = Subject::bare(None)?;
+    let mut sensors = Sensors::unconnected(echo.addr, SENSORS)?;
+    sensors.stream(rate, WARM_UP)?;
+    let used = echo.process.usage()?;
+    let sent = sensors.stream(rate, TIME)?;
+    let used = echo.process.usage()?.since(used);
+    let mut row = Row::new("steady", format!("bare echo, {rate} a second"));
+    row.cpu_us_per_message = Some(used.cpu.as_secs_f64() * 1e6 / sent as f64);
+    Ok(row)
+}
+
+/// The same messages from one MQTT client.
+fn steady_direct(broker: &Broker, qos: Qos, rate: f64) -> Result<Direct, Failure> {
+    let listening = listener(broker)?;
+    let mut app = App::connect(broker.addr, "direct")?;
+    let topic = TopicName::new(TOPIC).map_err(|error| Failure::Broker(error.to_string()))?;
+    let (start, mut sent) = (Instant::now(), 0);
+    while start.elapsed() < TIME {
+        let due = (start.elapsed().as_secs_f64() * rate) as u64;
+        while sent < due {
+            app.publish(&topic, stamp::bytes(), mqtt(qos))?;
+            sent += 1;
+        }
+        sleep(STEP.min(Duration::from_secs_f64(1.0 / rate)));
+        app.live(Duration::ZERO, |_| {})?;
+    }
+    app.settle()?;
+    let last = listening.wait_for(sent, QUIET);
+    let (delivered, latency) = (listening.count(), listening.take_latency());
+    listening.end()?;
+    Ok(Direct { sent, delivered, time: last.saturating_duration_since(start), latency })
+}
+
+/// What came of a direct client's stream.
+struct Direct {
+    sent: u64,
+    delivered: u64,
+    time: Duration,
+    latency: Histogram,
+}
+
+impl Direct {
+    fn row(&self, case: String) -> Row {
+        Row {
+            messages_per_s: Some(self.delivered as f64 / self.time.as_secs_f64()),
+            lost: Some(self.sent.saturating_sub(self.delivered)),
+            latency_us: self.latency.latency(),
+            ..Row::new("steady", case)
+        }
+    }
 }
 
 fn steady_of(bench: &Bench, broker: &Broker, mode: Mode, qos: Qos, rate: f64) -> Result<Stream, Failure> {
@@ -241,15 +311,16 @@ pub(super) fn closed(bench: &mut Bench) -> Result<(), Failure> {
             for (mode, count) in [(Mode::Aggregating, 1), (Mode::Aggregating, 100), (Mode::Transparent, 1)] {
                 let gateway = Subject::gateway(bench.program(), broker.addr, mode)?;
                 let used = gateway.process.usage()?;
-                let (latency, time) = one_by_one(gateway.addr, count, qos)?;
+                let (latency, time, all) = one_by_one(gateway.addr, count, qos)?;
                 let used = gateway.process.usage()?.since(used);
                 let sensors = if count == 1 { "1 sensor".into() } else { format!("{count} sensors") };
                 let mut row = Row::new("closed", format!("QoS {qos}, {sensors}, {mode}, {kind}"));
                 row.messages_per_s = Some(latency.len() as f64 / time.as_secs_f64());
-                row.cpu_us_per_message = Some(used.cpu.as_secs_f64() * 1e6 / latency.len() as f64);
+                row.cpu_us_per_message = Some(used.cpu.as_secs_f64() * 1e6 / all as f64);
                 row.latency_us = latency.latency();
                 row.memory_octets = Some(gateway.process.memory()?);
-                if let (1, Some(own), Some(direct)) = (count, row.latency_us, direct_latency) {
+                if count == 1 {
+                    let (own, direct) = (of(row.latency_us), of(direct_latency));
                     let (added, times) = (own.p50 - direct.p50, own.p99 / direct.p99);
                     let (what_added, what_times) = ("µs more at p50 than the direct client", "times its p99");
                     if (qos, mode) == (Qos::AtLeastOnce, Mode::Aggregating) {
@@ -267,16 +338,20 @@ pub(super) fn closed(bench: &mut Bench) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What could not be measured keeps no bar.
+fn of(latency: Option<Latency>) -> Latency {
+    latency.unwrap_or(Latency { p50: f64::NAN, p99: f64::NAN, p999: f64::NAN })
+}
+
 /// A direct client publishes again as soon as the broker has acknowledged.
 fn direct(broker: SocketAddr, qos: Qos) -> Result<(Histogram, Duration), Failure> {
     let mut app = App::connect(broker, "direct")?;
     let topic = TopicName::new(TOPIC).map_err(|error| Failure::Broker(error.to_string()))?;
-    let qos = if qos == Qos::AtLeastOnce { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
     let mut latency = Histogram::default();
     let start = Instant::now();
     while start.elapsed() < WARM_UP + TIME {
         let sent = Instant::now();
-        app.publish(&topic, stamp::bytes(), qos)?;
+        app.publish(&topic, stamp::bytes(), mqtt(qos))?;
         let mut done = false;
         while !done {
             app.live(QUIET, |event| done |= matches!(event, AtBroker::Completed(..)))?;
@@ -288,12 +363,13 @@ fn direct(broker: SocketAddr, qos: Qos) -> Result<(Histogram, Duration), Failure
     Ok((latency, TIME))
 }
 
-/// Sensors publish again as soon as the gateway has acknowledged.
+/// Sensors publish again as soon as the gateway has acknowledged. Latencies in how long a time, and how many messages with those
+/// before it.
 pub(super) fn one_by_one(
     gateway: SocketAddr,
     count: usize,
     qos: Qos,
-) -> Result<(Histogram, Duration), Failure> {
+) -> Result<(Histogram, Duration, u64), Failure> {
     let mut swarm = Swarm::new(gateway, 0..count, |_| {})?;
     swarm.connect()?;
     let topic = topic()?;
@@ -304,9 +380,15 @@ pub(super) fn one_by_one(
         Ok(())
     })?;
     let start = Instant::now();
+    let (mut all, mut refused) = (0, None);
     while start.elapsed() < WARM_UP + TIME {
         swarm.live(QUIET, |index, node, event| {
-            let Event::Published(..) = event else { return };
+            match event {
+                Event::Published(_, Outcome::Acknowledged) => all += 1,
+                Event::Published(_, outcome) => return refused = Some(format!("a message was {outcome:?}")),
+                Event::ConnectionLost(loss) => return refused = Some(format!("a sensor was lost: {loss}")),
+                _ => return,
+            }
             let now = Instant::now();
             if let Some(sent) = sent.get_mut(index) {
                 if start.elapsed() > WARM_UP {
@@ -316,8 +398,11 @@ pub(super) fn one_by_one(
             }
             publish(node, now, &topic, qos);
         })?;
+        if let Some(refused) = refused {
+            return Err(Failure::Gateway(refused));
+        }
     }
-    Ok((latency, TIME))
+    Ok((latency, TIME, all))
 }
 
 fn publish(node: &mut Node, now: Instant, topic: &Topic, qos: Qos) {

@@ -8,7 +8,7 @@ use super::{Bench, uplink};
 use crate::delay;
 use crate::failure::Failure;
 use crate::figures::{Bar, Row};
-use crate::rig::{Broker, Mode, Subject};
+use crate::rig::{self, Broker, Kind, Mode, Subject};
 
 /// Sensors with one message each on its way.
 const SENSORS: usize = 1_000;
@@ -21,19 +21,29 @@ const BAR: f64 = 0.8;
 
 /// QoS 1 and 2 over a way of 100 ms.
 pub(super) fn far(bench: &mut Bench) -> Result<(), Failure> {
-    for kind in bench.brokers() {
-        let broker = Broker::start(kind)?;
+    let mut ways = vec![];
+    if rig::has_mosquitto() {
+        ways.push((Broker::start(Kind::Mosquitto)?, "mosquitto", true));
+        // In MQTT 5 it says that it takes 20 at a time (max_inflight_messages), and is obeyed.
+        ways.push((Broker::start_with(Kind::Mosquitto, "")?, "mosquitto as it comes", false));
+    }
+    ways.push((Broker::start(Kind::Sink)?, "sink", true));
+    for (broker, name, is_held) in ways {
         let addr = delay::relay(broker.addr, ROUND_TRIP / 2)?;
         for (qos, round_trips) in [(Qos::AtLeastOnce, 1.0), (Qos::ExactlyOnce, 2.0)] {
             let gateway = Subject::gateway(bench.program(), addr, Mode::Aggregating)?;
-            let (latency, time) = uplink::one_by_one(gateway.addr, SENSORS, qos)?;
+            let used = gateway.process.usage()?;
+            let (latency, time, all) = uplink::one_by_one(gateway.addr, SENSORS, qos)?;
+            let used = gateway.process.usage()?.since(used);
             let rate = latency.len() as f64 / time.as_secs_f64();
             let most = SENSORS as f64 / (ROUND_TRIP.as_secs_f64() * round_trips);
-            let mut row = Row::new("far", format!("QoS {qos}, {SENSORS} sensors, {kind} 100 ms away"));
+            let mut row = Row::new("far", format!("QoS {qos}, {SENSORS} sensors, {name} 100 ms away"));
             row.messages_per_s = Some(rate);
             row.latency_us = latency.latency();
+            row.cpu_us_per_message = Some(used.cpu.as_secs_f64() * 1e6 / all as f64);
+            row.memory_octets = Some(gateway.process.memory()?);
             let what = "of what the way allows";
-            if qos == Qos::AtLeastOnce {
+            if qos == Qos::AtLeastOnce && is_held {
                 row.hold(what, rate / most, Bar::AtLeast(BAR));
             } else {
                 // A broker of MQTT 3.1.1, as the sink is, cannot say how many of QoS 2 it takes.
