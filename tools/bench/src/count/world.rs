@@ -48,6 +48,8 @@ pub(super) struct World {
     outputs: Vec<Output>,
     /// Frames for sensors.
     frames: Vec<(SocketAddr, Bytes)>,
+    /// Into which sensors write; each frame has memory of its own, as transports have it.
+    scratch: BytesMut,
     pub(super) heard: Heard,
 }
 
@@ -113,6 +115,7 @@ impl World {
             inputs: Vec::new(),
             outputs: Vec::new(),
             frames: Vec::new(),
+            scratch: BytesMut::new(),
             heard: Heard::default(),
         };
         world.broker.handle(now, BrokerInput::Opened(APP));
@@ -316,10 +319,11 @@ impl World {
     }
 
     fn send_from(&mut self, from: SocketAddr, packet: &Packet<'_>) -> Result<(), Failure> {
-        let mut octets = BytesMut::new();
-        packet.encode(&mut octets).map_err(|error| Failure::Gateway(error.to_string()))?;
+        self.scratch.clear();
+        packet.encode(&mut self.scratch).map_err(|error| Failure::Gateway(error.to_string()))?;
+        let frame = Bytes::copy_from_slice(&self.scratch);
         let from = Peer { port: PortId(0), addr: Address::Udp(from), node: None };
-        self.inputs.push(Input::Frame { from, route: Route::default(), frame: octets.freeze() });
+        self.inputs.push(Input::Frame { from, route: Route::default(), frame });
         Ok(())
     }
 }
