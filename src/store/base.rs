@@ -21,8 +21,9 @@ use crate::gateway::record::Row;
 /// The version of the file: which tables there are. A program takes files of its own version and of older ones.
 pub(super) const FORMAT: u64 = 1;
 
-/// Octets of pages in memory: the inner pages of a file with 100,000 sessions, and what one commit changes.
-const CACHE: usize = 16 << 20;
+/// Octets of pages in memory: the inner pages of a file with 100,000 sessions, and some of what one commit changes. The others
+/// the operating system has, which takes them back when it needs the memory.
+const CACHE: usize = 4 << 20;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const KINDS: TableDefinition<'_, u8, &str> = TableDefinition::new("kinds");
