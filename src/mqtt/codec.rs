@@ -191,6 +191,47 @@ impl Codec {
     }
 }
 
+/// The octets of one packet that have not been read.
+pub(super) struct Reader<'a> {
+    pub(super) packet: PacketType,
+    pub(super) rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn is(&self, what: Malformed) -> Failure {
+        Failure::Malformed { packet: self.packet, what }
+    }
+
+    pub(super) fn take(&mut self, len: usize) -> Result<&'a [u8], Failure> {
+        let (taken, rest) = self.rest.split_at_checked(len).ok_or_else(|| self.is(Malformed::Size))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    pub(super) fn u8(&mut self) -> Result<u8, Failure> {
+        Ok(self.take(1)?[0])
+    }
+
+    pub(super) fn u16(&mut self) -> Result<u16, Failure> {
+        let octets = self.take(2)?;
+        Ok(u16::from_be_bytes([octets[0], octets[1]]))
+    }
+
+    /// A packet id, which is not 0.
+    pub(super) fn id(&mut self) -> Result<u16, Failure> {
+        match self.u16()? {
+            0 => Err(self.is(Malformed::PacketId)),
+            id => Ok(id),
+        }
+    }
+
+    /// Octets behind their length.
+    pub(super) fn octets(&mut self) -> Result<&'a [u8], Failure> {
+        let len = self.u16()?;
+        self.take(len.into())
+    }
+}
+
 /// What a CONNECT is made of, checked: everything fits into its field.
 pub(super) struct ConnectParts<'a> {
     pub(super) options: &'a Options,

@@ -2,29 +2,24 @@
 //!
 //! What the codec leaves to its user is checked here and in `codec.rs`: types that a broker does not send, the flags of the
 //! first octet, the exact length of the acknowledgements, texts longer than their two-octet length can say, passwords that
-//! are not UTF-8. A packet is read from a copy of exactly its own octets, so that a payload keeps nothing else alive.
-//!
-//! Costs, with rumqttc 0.25.1: sending a PUBLISH copies topic and payload once into the output and allocates nothing;
-//! receiving one allocates four times (the frame, its reference count, the topic as the codec's `String`, the topic as
-//! ours); an acknowledgement allocates its four octets for the moment of reading.
+//! are not UTF-8. PUBLISH and what acknowledges it are read here too: the codec would copy the frame, count its references and
+//! make a `String` of the topic, four allocations where topic and payload need two; and a payload that waits for a sleeper would
+//! keep the frame.
 
 use bytes::{Bytes, BytesMut};
 use rumqttc::mqttbytes::{Error, FixedHeader};
 use rumqttc::{
-    ConnAck, Connect, LastWill, Login, PubAck, PubComp, PubRec, PubRel, Publish, QoS, SubAck, Subscribe,
-    SubscribeFilter, SubscribeReasonCode, UnsubAck, Unsubscribe,
+    ConnAck, Connect, LastWill, Login, Publish, QoS, SubAck, Subscribe, SubscribeFilter, SubscribeReasonCode,
+    Unsubscribe,
 };
 
 use super::codec::{
-    CONNACK, ConnectParts, PINGRESP, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, SUBACK, UNSUBACK, header_len,
-    written,
+    CONNACK, ConnectParts, PINGRESP, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Reader, SUBACK, UNSUBACK,
+    header_len, publish_flags, written,
 };
 use super::packet::{Extras, Packet, Terms};
 use super::{ConnectRefusal, Failure, Malformed, Message, PacketType, Refused};
 use crate::topic::{TopicFilter, TopicName};
-
-/// Octets of topic and header that a small payload may keep alive; beyond it is copied once more.
-const PINNED_MAX: usize = 1024;
 
 /// Writes what is written often.
 pub(super) struct Codec {
@@ -96,18 +91,17 @@ pub(super) fn read(packet: PacketType, header: FixedHeader, frame: &[u8]) -> Res
     if !fits {
         return Err(Failure::Malformed { packet, what: Malformed::Size });
     }
-    if packet == PUBLISH {
-        return publish(header, frame);
-    }
-    let octets = Bytes::copy_from_slice(frame);
+    let mut reader = Reader { packet, rest: &frame[header_len(frame)..] };
+    let octets = || Bytes::copy_from_slice(frame);
     let read = match packet {
-        CONNACK => connack(ConnAck::read(header, octets)),
-        PUBACK => PubAck::read(header, octets).map(|ack| Packet::PubAck(ack.pkid, Ok(()))),
-        PUBREC => PubRec::read(header, octets).map(|ack| Packet::PubRec(ack.pkid, Ok(()))),
-        PUBREL => PubRel::read(header, octets).map(|ack| Packet::PubRel(ack.pkid)),
-        PUBCOMP => PubComp::read(header, octets).map(|ack| Packet::PubComp(ack.pkid, Ok(()))),
-        SUBACK => SubAck::read(header, octets).map(|ack| Packet::SubAck(ack.pkid, granted(&ack))),
-        UNSUBACK => UnsubAck::read(header, octets).map(|ack| Packet::UnsubAck(ack.pkid)),
+        PUBLISH => return publish(frame[0] & 0x0F, reader),
+        PUBACK => return Ok(Packet::PubAck(reader.u16()?, Ok(()))),
+        PUBREC => return Ok(Packet::PubRec(reader.u16()?, Ok(()))),
+        PUBREL => return Ok(Packet::PubRel(reader.u16()?)),
+        PUBCOMP => return Ok(Packet::PubComp(reader.u16()?, Ok(()))),
+        UNSUBACK => return Ok(Packet::UnsubAck(reader.u16()?)),
+        CONNACK => connack(ConnAck::read(header, octets())),
+        SUBACK => SubAck::read(header, octets()).map(|ack| Packet::SubAck(ack.pkid, granted(&ack))),
         _ => Ok(Packet::PingResp),
     };
     read.map_err(|error| malformed(packet, &error))
@@ -135,24 +129,20 @@ fn granted(ack: &SubAck) -> Vec<Result<QoS, Refused>> {
     ack.return_codes.iter().map(granted).collect()
 }
 
-fn publish(header: FixedHeader, frame: &[u8]) -> Result<Packet, Failure> {
-    let publish =
-        Publish::read(header, Bytes::copy_from_slice(frame)).map_err(|error| malformed(PUBLISH, &error))?;
-    let mut payload = publish.payload;
-    if frame.len() - payload.len() > PINNED_MAX {
-        payload = Bytes::copy_from_slice(&payload);
-    }
-    let (id, dup, qos) = (publish.pkid, publish.dup, publish.qos);
-    let Ok(topic) = TopicName::new(publish.topic) else { return Ok(Packet::Misnamed { id, dup, qos }) };
-    let message = Message { topic, payload, qos, retain: publish.retain };
+/// MQTT 3.1.1 §3.3.
+fn publish(flags: u8, mut reader: Reader<'_>) -> Result<Packet, Failure> {
+    let (dup, qos) = publish_flags(flags);
+    let topic = reader.octets()?;
+    let topic = std::str::from_utf8(topic).map_err(|_| reader.is(Malformed::Utf8))?;
+    let id = if qos == QoS::AtMostOnce { 0 } else { reader.id()? };
+    let Ok(topic) = TopicName::new(topic) else { return Ok(Packet::Misnamed { id, dup, qos }) };
+    let payload = Bytes::copy_from_slice(reader.rest);
+    let message = Message { topic, payload, qos, retain: flags & 1 != 0 };
     Ok(Packet::Publish { id, dup, message, extras: Extras::default() })
 }
 
 fn malformed(packet: PacketType, error: &Error) -> Failure {
     let what = match error {
-        Error::InvalidQoS(_) => Malformed::QoS,
-        Error::PacketIdZero => Malformed::PacketId,
-        Error::TopicNotUtf8 => Malformed::Utf8,
         Error::InvalidSubscribeReasonCode(_) => Malformed::ReturnCodes,
         _ => Malformed::Size,
     };

@@ -22,8 +22,8 @@ use rumqttc::v5::mqttbytes::v5::{
 };
 
 use super::codec::{
-    CONNACK, ConnectParts, DISCONNECT, PINGRESP, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, SUBACK, UNSUBACK,
-    frame_len, publish_flags, written,
+    CONNACK, ConnectParts, DISCONNECT, PINGRESP, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Reader, SUBACK,
+    UNSUBACK, frame_len, publish_flags, written,
 };
 use super::packet::{Extras, Packet, Terms};
 use super::{ConnectRefusal, Failure, Malformed, Message, PacketType, Refused, Session, SubscriptionId};
@@ -265,44 +265,7 @@ fn granted(code: u8) -> Option<Result<QoS, Refused>> {
     }
 }
 
-/// The octets of one packet that have not been read.
-struct Reader<'a> {
-    packet: PacketType,
-    rest: &'a [u8],
-}
-
 impl<'a> Reader<'a> {
-    fn is(&self, what: Malformed) -> Failure {
-        Failure::Malformed { packet: self.packet, what }
-    }
-
-    fn take(&mut self, len: usize) -> Result<&'a [u8], Failure> {
-        let (taken, rest) = self.rest.split_at_checked(len).ok_or_else(|| self.is(Malformed::Size))?;
-        self.rest = rest;
-        Ok(taken)
-    }
-
-    fn u8(&mut self) -> Result<u8, Failure> {
-        Ok(self.take(1)?[0])
-    }
-
-    fn u16(&mut self) -> Result<u16, Failure> {
-        let octets = self.take(2)?;
-        Ok(u16::from_be_bytes([octets[0], octets[1]]))
-    }
-
-    fn id(&mut self) -> Result<u16, Failure> {
-        match self.u16()? {
-            0 => Err(self.is(Malformed::PacketId)),
-            id => Ok(id),
-        }
-    }
-
-    fn octets(&mut self) -> Result<&'a [u8], Failure> {
-        let len = self.u16()?;
-        self.take(len.into())
-    }
-
     /// A length of up to four octets (MQTT 5 §1.5.5).
     fn length(&mut self) -> Result<usize, Failure> {
         let mut length = 0;
