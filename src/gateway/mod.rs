@@ -131,7 +131,7 @@ impl Gateway {
     /// A gateway without clients; it begins to connect to the broker and to advertise at the first
     /// [`Gateway::handle_timeout`], which is due at once.
     pub fn new(settings: Settings, now: Instant) -> Self {
-        let mut timers = Timers::default();
+        let mut timers = Timers::new(now);
         timers.set(Timer::Advertise, now + settings.advertise_interval);
         Self {
             now,
