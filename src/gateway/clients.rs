@@ -1,6 +1,7 @@
 //! The client table and the peer table: who has a session, and where it is reached.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustc_hash::FxHashMap;
@@ -16,7 +17,7 @@ pub(super) struct Clients {
     /// Each has a place of its own: after a restart they lie in the order in which they are gone through.
     sessions: FxHashMap<ClientKey, Box<Session>>,
     by_id: HashMap<ClientId, ClientKey>,
-    by_peer: HashMap<Peer, ClientKey>,
+    by_peer: HashMap<Arc<Peer>, ClientKey>,
     last_key: u64,
     /// Sessions that may have changed since [`Clients::for_touched`].
     touched: Vec<ClientKey>,
@@ -78,8 +79,9 @@ impl Clients {
     pub(super) fn bind(&mut self, key: ClientKey, peer: &Peer) {
         self.unbind(key);
         if let Some(session) = self.get_mut(key) {
+            let peer = Arc::new(peer.clone());
             session.peer = Some(peer.clone());
-            self.by_peer.insert(peer.clone(), key);
+            self.by_peer.insert(peer, key);
         }
         debug_assert!(self.by_peer.len() <= self.sessions.len());
     }

@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use tracing::warn;
 
 use super::air::{Addressee, Air};
 use super::exchange::{Exchange, Repair, Request, publish};
+use super::few::Rare;
 use super::io::Settings;
 use super::journal::Whose;
 use super::links::Links;
@@ -36,11 +38,11 @@ const T_WAIT: Duration = Duration::from_secs(330);
 /// How often a message of QoS 1 or 2 goes through all its repetitions, or those of the REGISTER before it, while the client is
 /// heard but does not answer: a radio that loses a tenth of all frames takes one in a thousand from the first round, and one in
 /// a thousand million from three. A client that does not want it must not block the others for ever (Interpretation: R-113).
-pub(super) const ROUNDS: u32 = 3;
+pub(super) const ROUNDS: u8 = 3;
 
 /// Messages that may join a drain under way, beyond what waited when the client woke: a source faster than the radio would
 /// keep it awake for ever (Interpretation: R-143).
-const DRAIN_SURPLUS: usize = 16;
+const DRAIN_SURPLUS: u32 = 16;
 
 /// Topics of one client that were told to be too large, so that each is told once. A client of a narrow transport that
 /// subscribes to more of them hears of the first again.
@@ -56,9 +58,9 @@ pub(super) struct Downlink {
     paused: Option<Pause>,
     last_msg_id: u16,
     /// Messages that the client still gets while it is awake.
-    drain: usize,
+    drain: u32,
     /// Digests of topics, the latest last.
-    told_oversize: VecDeque<u64>,
+    told_oversize: Rare<VecDeque<u64>>,
 }
 
 /// What a client said `congestion` to, for T_WAIT, or nothing.
@@ -176,7 +178,7 @@ impl Session {
             cx.journal.keep_message(item.id, &item.message);
             // Not when it is put down but when it came: what came later may have been put down before.
             let number = item.id.0;
-            item.kept = Some(number);
+            item.kept = NonZeroU64::new(number);
             if item.qos == QoS::ExactlyOnce {
                 item.stored_as = (item.sent_as, item.sent_on);
             }
@@ -194,7 +196,7 @@ impl Session {
             qos: item.qos,
             sent_as,
             sent_on,
-            expiry: item.expires.map(|expires| expires.saturating_duration_since(now)),
+            expiry: item.expires.as_deref().map(|expires| expires.saturating_duration_since(now)),
         };
         Row::Waiting(self.id.clone(), number, row)
     }
@@ -211,7 +213,7 @@ impl Session {
         let item = Item {
             message,
             id: row.message,
-            kept: Some(number),
+            kept: NonZeroU64::new(number),
             qos: row.qos,
             delivery: None,
             sent_as: row.sent_as,
@@ -219,7 +221,7 @@ impl Session {
             stored_as: (row.sent_as, row.sent_on),
             offered: None,
             rounds: 0,
-            expires: row.expiry.and_then(|expiry| now.checked_add(expiry)),
+            expires: row.expiry.and_then(|expiry| now.checked_add(expiry)).map(Box::new),
         };
         self.downlink.outbox.push_back(item, queued_octets);
     }
@@ -361,7 +363,7 @@ impl Session {
     /// Sends a request for the first time, or again under the MsgId it had, and waits for its answer.
     fn open(&mut self, mut request: Request, sent_as: Option<u16>, cx: &mut Cx<'_>) {
         if let Request::Register { item, .. } = &mut request {
-            item.offered.get_or_insert(cx.now);
+            item.offered.get_or_insert_with(|| Box::new(cx.now));
         }
         let msg_id = sent_as.unwrap_or_else(|| self.downlink.next_msg_id());
         // What the client refused for its topic id is no repetition of what it may have, unless a round has passed since.
@@ -393,7 +395,7 @@ impl Session {
         {
             let sending = (Some(msg_id), Some(*topic));
             if std::mem::replace(&mut item.stored_as, sending) != sending {
-                cx.journal.update(self.whose(), self.waiting_row(number, item, cx.now));
+                cx.journal.update(self.whose(), self.waiting_row(number.get(), item, cx.now));
             }
         }
     }
@@ -628,7 +630,7 @@ impl Session {
             cx.counters.downlink_ended += 1;
             cx.settle(&self.id, &item);
         } else if waits {
-            let item = Item { rounds: item.rounds + 1, offered: Some(cx.now), ..item };
+            let item = Item { rounds: item.rounds + 1, offered: Some(Box::new(cx.now)), ..item };
             self.downlink.outbox.push_front(item, cx.queued_octets);
         } else {
             cx.counters.downlink_unanswered += 1;
@@ -710,7 +712,7 @@ impl Session {
             return Reach::There;
         }
         let since = match &exchange.request {
-            Request::Register { item, .. } => item.offered.unwrap_or(exchange.since),
+            Request::Register { item, .. } => item.offered.as_deref().copied().unwrap_or(exchange.since),
             Request::Publish { .. } | Request::Release => exchange.since,
         };
         let heard = self.last_heard > since;
@@ -771,7 +773,8 @@ impl Session {
 
     /// The client woke (§6.14); its topic ids it knows.
     pub(super) fn begin_drain(&mut self, cx: &mut Cx<'_>) {
-        self.downlink.drain = self.downlink.outbox.len() + DRAIN_SURPLUS;
+        let waiting = u32::try_from(self.downlink.outbox.len()).unwrap_or(u32::MAX);
+        self.downlink.drain = waiting.saturating_add(DRAIN_SURPLUS);
         self.reopen(cx);
     }
 

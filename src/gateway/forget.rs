@@ -42,7 +42,7 @@ impl Gateway {
         let Some((session, mut cx)) = self.session_cx(key) else { return Forgotten::default() };
         let gone = Forgotten {
             session: true,
-            will: session.will.topic.is_some(),
+            will: session.has_will(),
             topics: session.registry.len(),
             subscriptions: session.subscriptions.values().filter(|it| it.granted).count(),
             waiting: session.downlink.waiting(),

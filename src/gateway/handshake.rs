@@ -15,7 +15,6 @@
 //! everything as it was. Repetitions by the client are what recovers a lost message, so each gets its answer again (§6.13).
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -23,7 +22,7 @@ use super::air::Addressee;
 use super::io::{Mode, Peer, Route, Wills};
 use super::journal::Whose;
 use super::links::{Opened, Opening, id_at_broker, is_own_id};
-use super::session::{self, State, Will};
+use super::session::{self, Seconds, State, Will};
 use super::timer::{ClientTimer, Timer};
 use super::{ClientKey, Gateway};
 use crate::topic::ClientId;
@@ -60,7 +59,7 @@ pub(super) struct Handshake {
 struct Params {
     id: ClientId,
     clean: bool,
-    keep_alive: Duration,
+    keep_alive: Seconds,
     /// The octets, by which a repetition is known.
     frame: Bytes,
 }
@@ -77,7 +76,7 @@ impl Gateway {
     /// CONNECT (§5.4.4).
     pub(super) fn handle_connect(&mut self, peer: Peer, route: Route, connect: &Connect<'_>, frame: &Bytes) {
         self.hear_connecting(&peer, connect.client_id);
-        if self.is_repeated_connect(&peer, frame) && !self.is_unstored(&peer) {
+        if self.is_repeated_connect(&peer, connect) && !self.is_unstored(&peer) {
             return self.answer_connect(&peer, route, ReturnCode::Accepted);
         }
         if let Some(session) = self.clients.by_peer_mut(&peer) {
@@ -119,9 +118,19 @@ impl Gateway {
         }
     }
 
-    /// The same octets from a client that sent nothing in between: its CONNACK was lost (Interpretation: A-03).
-    fn is_repeated_connect(&mut self, peer: &Peer, frame: &Bytes) -> bool {
-        self.clients.by_peer_mut(peer).is_some_and(|session| session.connect.as_ref() == Some(frame))
+    /// The same from a client that sent nothing in between: its CONNACK was lost (Interpretation: A-03).
+    fn is_repeated_connect(&mut self, peer: &Peer, connect: &Connect<'_>) -> bool {
+        self.clients.by_peer_mut(peer).is_some_and(|session| {
+            session.just_connected
+                && *connect
+                    == Connect {
+                        will: false,
+                        clean_session: session.clean,
+                        protocol_id: Connect::PROTOCOL_ID,
+                        duration: session.keep_alive.0,
+                        client_id: session.id.as_str().as_bytes(),
+                    }
+        })
     }
 
     /// Whether what the client at this peer has is not stored, and cannot be at the moment.
@@ -156,7 +165,7 @@ impl Gateway {
             self.counters.refused_unstored += 1;
             return Err(ReturnCode::Congestion);
         }
-        let keep_alive = Duration::from_secs(connect.duration.into());
+        let keep_alive = Seconds(connect.duration);
         Ok(Params { id, clean: connect.clean_session, keep_alive, frame: frame.clone() })
     }
 
@@ -290,7 +299,7 @@ impl Gateway {
         let Some(session) = self.clients.get_mut(key) else { return };
         let before = session.asking.replace(Box::new(peer.clone()));
         let kept = match &will {
-            WillChange::Keep => session.will.message(),
+            WillChange::Keep => session.will_message(),
             WillChange::Delete => None,
             WillChange::Set(will) => will.message(),
         };
@@ -302,7 +311,7 @@ impl Gateway {
         let opening = Opening {
             id: params.id.clone(),
             clean: params.clean,
-            keep_alive: params.keep_alive,
+            keep_alive: params.keep_alive.into(),
             expiry: self.settings.sessions.expiry,
             window: self.settings.sessions.queue.messages,
             will: kept.filter(|_| self.settings.broker.wills == Wills::Broker),
@@ -363,9 +372,9 @@ impl Gateway {
         if session.fresh {
             return self.remove_session(key);
         }
-        let (will, is_bound) = (session.will.message(), session.peer.is_some());
+        let (will, is_bound) = (session.will_message(), session.peer.is_some());
         // Who asked knows it from the answer; who sleeps hears of it when it wakes.
-        let elsewhere = session.peer.clone().filter(|it| it != peer && session.is_receiving());
+        let elsewhere = session.peer.clone().filter(|it| **it != *peer && session.is_receiving());
         let route = session.route;
         if has_link && self.settings.broker.wills == Wills::Broker {
             let (links, _) = self.links_cx();
@@ -406,13 +415,13 @@ impl Gateway {
         session.drop_requests(&mut cx);
         match will {
             WillChange::Keep => {}
-            WillChange::Delete => session.will = Will::default(),
-            WillChange::Set(will) => session.will = will,
+            WillChange::Delete => session.will = None,
+            WillChange::Set(will) => session.set_will(will),
         }
         let was = session.state;
         (session.state, session.clean, session.keep_alive) = (State::Active, params.clean, params.keep_alive);
-        (session.route, session.last_heard, session.connected) = (route, cx.now, cx.now);
-        (session.connect, session.prompted) = (Some(params.frame).filter(|_| !prompted), prompted);
+        (session.route, session.last_heard) = (route, cx.now);
+        (session.just_connected, session.prompted) = (!prompted, prompted);
         (session.fresh, session.mode, session.overdue) = (false, mode, false);
         (session.told, session.took_leave) = (None, false);
         cx.timers.cancel(&Timer::Client(key, ClientTimer::Grace));
@@ -445,7 +454,7 @@ impl Gateway {
     fn take_over(&mut self, peer: &Peer, id: &ClientId) {
         let Some(session) = self.clients.key(id).and_then(|key| self.clients.get_mut(key)) else { return };
         let route = session.route;
-        let Some(old) = session.peer.clone().filter(|old| old != peer) else { return };
+        let Some(old) = session.peer.clone().filter(|old| **old != *peer) else { return };
         let listens = session.is_receiving();
         self.counters.sessions_taken_over += 1;
         if listens {

@@ -13,6 +13,7 @@
 //! as this process lives.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
@@ -20,6 +21,7 @@ use tracing::{info, warn};
 
 use super::ClientKey;
 use super::counters::Counters;
+use super::few::pop_spare;
 use super::io::{Answer, LinkCommand, LinkId, Output, PortId, Target};
 use super::links::Delivery;
 use super::record::{Key, Lsn, MessageId, Outcome, Record, Row};
@@ -239,7 +241,7 @@ impl Journal {
     }
 
     /// Keeps a message for one more client: the first time it is written.
-    pub(super) fn keep_message(&mut self, id: MessageId, message: &Message) {
+    pub(super) fn keep_message(&mut self, id: MessageId, message: &Arc<Message>) {
         let clients = self.messages.entry(id).or_insert(0);
         *clients += 1;
         if *clients == 1 {
@@ -417,7 +419,7 @@ impl Journal {
 
     /// The next of what was held and may leave now.
     pub(super) fn pop_released(&mut self) -> Option<Output> {
-        self.released.pop_front()
+        pop_spare(&mut self.released)
     }
 
     /// What has become of a batch and all before it.
@@ -451,10 +453,13 @@ impl Journal {
         while let Some((lsn, whose)) = self.marked.front().copied()
             && lsn <= self.durable
         {
-            self.marked.pop_front();
+            pop_spare(&mut self.marked);
             if self.marks.get(&whose) == Some(&lsn) {
                 self.marks.remove(&whose);
             }
+        }
+        if self.marks.is_empty() && self.marks.capacity() > MARKED_IDLE_MAX {
+            self.marks = FxHashMap::default();
         }
         while let Some(held) = self.held.first_entry().filter(|held| *held.key() <= self.durable) {
             let held = held.remove();

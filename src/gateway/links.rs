@@ -13,6 +13,7 @@ mod restore;
 mod retained;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -66,7 +67,7 @@ pub(super) struct UplinkId(pub(super) u64);
 
 /// Names one SUBSCRIBE of a client on its way to the broker; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct RequestId(u64);
+pub(super) struct RequestId(NonZeroU64);
 
 /// What the links have to say to the core.
 #[derive(Debug)]
@@ -610,9 +611,10 @@ impl Links {
         shed
     }
 
-    fn next_id(&mut self) -> u64 {
-        self.last_id += 1;
-        self.last_id
+    fn next_id(&mut self) -> NonZeroU64 {
+        let id = NonZeroU64::MIN.saturating_add(self.last_id);
+        self.last_id = id.get();
+        id
     }
 }
 

@@ -35,6 +35,7 @@ use self::air::{Addressee, Air};
 use self::clients::Clients;
 pub use self::counters::Counters;
 use self::downlink::Reach;
+use self::few::pop_spare;
 use self::handshake::{Asking, Handshakes};
 use self::io::{
     Control, Input, Output, Peer, PortEvent, PortId, Route, Settings, Target, Wills, WirelessNodeId,
@@ -44,7 +45,7 @@ use self::links::{Delivery, LinkCx, Links, Parting, Update, UplinkId};
 use self::outbox::Item;
 use self::record::{Lsn, MessageId, Outcome};
 use self::registry::Predefined;
-use self::session::{Cx, Session, State};
+use self::session::{Cx, Seconds, Session, State};
 use self::timer::{ClientTimer, Timer, Timers};
 use crate::mqtt::{Message, QoS, Refused};
 use crate::topic::{ClientId, TopicName};
@@ -212,7 +213,7 @@ impl Gateway {
 
     fn next_output(&mut self) -> Option<Output> {
         if self.stopping == Some(Stopping::Fenced) {
-            return self.air.outputs.pop_front().map(|leaving| leaving.output);
+            return pop_spare(&mut self.air.outputs).map(|leaving| leaving.output);
         }
         loop {
             if let Some(output) = self.journal.pop_released() {
@@ -228,7 +229,7 @@ impl Gateway {
             if let Some(output) = self.journal.seal(self.now, &mut self.counters) {
                 return Some(output);
             }
-            let leaving = self.air.outputs.pop_front()?;
+            let leaving = pop_spare(&mut self.air.outputs)?;
             if let Some(output) = self.journal.admit(leaving, &mut self.counters) {
                 return Some(output);
             }
@@ -376,7 +377,7 @@ impl Gateway {
         let Some((session, mut cx)) = self.session_cx(key) else { return };
         session.handle_heard(route, cx.now);
         session.end_silence(cx.now, cx.timers);
-        (session.connect, session.prompted, session.took_leave) = (None, false, false);
+        (session.just_connected, session.prompted, session.took_leave) = (false, false, false);
         match packet {
             Packet::Register(register) => session.handle_register(&register, &mut cx),
             Packet::RegAck(ack) => session.handle_regack(ack, &mut cx),
@@ -416,7 +417,7 @@ impl Gateway {
                 && self.disconnect_stranger(&peer, route, DISCONNECT_INTERVAL, None)
                 && let Some(session) = self.clients.get_mut(key)
             {
-                session.told = Some(now);
+                session.told = Some(Box::new(now));
             }
         } else if session.state == State::Active {
             session.send(Packet::PingResp, &mut cx);
@@ -432,7 +433,8 @@ impl Gateway {
     /// and no Will is published. The answer never has a Duration.
     fn handle_disconnect(&mut self, key: ClientKey, disconnect: Disconnect) {
         let Some((session, mut cx)) = self.session_cx(key) else { return };
-        let told = session.told.is_some_and(|at| cx.now.saturating_duration_since(at) < DISCONNECT_GUARD);
+        let told = session.told.as_deref();
+        let told = told.is_some_and(|at| cx.now.saturating_duration_since(*at) < DISCONNECT_GUARD);
         if disconnect.duration.is_none() && told {
             // It may be the answer to ours, which was about another client id, or mean that this client goes: it has gone in
             // peace if it is not heard any more (Interpretation: R-123).
@@ -445,7 +447,7 @@ impl Gateway {
             Some(seconds @ 1..) => {
                 // That cannot be refused: what is not stored is not promised, and the client is served as it wanted.
                 cx.air.put_to_sleep();
-                session.fall_asleep(Duration::from_secs(seconds.into()), &mut cx);
+                session.fall_asleep(Seconds(seconds), &mut cx);
             }
             Some(0) | None => {
                 info!(client = %session.id, "client disconnected");
@@ -575,7 +577,7 @@ impl Gateway {
             info!(client = %session.id, "client disconnected");
             return self.end_connection(key, State::Disconnected);
         }
-        info!(client = %session.id, will = session.will.topic.is_some(), "client lost");
+        info!(client = %session.id, will = session.has_will(), "client lost");
         cx.counters.clients_lost += 1;
         if cx.settings.broker.wills == Wills::Broker && cx.links.is_dedicated(key) {
             let (links, mut cx) = self.links_cx();
@@ -739,7 +741,7 @@ impl Gateway {
                 sent_on: None,
                 offered: None,
                 rounds: 0,
-                expires,
+                expires: expires.map(Box::new),
             };
             match self.session_cx(key) {
                 Some((session, mut cx)) => session.deliver(item, exactly, &mut cx),

@@ -1,6 +1,7 @@
 //! Messages that wait for one client: bounded, in order, and shed by name.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,7 +20,7 @@ pub(super) struct Item {
     /// Which message that is, for all recipients.
     pub(super) id: MessageId,
     /// The number of its row, if it is kept for this client.
-    pub(super) kept: Option<u64>,
+    pub(super) kept: Option<NonZeroU64>,
     /// At which it is sent to this client.
     pub(super) qos: QoS,
     /// What the broker is owed once the message is settled.
@@ -32,17 +33,17 @@ pub(super) struct Item {
     pub(super) stored_as: (Option<u16>, Option<TopicRef>),
     /// Since when the client, asked to learn its topic, may have been heard: when it was first asked in this connection, or
     /// the end of the last round in which it was.
-    pub(super) offered: Option<Instant>,
+    pub(super) offered: Option<Box<Instant>>,
     /// How often the client was heard and has not answered to all repetitions.
-    pub(super) rounds: u32,
-    /// Until when it is worth to be sent (MQTT 5 §3.3.2.3.3).
-    pub(super) expires: Option<Instant>,
+    pub(super) rounds: u8,
+    /// Until when it is worth to be sent (MQTT 5 §3.3.2.3.3). Few messages have that.
+    pub(super) expires: Option<Box<Instant>>,
 }
 
 impl Item {
     /// Whether it is worth nothing any more. What has been sent is finished.
     pub(super) fn has_expired(&self, now: Instant) -> bool {
-        self.sent_as.is_none() && self.expires.is_some_and(|expires| expires < now)
+        self.sent_as.is_none() && self.expires.as_deref().is_some_and(|expires| *expires < now)
     }
 
     /// Whether it may go through all its repetitions once more.
@@ -185,7 +186,7 @@ impl Outbox {
     /// Most clients have no message waiting, or one.
     fn make_place(&mut self) {
         if self.items.len() == self.items.capacity() {
-            self.items.reserve_exact(self.items.len().max(1));
+            self.items.reserve_exact((self.items.len() / 2).max(1));
         }
     }
 

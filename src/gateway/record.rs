@@ -6,6 +6,7 @@
 //! that the batch is durable ([`Input::Stored`](super::io::Input::Stored)). [`Gateway::restore`](super::Gateway::restore)
 //! takes the rows back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -89,7 +90,7 @@ pub enum Row {
     /// The gateway itself.
     Gateway(GatewayRow),
     /// A message that waits for clients; there is a [`Row::Waiting`] for each.
-    Message(MessageId, Message),
+    Message(MessageId, Arc<Message>),
     /// Under its packet id the broker has sent a QoS 2 message to the gateway, which is taken care of (MQTT 3.1.1 §4.3.3).
     /// Before it the number of the link: 1 is the gateway's own, the others are for filters that overlap.
     Received(u16, Received),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Gateway;
-use super::few::FewMap;
+use super::few::Vacant;
 use super::io::{Mode, Peer, PortId, Settings, Wills};
 use super::journal::{Journal, Whose};
 use super::links::{Claimed, Held, Opening, Sender, UplinkId};
@@ -17,7 +17,7 @@ use super::record::{
     ClientKey, ExchangeRow, ExchangeState, GatewayRow, Key, MessageId, PeerRow, Row, SessionRow, Standing,
     SubscriptionRow, UplinkRow, WaitingRow, WillRow,
 };
-use super::session::{Session, State, Subscription, Will, WillTopic};
+use super::session::{FilterChanges, Seconds, Session, State, Subscription, Will, WillTopic};
 use super::timer::{ClientTimer, Timer};
 use crate::mqtt::{Message, Received};
 use crate::topic::{ClientId, TopicFilter, TopicName};
@@ -33,9 +33,7 @@ const RESUMED_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Stored {
     facts: Option<Facts>,
-    /// If there is one.
-    will: Option<Box<Will>>,
-    subscriptions: FewMap<TopicFilter, SubscriptionRow>,
+    will: Option<Arc<Will>>,
 }
 
 /// What makes the row of a session.
@@ -45,10 +43,10 @@ struct Facts {
     clean: bool,
     mode: Mode,
     inherited: bool,
-    keep_alive: Duration,
-    sleep: Duration,
+    keep_alive: Seconds,
+    sleep: Seconds,
     connections: u32,
-    peer: Option<Peer>,
+    peer: Option<Arc<Peer>>,
 }
 
 impl Facts {
@@ -62,8 +60,8 @@ impl Facts {
             clean: self.clean,
             mode: self.mode,
             inherited: self.inherited,
-            keep_alive: self.keep_alive,
-            sleep: self.sleep,
+            keep_alive: self.keep_alive.into(),
+            sleep: self.sleep.into(),
             connections: self.connections,
             peer,
         }
@@ -96,14 +94,15 @@ impl Session {
         if self.stored.facts.as_ref() != Some(&facts) {
             let row = Row::Session(self.id.clone(), facts.row(settings));
             put(journal, self.whose(), self.stored.facts.is_some(), row);
-            self.stored.facts = Some(facts);
         }
+        // Also if it says the same: the peer is then not there twice.
+        self.stored.facts = Some(facts);
         self.put_down_parts(journal);
     }
 
     /// Puts down that the session is no more.
     pub(super) fn put_down_end(&mut self, journal: &mut Journal) {
-        self.will = Will::default();
+        self.will = None;
         self.put_down_parts(journal);
         if self.stored.facts.take().is_some() {
             journal.delete(self.whose(), self.key_of(ClientKey::Session));
@@ -111,16 +110,15 @@ impl Session {
     }
 
     fn put_down_parts(&mut self, journal: &mut Journal) {
-        let will = Some(&self.will).filter(|will| **will != Will::default());
-        if self.stored.will.as_deref() != will {
-            match will {
+        if self.stored.will != self.will {
+            match &self.will {
                 Some(will) => {
                     let had = self.stored.will.is_some();
                     put(journal, self.whose(), had, Row::Will(self.id.clone(), will.row()));
                 }
                 None => journal.delete(self.whose(), self.key_of(ClientKey::Will)),
             }
-            self.stored.will = will.cloned().map(Box::new);
+            self.stored.will = self.will.clone();
         }
         for (id, had, row) in self.registry.take_changes() {
             match row {
@@ -128,53 +126,72 @@ impl Session {
                 None => journal.delete(self.whose(), self.key_of(ClientKey::Topic(id))),
             }
         }
-        for filter in std::mem::take(&mut self.changed_filters) {
-            match self.subscriptions.get(&filter).filter(|subscription| subscription.granted) {
-                Some(Subscription { topic, qos, since, .. }) => {
-                    let row = SubscriptionRow { topic: *topic, qos: *qos, since: *since };
-                    let before = self.stored.subscriptions.insert(filter.clone(), row.clone());
-                    // Some clients subscribe again each time they wake.
-                    if before.as_ref() != Some(&row) {
-                        let row = Row::Subscription(self.id.clone(), filter, row);
-                        put(journal, self.whose(), before.is_some(), row);
-                    }
-                }
-                None if self.stored.subscriptions.remove(&filter).is_some() => {
-                    journal.delete(self.whose(), self.key_of(ClientKey::Subscription(filter)));
-                }
-                None => {}
+        if !self.filter_changes.is_vacant() {
+            let FilterChanges { granted, ended } = self.filter_changes.take();
+            self.put_down_filters(granted, ended, journal);
+        }
+        self.requests.tidy();
+        self.uplink.tidy();
+    }
+
+    fn put_down_filters(
+        &mut self,
+        granted: Vec<TopicFilter>,
+        ended: Vec<(TopicFilter, SubscriptionRow)>,
+        journal: &mut Journal,
+    ) {
+        for (filter, row) in ended {
+            // It may have been granted again.
+            match self.subscriptions.get_mut(&filter).filter(|subscription| subscription.granted) {
+                Some(subscription) => subscription.stored = Some(row),
+                None => journal.delete(self.whose(), self.key_of(ClientKey::Subscription(filter))),
+            }
+        }
+        let whose = self.whose();
+        for filter in granted {
+            let subscription = self.subscriptions.get_mut(&filter);
+            let Some(subscription) = subscription.filter(|subscription| subscription.granted) else {
+                continue;
+            };
+            let Subscription { topic, qos, since, .. } = *subscription;
+            let row = SubscriptionRow { topic, qos, since };
+            let before = subscription.stored.replace(row.clone());
+            // Some clients subscribe again each time they wake.
+            if before.as_ref() != Some(&row) {
+                let row = Row::Subscription(self.id.clone(), filter, row);
+                put(journal, whose, before.is_some(), row);
             }
         }
     }
 
-    /// The row of the session; then its other rows may follow, in any order.
-    pub(super) fn restore(&mut self, row: SessionRow, peer: Option<Peer>, now: Instant) {
+    /// The row of the session, which is bound to its peer already; then its other rows may follow, in any order.
+    pub(super) fn restore(&mut self, row: SessionRow, now: Instant) {
+        let peer = self.peer.clone();
         // Where its transport is no more it sends nothing before it connects, as if it slept, and is lost in its time.
         let is_active = matches!(row.standing, Standing::Active | Standing::Leaving);
-        let silence = if is_active { row.keep_alive } else { row.sleep };
+        let (keep_alive, sleep) = (row.keep_alive.into(), row.sleep.into());
+        let silence: Seconds = if is_active { keep_alive } else { sleep };
         self.took_leave = row.standing == Standing::Leaving;
         self.state = match (row.standing, &peer) {
             (Standing::Active | Standing::Leaving, Some(_)) => State::Active,
             (Standing::Asleep, Some(_)) => State::Asleep,
-            (Standing::Active | Standing::Leaving | Standing::Asleep, None) if !silence.is_zero() => {
-                State::Asleep
-            }
+            (Standing::Active | Standing::Leaving | Standing::Asleep, None) if silence.0 > 0 => State::Asleep,
             (Standing::Leaving, None) => State::Disconnected,
             (Standing::Active | Standing::Asleep | Standing::Lost, _) => State::Lost,
             (Standing::Disconnected, _) => State::Disconnected,
         };
         (self.fresh, self.clean, self.mode, self.inherited) = (false, row.clean, row.mode, row.inherited);
-        self.keep_alive = row.keep_alive;
-        self.sleep = if peer.is_none() { silence } else { row.sleep };
-        (self.last_heard, self.connected) = (now, now);
+        self.keep_alive = keep_alive;
+        self.sleep = if peer.is_none() { silence } else { sleep };
+        self.last_heard = now;
         self.registry.restore_connections(row.connections);
         self.stored.facts = Some(Facts {
             standing: row.standing,
             clean: row.clean,
             mode: row.mode,
             inherited: row.inherited,
-            keep_alive: row.keep_alive,
-            sleep: row.sleep,
+            keep_alive,
+            sleep,
             connections: row.connections,
             peer,
         });
@@ -182,8 +199,8 @@ impl Session {
 
     pub(super) fn restore_will(&mut self, row: WillRow) {
         let topic = row.topic.map(|(name, qos, retain)| WillTopic { name, qos, retain });
-        self.will = Will { topic, message: row.message };
-        self.stored.will = Some(Box::new(self.will.clone()));
+        self.will = Some(Arc::new(Will { topic, message: row.message }));
+        self.stored.will = self.will.clone();
     }
 
     /// A subscription that was granted; its topic is named like this from now on.
@@ -194,8 +211,8 @@ impl Session {
         row: SubscriptionRow,
     ) {
         let SubscriptionRow { qos, since, .. } = row;
-        self.subscriptions.insert(filter.clone(), Subscription { topic, qos, granted: true, since });
-        self.stored.subscriptions.insert(filter, row);
+        let stored = Some(row);
+        self.subscriptions.insert(filter, Subscription { topic, qos, granted: true, since, stored });
     }
 
     /// For whom the rows of this session are.
@@ -313,10 +330,10 @@ impl Gateway {
             let opening = Opening {
                 id: session.id.clone(),
                 clean: session.clean,
-                keep_alive: session.keep_alive,
+                keep_alive: session.keep_alive.into(),
                 expiry: self.settings.sessions.expiry,
                 window: self.settings.sessions.queue.messages,
-                will: session.will.message().filter(|_| self.settings.broker.wills == Wills::Broker),
+                will: session.will_message().filter(|_| self.settings.broker.wills == Wills::Broker),
             };
             let at = is_there.then(|| self.now + RESUMED_WITHIN.mul_f64(self.rng.f64()));
             if is_there {
@@ -362,11 +379,11 @@ impl Gateway {
             rest.dedicated.push(key);
         }
         rest.client = Some((id, key));
-        if let Some(session) = self.clients.get_mut(key) {
-            session.restore(row, peer.clone(), self.now);
-        }
         if let Some(peer) = peer {
             self.clients.bind(key, &peer);
+        }
+        if let Some(session) = self.clients.get_mut(key) {
+            session.restore(row, self.now);
         }
     }
 
@@ -484,7 +501,7 @@ impl Rest {
         match row {
             Row::Gateway(row) => self.client_id = Some(row.client_id),
             Row::Message(id, message) => {
-                self.messages.insert(id, (Arc::new(message), 0));
+                self.messages.insert(id, (message, 0));
             }
             Row::Filter(number, filter, row) => self.held.push((number, filter, row)),
             Row::Received(number, received) => self.received.push((number, received)),

@@ -1,6 +1,7 @@
 //! One client: its state, and what the parts of a session share.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,12 +11,12 @@ use super::ClientKey;
 use super::air::{Addressee, Air};
 use super::counters::Counters;
 use super::downlink::Downlink;
-use super::few::FewMap;
+use super::few::{FewMap, Rare, Vacant};
 use super::io::{Mode, Peer, PortSettings, Route, Settings, Wills};
 use super::journal::Journal;
 use super::links::{Links, RequestId, Subscribing, code_of, code_of_full};
 use super::outbox::Item;
-use super::record::{self, Key};
+use super::record::{self, Key, SubscriptionRow};
 use super::registry::{Predefined, Registry, Scope, names_len_max};
 use super::rows::Stored;
 use super::timer::{ClientTimer, Timer, Timers};
@@ -114,15 +115,50 @@ pub(super) fn will_message(will: &wire::WillMsg<'_>) -> Option<Bytes> {
 }
 
 /// A subscription by how the client named it: that is how messages on it are named to the client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Subscription {
     pub(super) topic: TopicRef,
     /// What was granted.
     pub(super) qos: QoS,
     /// A SUBACK said so: what is asked on top of it and refused leaves it as it is.
     pub(super) granted: bool,
-    /// See [`SubscriptionRow`](super::record::SubscriptionRow).
+    /// See [`SubscriptionRow`].
     pub(super) since: u64,
+    /// What its row says, if it has one.
+    pub(super) stored: Option<SubscriptionRow>,
+}
+
+/// Subscriptions whose rows may not say what is here.
+#[derive(Debug, Default)]
+pub(super) struct FilterChanges {
+    pub(super) granted: Vec<TopicFilter>,
+    /// They had rows.
+    pub(super) ended: Vec<(TopicFilter, SubscriptionRow)>,
+}
+
+impl Vacant for FilterChanges {
+    const VACANT: &'static Self = &Self { granted: Vec::new(), ended: Vec::new() };
+
+    fn is_vacant(&self) -> bool {
+        self.granted.is_empty() && self.ended.is_empty()
+    }
+}
+
+/// A time as clients say it: in whole seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Seconds(pub(super) u16);
+
+impl From<Seconds> for Duration {
+    fn from(seconds: Seconds) -> Self {
+        Self::from_secs(seconds.0.into())
+    }
+}
+
+impl From<Duration> for Seconds {
+    /// No client says more than it can hold.
+    fn from(time: Duration) -> Self {
+        Self(u16::try_from(time.as_secs()).unwrap_or(u16::MAX))
+    }
 }
 
 /// A SUBSCRIBE that is with the broker.
@@ -156,37 +192,35 @@ pub(super) struct Session {
     /// CleanSession 1.
     pub(super) clean: bool,
     /// Zero: not supervised.
-    pub(super) keep_alive: Duration,
+    pub(super) keep_alive: Seconds,
     /// How long it means to sleep between two signs of life (§6.14).
-    pub(super) sleep: Duration,
+    pub(super) sleep: Seconds,
     /// Where it is reached; `None` unless it is bound to a peer.
-    pub(super) peer: Option<Peer>,
+    pub(super) peer: Option<Arc<Peer>>,
     pub(super) route: Route,
     pub(super) last_heard: Instant,
-    /// When its last CONNECT was accepted.
-    pub(super) connected: Instant,
-    /// The CONNECT it last sent and nothing since: the same octets again are a repetition (Interpretation: A-03).
-    pub(super) connect: Option<Bytes>,
+    /// It has sent nothing since a CONNECT without a Will: the same again is a repetition (Interpretation: A-03).
+    pub(super) just_connected: bool,
     /// The connection was set up with Will prompts and nothing came since.
     pub(super) prompted: bool,
     /// When its peer was last told, since it connected there, that another client has no session.
-    pub(super) told: Option<Instant>,
+    pub(super) told: Option<Box<Instant>>,
     /// The last that was heard of it may have been its goodbye.
     pub(super) took_leave: bool,
-    pub(super) will: Will,
+    /// Not the one that says nothing.
+    pub(super) will: Option<Arc<Will>>,
     pub(super) subscriptions: FewMap<TopicFilter, Subscription>,
-    pub(super) requests: VecDeque<Request>,
+    pub(super) requests: Rare<VecDeque<Request>>,
     /// How the broker refused the last SUBSCRIBE that it refused: a client that goes on like that fills no log.
     refused_as: Option<Refused>,
     /// Why the last SUBSCRIBE that was not even sent to the broker was not.
     untaken_as: Option<Full>,
     pub(super) registry: Registry,
-    pub(super) uplink: Uplink,
+    pub(super) uplink: Rare<Uplink>,
     pub(super) downlink: Downlink,
     /// What its rows say.
     pub(super) stored: Stored,
-    /// Filters whose rows may not say what is here.
-    pub(super) changed_filters: Vec<TopicFilter>,
+    pub(super) filter_changes: Rare<FilterChanges>,
     /// It is listed as one whose rows may not say what is here.
     pub(super) touched: bool,
 }
@@ -228,7 +262,8 @@ impl<'a> Cx<'a> {
         }
         if let Some(number) = item.kept {
             // If it is there again after a crash, the client has it twice at QoS 1; at QoS 2 it waits for PUBREL.
-            self.journal.delete_in_time(Key::Client(client.clone(), record::ClientKey::Waiting(number)));
+            self.journal
+                .delete_in_time(Key::Client(client.clone(), record::ClientKey::Waiting(number.get())));
             self.journal.drop_message(item.id);
         }
     }
@@ -246,26 +281,25 @@ impl Session {
             asking: None,
             overdue: false,
             clean: true,
-            keep_alive: Duration::ZERO,
-            sleep: Duration::ZERO,
+            keep_alive: Seconds::default(),
+            sleep: Seconds::default(),
             peer: None,
             route: Route::default(),
             last_heard: now,
-            connected: now,
-            connect: None,
+            just_connected: false,
             prompted: false,
             told: None,
             took_leave: false,
-            will: Will::default(),
+            will: None,
             subscriptions: FewMap::default(),
-            requests: VecDeque::new(),
+            requests: Rare::default(),
             refused_as: None,
             untaken_as: None,
             registry: Registry::new(rng),
-            uplink: Uplink::default(),
+            uplink: Rare::default(),
             downlink: Downlink::default(),
             stored: Stored::default(),
-            changed_filters: Vec::new(),
+            filter_changes: Rare::default(),
             touched: false,
         }
     }
@@ -284,11 +318,11 @@ impl Session {
     /// When the client counts as lost, if nothing is heard of it (§7.2). While it is Awake its answers are awaited
     /// instead (§6.14).
     pub(super) fn supervision_deadline(&self) -> Option<Instant> {
-        let silence = match self.state {
+        let silence = Duration::from(match self.state {
             State::Active => self.keep_alive,
             State::Asleep => self.sleep,
             State::Awake | State::Disconnected | State::Lost => return None,
-        };
+        });
         let tolerance = if silence <= GENEROUS_UP_TO { silence / 2 } else { silence / 10 };
         (!silence.is_zero()).then(|| self.last_heard + silence + tolerance)
     }
@@ -403,10 +437,14 @@ impl Session {
                 return Err(code_of_full(full));
             }
         };
-        let before = self.subscriptions.get(&filter);
-        let (granted, qos) = before.map_or((false, asked), |before| (before.granted, before.qos));
         let since = cx.links.since(self.key, &filter);
-        self.subscriptions.insert(filter.clone(), Subscription { topic, qos, granted, since });
+        match self.subscriptions.get_mut(&filter) {
+            Some(before) => (before.topic, before.since) = (topic, since),
+            None => {
+                let new = Subscription { topic, qos: asked, granted: false, since, stored: None };
+                self.subscriptions.insert(filter.clone(), new);
+            }
+        }
         match outcome {
             Subscribing::Granted(qos) => self.accept_subscribe(msg_id, &filter, topic, qos, cx),
             Subscribing::Asked(id) => {
@@ -515,7 +553,7 @@ impl Session {
     ) {
         if let Some(subscription) = self.subscriptions.get_mut(filter) {
             (subscription.granted, subscription.qos) = (true, qos);
-            self.changed_filters.push(filter.clone());
+            self.filter_changes.granted.push(filter.clone());
         }
         if let TopicRef::Normal(id) = topic {
             self.announce(id, cx);
@@ -542,10 +580,19 @@ impl Session {
         if granted || self.requests.iter().any(|other| other.filter == request.filter) {
             return;
         }
-        self.subscriptions.remove(&request.filter);
+        self.end_subscription(&request.filter);
         cx.links.unsubscribe(self.key, &request.filter, false);
         self.withdraw(request.topic);
         self.drop_unsubscribed(cx);
+    }
+
+    /// Takes a subscription out; whether there was one.
+    fn end_subscription(&mut self, filter: &TopicFilter) -> bool {
+        let Some(subscription) = self.subscriptions.remove(filter) else { return false };
+        if let Some(row) = subscription.stored {
+            self.filter_changes.ended.push((filter.clone(), row));
+        }
+        true
     }
 
     /// Takes an id back that the client has not been told.
@@ -557,7 +604,8 @@ impl Session {
 
     /// The connection in which the answers were awaited is over: what was not granted in it will be asked for again.
     pub(super) fn drop_requests(&mut self, cx: &mut Cx<'_>) {
-        while let Some(request) = self.requests.pop_front() {
+        while !self.requests.is_empty() {
+            let Some(request) = self.requests.pop_front() else { return };
             self.take_back(&request, cx);
         }
     }
@@ -569,9 +617,8 @@ impl Session {
     /// UNSUBSCRIBE (§5.4.17). UNSUBACK has no place for a refusal: it is always the answer.
     pub(super) fn handle_unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>, cx: &mut Cx<'_>) {
         if let Ok(filter) = self.filter(unsubscribe.topic, cx.predefined)
-            && (self.subscriptions.remove(&filter).is_some() || self.inherited)
+            && (self.end_subscription(&filter) || self.inherited)
         {
-            self.changed_filters.push(filter.clone());
             self.requests.retain(|request| request.filter != filter);
             cx.links.unsubscribe(self.key, &filter, true);
             self.drop_unsubscribed(cx);
@@ -587,9 +634,9 @@ impl Session {
         if cx.is_unstored() {
             code = ReturnCode::Congestion;
         } else if update.topic.is_empty() {
-            self.will = Will::default();
+            self.will = None;
         } else if topic.is_some() {
-            self.will.topic = topic;
+            self.set_will(Will { topic, ..self.will() });
         } else {
             code = ReturnCode::NotSupported;
             cx.counters.wills_refused += 1;
@@ -605,7 +652,7 @@ impl Session {
             code = ReturnCode::Congestion;
         } else if let Some(message) = will_message(update) {
             code = ReturnCode::Accepted;
-            self.will.message = message;
+            self.set_will(Will { message, ..self.will() });
             self.show_will(cx);
         } else {
             cx.counters.wills_refused += 1;
@@ -613,16 +660,35 @@ impl Session {
         self.send(Packet::WillMsgResp(Response { code }), cx);
     }
 
+    fn will(&self) -> Will {
+        self.will.as_deref().cloned().unwrap_or_default()
+    }
+
+    /// From now on the client wants this said of it.
+    pub(super) fn set_will(&mut self, will: Will) {
+        self.will = Some(will).filter(|will| *will != Will::default()).map(Arc::new);
+    }
+
+    /// What is published when the client is lost, if there is a topic.
+    pub(super) fn will_message(&self) -> Option<Message> {
+        self.will.as_ref()?.message()
+    }
+
+    /// Whether something is published when the client is lost.
+    pub(super) fn has_will(&self) -> bool {
+        self.will.as_ref().is_some_and(|will| will.topic.is_some())
+    }
+
     /// Tells the broker of a Will that it keeps (Interpretation: A-15).
     fn show_will(&self, cx: &mut Cx<'_>) {
         if cx.settings.broker.wills == Wills::Broker {
-            cx.links.change_will(self.key, self.will.message());
+            cx.links.change_will(self.key, self.will_message());
         }
     }
 
     /// Publishes the Will, which stays for a session that lives on (§6.3, Interpretation: A-14).
     pub(super) fn publish_will(&mut self, cx: &mut Cx<'_>) {
-        let Some(message) = self.will.message() else { return };
+        let Some(message) = self.will_message() else { return };
         if cx.links.publish_will(self.sender(), message, cx.now, cx.journal) {
             cx.counters.wills_published += 1;
         } else {
@@ -631,7 +697,7 @@ impl Session {
     }
 
     /// Going to sleep (§6.14): what is under way waits, and the broker does not wait for it.
-    pub(super) fn fall_asleep(&mut self, sleep: Duration, cx: &mut Cx<'_>) {
+    pub(super) fn fall_asleep(&mut self, sleep: Seconds, cx: &mut Cx<'_>) {
         (self.state, self.sleep) = (State::Asleep, sleep);
         self.interrupt_downlink(cx);
         self.supervise(cx);
@@ -661,8 +727,7 @@ impl Session {
     pub(super) fn leave(&mut self, state: State, cx: &mut Cx<'_>) {
         self.state = state;
         self.overdue = false;
-        self.connect = None;
-        self.prompted = false;
+        (self.just_connected, self.prompted) = (false, false);
         (self.told, self.took_leave) = (None, false);
         self.drop_requests(cx);
         for timer in
@@ -676,12 +741,14 @@ impl Session {
     /// Forgets everything the session holds (§6.3).
     pub(super) fn clear(&mut self, cx: &mut Cx<'_>) {
         self.clear_downlink(cx);
-        for filter in std::mem::take(&mut self.subscriptions).into_keys() {
+        for (filter, subscription) in std::mem::take(&mut self.subscriptions).into_entries() {
             cx.links.unsubscribe(self.key, &filter, false);
-            self.changed_filters.push(filter);
+            if let Some(row) = subscription.stored {
+                self.filter_changes.ended.push((filter, row));
+            }
         }
-        self.requests.clear();
-        self.will = Will::default();
+        self.requests = Rare::default();
+        self.will = None;
         self.clear_uplink(cx);
         self.registry.clear();
         for timer in [ClientTimer::Retry, ClientTimer::BrokerAnswer, ClientTimer::Pause, ClientTimer::Rest] {

@@ -11,12 +11,13 @@
 //! as long as a client repeats; of a QoS 2 exchange also without, for T_RETRY, so that a copy which the radio delayed is
 //! not a new message.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tracing::{debug, info, warn};
 
+use super::few::{FewMap, Vacant};
 use super::links::{Publishing, Sender, TakenBack, UplinkId, code_of, code_of_full};
 use super::record::{ClientKey, ExchangeRow, ExchangeState, Lsn, Row};
 use super::session::{Cx, Session};
@@ -39,7 +40,7 @@ const CONGESTION_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Uplink {
     /// By MsgId.
-    open: BTreeMap<u16, Open>,
+    open: FewMap<u16, Open>,
     finished: VecDeque<Finished>,
     /// When a message of QoS 0 was last answered with `congestion`.
     told_congestion: Option<Instant>,
@@ -105,9 +106,28 @@ struct Finished {
     msg_id: u16,
     digest: u64,
     code: ReturnCode,
-    /// The client was told so because the message is stored.
-    kept: Option<Kept>,
+    /// The client was told so because the message is stored. Seldom there.
+    kept: Option<Box<Kept>>,
     at: Instant,
+}
+
+impl Vacant for Uplink {
+    const VACANT: &'static Self = &Self {
+        open: FewMap::NONE,
+        finished: VecDeque::new(),
+        told_congestion: None,
+        refused_as: None,
+        untaken_as: None,
+        stored: BTreeSet::new(),
+    };
+
+    fn is_vacant(&self) -> bool {
+        self.open.is_empty()
+            && self.finished.is_empty()
+            && self.told_congestion.is_none()
+            && (self.refused_as, self.untaken_as) == (None, None)
+            && self.stored.is_empty()
+    }
 }
 
 /// Under which nothing is on its way.
@@ -125,7 +145,11 @@ impl Uplink {
     ) -> Option<u16> {
         let full = self.finished.len() >= FINISHED_MAX;
         let forgotten = if full { self.finished.pop_front() } else { None };
-        self.finished.push_back(Finished { msg_id, digest, code, kept, at: now });
+        if self.finished.len() == self.finished.capacity() {
+            let more = (self.finished.len() / 2).max(1);
+            self.finished.reserve_exact(more.min(FINISHED_MAX - self.finished.len()));
+        }
+        self.finished.push_back(Finished { msg_id, digest, code, kept: kept.map(Box::new), at: now });
         let forgotten = forgotten?.msg_id;
         let is_used = self.open.contains_key(&forgotten)
             || self.finished.iter().any(|finished| finished.msg_id == forgotten);
@@ -266,7 +290,7 @@ impl Session {
 
     /// Forgets everything that was under way, for a session that ends.
     pub(super) fn clear_uplink(&mut self, cx: &mut Cx<'_>) {
-        for msg_id in std::mem::take(&mut self.uplink).stored {
+        for msg_id in self.uplink.take().stored {
             cx.journal.delete_in_time(self.key_of(ClientKey::Exchange(msg_id)));
         }
     }
@@ -396,7 +420,7 @@ impl Session {
                 && (publish.dup || publish.qos == Qos::ExactlyOnce)
         });
         let Some(Finished { code, kept, .. }) = finished else { return false };
-        match (publish.qos, *code, *kept) {
+        match (publish.qos, *code, kept.as_deref().copied()) {
             (Qos::ExactlyOnce, ReturnCode::Accepted, _) => {
                 self.send(Packet::PubRec(MsgIdOnly { msg_id }), cx);
             }
@@ -417,7 +441,8 @@ impl Session {
         match cx.links.take_back(kept.id, cx.journal) {
             TakenBack::Gone => return self.send_puback(publish.topic, publish.msg_id, code, false, cx),
             TakenBack::Withdrawn => {
-                let is_it = |finished: &Finished| finished.kept.is_some_and(|other| other.id == kept.id);
+                let is_it =
+                    |finished: &Finished| finished.kept.as_ref().is_some_and(|other| other.id == kept.id);
                 self.uplink.finished.retain(|finished| !is_it(finished));
             }
             // It is accepted when the broker has acknowledged it, or the store has it after all.

@@ -1,6 +1,6 @@
 //! What goes into a [`Connection`] and comes out of it: messages, their names, events and counts.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,7 +26,7 @@ pub struct Message {
 
 /// Names one publish, subscribe or unsubscribe of ours until its end; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Token(pub(super) u64);
+pub struct Token(pub(super) NonZeroU64);
 
 /// Whose publish it is. What was restored, and what is published without, is of one origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU64;
 
 use rumqttc::QoS;
 
@@ -129,7 +130,7 @@ impl Outbound {
 
     pub(super) fn token(&mut self) -> Token {
         self.token += 1;
-        Token(self.token)
+        Token(NonZeroU64::MIN.saturating_add(self.token - 1))
     }
 
     pub(super) fn publish(&mut self, origin: Origin, message: Message) -> Token {

@@ -18,6 +18,7 @@
 //! an older version is still read.
 
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -230,7 +231,7 @@ pub(super) fn encode_row(key: &[u8], row: &Row) -> Result<Vec<u8>, postcard::Err
     let octets = vec![VERSION];
     let mut octets = match row {
         Row::Gateway(GatewayRow { client_id }) => postcard::to_extend(&StoredGateway { client_id }, octets),
-        Row::Message(_, message) => postcard::to_extend(&StoredMessage::from(message), octets),
+        Row::Message(_, message) => postcard::to_extend(&StoredMessage::from(&**message), octets),
         Row::Received(_, received) | Row::ClientReceived(_, received) => {
             postcard::to_extend(&StoredReceived { digest: received.digest }, octets)
         }
@@ -288,7 +289,9 @@ fn decode_fields(key: Key, octets: &[u8]) -> Result<Row, Nonsense> {
             let StoredGateway { client_id } = fields(octets)?;
             return Ok(Row::Gateway(GatewayRow { client_id: client_id.to_owned() }));
         }
-        Key::Message(id) => return Ok(Row::Message(id, fields::<StoredMessage>(octets)?.try_into()?)),
+        Key::Message(id) => {
+            return Ok(Row::Message(id, Arc::new(fields::<StoredMessage>(octets)?.try_into()?)));
+        }
         Key::Received(link, packet) => {
             let StoredReceived { digest } = fields(octets)?;
             return Ok(Row::Received(link, Received { packet, digest }));

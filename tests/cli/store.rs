@@ -230,7 +230,7 @@ fn topic(client: &str, id: u16) -> Row {
 fn message(number: u64) -> Row {
     let topic = TopicName::new("topic").unwrap();
     let message = Message { topic, payload: "on".into(), qos: QoS::AtLeastOnce, retain: false };
-    Row::Message(MessageId(number), message)
+    Row::Message(MessageId(number), message.into())
 }
 
 fn waiting(client: &str, number: u64) -> Row {

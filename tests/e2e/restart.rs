@@ -320,7 +320,7 @@ fn session(number: u32) -> Vec<Row> {
         qos: QoS::AtLeastOnce,
         retain: false,
     };
-    rows.push(Row::Message(message, text));
+    rows.push(Row::Message(message, text.into()));
     let row = WaitingRow { message, qos: QoS::AtLeastOnce, sent_as: None, sent_on: None, expiry: None };
     rows.push(Row::Waiting(id, message.0, row));
     rows

@@ -31,7 +31,7 @@ fn topic(client: &str, id_of: u16, name: &str) -> Row {
 fn message(number: u64, octets: usize) -> Row {
     let topic = TopicName::new("some/topic").unwrap();
     let payload = vec![number as u8; octets].into();
-    Row::Message(MessageId(number), Message { topic, payload, qos: QoS::AtLeastOnce, retain: false })
+    Row::Message(MessageId(number), Message { topic, payload, qos: QoS::AtLeastOnce, retain: false }.into())
 }
 
 fn waiting(client: &str, number: u64, message: u64) -> Row {

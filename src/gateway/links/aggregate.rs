@@ -38,7 +38,7 @@ use crate::mqtt::{
     Connection, Event, Full, Message, Options, Origin, Protocol, QoS, Refused, SubscriptionId, Token,
 };
 use crate::topic::tree::FilterTree;
-use crate::topic::{ClientId, TopicFilter};
+use crate::topic::{ClientId, TopicFilter, TopicName};
 
 /// The gateway's own link and everything that rides on it.
 #[derive(Debug)]
@@ -53,7 +53,8 @@ pub(super) struct Aggregate {
     had_ids: bool,
     /// Filters that were moved to another lane, and the lane where the broker may still have them.
     left_behind: Vec<(usize, TopicFilter)>,
-    filters: FilterTree<Subscribers>,
+    /// Each in a place of its own, for a tree has room for more.
+    filters: FilterTree<Box<Subscribers>>,
     /// Filters whose state at the broker may differ from ours.
     unsettled: BTreeSet<TopicFilter>,
     hand_outs: HandOuts,
@@ -165,10 +166,10 @@ impl Aggregate {
         pool: &mut Pool,
         now: Instant,
     ) -> Result<Subscribing, Full> {
-        let others = self.filters.get(filter).and_then(Subscribers::qos);
+        let others = self.filters.get(filter).and_then(|subscribers| subscribers.qos());
         let at_broker = others.map_or(qos, |others| higher(others, qos));
         let before = self.filters.get(filter).and_then(|subscribers| subscribers.clients.get(&client));
-        let since = before.map_or(id.0, |claim| claim.since);
+        let since = before.map_or(id.0.get(), |claim| claim.since);
         let before = before.map(|claim| claim.qos);
         let subscription = self.subscription(filter);
         let mut lane = 0;
@@ -647,7 +648,7 @@ impl Aggregate {
 
     fn handle_message(
         &mut self,
-        message: Message,
+        mut message: Message,
         copy: Copy<'_>,
         pool: &mut Pool,
         cx: &mut LinkCx<'_>,
@@ -661,7 +662,9 @@ impl Aggregate {
             }
             recipients.into_iter().collect()
         } else {
-            self.recipients(&message, &copy)
+            let (recipients, topic) = self.recipients(&message, &copy);
+            message.topic = topic.unwrap_or(message.topic);
+            recipients
         };
         if recipients.is_empty() {
             cx.counters.downlink_unrouted += 1;
@@ -677,10 +680,14 @@ impl Aggregate {
     }
 
     /// Everybody who subscribed to a filter that matches, once, at the highest QoS granted to it. Of several copies, which
-    /// the broker may send where filters overlap, a client gets the one for its best filter.
-    fn recipients(&self, message: &Message, copy: &Copy<'_>) -> Vec<(ClientKey, QoS)> {
-        let (mut found, mut filters) = (Vec::new(), 0);
-        self.filters.matches(&message.topic, |_, subscribers| {
+    /// the broker may send where filters overlap, a client gets the one for its best filter. Also the topic, if it is a filter
+    /// too: while the message waits for somebody, it need not be there twice.
+    fn recipients(&self, message: &Message, copy: &Copy<'_>) -> (Vec<(ClientKey, QoS)>, Option<TopicName>) {
+        let (mut found, mut filters, mut topic) = (Vec::new(), 0, None);
+        self.filters.matches(&message.topic, |filter, subscribers| {
+            if filter.as_str() == message.topic.as_str() {
+                topic = filter.as_topic();
+            }
             // A filter that the broker has not confirmed yet may bring no copy, nor one that is younger than the message.
             let granted = subscribers.granted || (subscribers.moving && copy.lane == 0);
             let (lane, id) = (subscribers.comes_on(), subscribers.id);
@@ -698,7 +705,7 @@ impl Aggregate {
         let for_it = |id: Option<SubscriptionId>| id.is_none_or(|id| copy.subscriptions.contains(&id));
         let comes =
             found.into_iter().filter(|(.., lane, id)| *lane == copy.lane && (!has_ids || for_it(*id)));
-        comes.map(|(client, _, qos, ..)| (client, lower(message.qos, qos))).collect()
+        (comes.map(|(client, _, qos, ..)| (client, lower(message.qos, qos))).collect(), topic)
     }
 
     /// The identifier of a filter, a new one if it has none. There are enough for one a second for eight years.

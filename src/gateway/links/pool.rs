@@ -3,6 +3,7 @@
 //! Thousands of links cost nothing while nothing happens to them: only those that were touched are looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::time::Instant;
 
 use rustc_hash::FxHashMap;
@@ -15,7 +16,7 @@ use crate::topic::ClientId;
 
 /// Names a link, whatever sockets it has; never used again for another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct LinkKey(u64);
+pub(super) struct LinkKey(NonZeroU64);
 
 #[derive(Debug, Default)]
 pub(super) struct Pool {
@@ -57,8 +58,8 @@ struct Entry {
 impl Pool {
     /// A link of this client, or of the gateway's own. It connects at the next [`Pool::handle_timeout`], due at once.
     pub(super) fn add(&mut self, options: Options, client: Option<ClientId>, now: Instant) -> LinkKey {
-        self.last += 1;
-        let key = LinkKey(self.last);
+        let key = LinkKey(NonZeroU64::MIN.saturating_add(self.last));
+        self.last = key.0.get();
         let link = Box::new(Link::new(options, client, &self.shared, now));
         self.links.insert(key, Entry { link, socket: None, due: None, up: false, leaving: false });
         self.follow(key, None);

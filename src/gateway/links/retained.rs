@@ -1,9 +1,10 @@
 //! Who gets which retained message: hand-outs, one for each SUBSCRIBE whose retained messages are still to come.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::gateway::ClientKey;
+use crate::gateway::few::{FewMap, Rare};
 use crate::mqtt::QoS;
 use crate::topic::tree::FilterTree;
 use crate::topic::{TopicFilter, TopicName};
@@ -18,7 +19,7 @@ const SEEN_MAX: usize = 1000;
 /// The hand-outs that are open. There is at most one for each subscription of a client, so they need no bound of their own.
 #[derive(Debug, Default)]
 pub(super) struct HandOuts {
-    open: FilterTree<BTreeMap<ClientKey, HandOut>>,
+    open: FilterTree<FewMap<ClientKey, HandOut>>,
     /// When those close that the broker has answered, in order.
     closing: BTreeSet<(Instant, ClientKey, TopicFilter)>,
 }
@@ -27,7 +28,7 @@ pub(super) struct HandOuts {
 struct HandOut {
     qos: QoS,
     /// Topics that came already, retained or live.
-    seen: BTreeSet<TopicName>,
+    seen: Rare<BTreeSet<TopicName>>,
     /// None before the broker has answered.
     until: Option<Instant>,
 }
@@ -43,9 +44,14 @@ impl HandOuts {
     /// A SUBSCRIBE left in the name of a client: what it brings is for the client, but for what it had already.
     pub(super) fn keep_open(&mut self, client: ClientKey, filter: &TopicFilter, qos: QoS) {
         let hand_outs = self.open.get_or_default(filter);
-        let new = HandOut { qos, seen: BTreeSet::new(), until: None };
-        if let Some(until) = hand_outs.entry(client).or_insert(new).until.take() {
-            self.closing.remove(&(until, client, filter.clone()));
+        match hand_outs.get_mut(&client).map(|hand_out| hand_out.until.take()) {
+            Some(None) => {}
+            Some(Some(until)) => {
+                self.closing.remove(&(until, client, filter.clone()));
+            }
+            None => {
+                hand_outs.insert(client, HandOut { qos, seen: Rare::default(), until: None });
+            }
         }
     }
 

@@ -33,7 +33,7 @@ pub(super) fn row() -> BoxedStrategy<Row> {
     ];
     prop_oneof![
         1 => ".{0,30}".prop_map(|client_id| Row::Gateway(GatewayRow { client_id })),
-        2 => (any::<u64>(), message()).prop_map(|(id, message)| Row::Message(MessageId(id), message)),
+        2 => (any::<u64>(), message()).prop_map(|(id, message)| Row::Message(MessageId(id), message.into())),
         1 => (any::<u16>(), received()).prop_map(|(link, received)| Row::Received(link, received)),
         2 => (any::<u16>(), filter(), qos(), any::<Option<u32>>(), any::<bool>()).prop_map(
             |(link, filter, qos, subscription, granted)| {

@@ -104,7 +104,7 @@ fn go_on(image: Vec<u8>, mut rows: Vec<Row>) {
     let medium = Medium::of(image);
     let base = Base::open(medium.boxed()).unwrap();
     let mut pending = Pending::default();
-    let row = Row::Message(MessageId(u64::MAX), message(vec![7; 20_000]));
+    let row = Row::Message(MessageId(u64::MAX), message(vec![7; 20_000]).into());
     pending.add(vec![Record::Insert(row.clone())]);
     base.commit(&pending).unwrap();
     let at = rows.partition_point(|other| other.key() < row.key());

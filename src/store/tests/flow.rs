@@ -121,10 +121,10 @@ async fn a_row_that_is_inserted_where_one_is_counts_as_a_fault_of_the_core() {
 fn a_client_takes_with_it_what_waits_for_nobody_else() {
     let id = |id: &str| ClientId::new(id).unwrap();
     let rows = [
-        Row::Message(MessageId(1), message("of both")),
-        Row::Message(MessageId(2), message("of n1")),
-        Row::Message(MessageId(3), message("of n2")),
-        Row::Message(MessageId(4), message("of nobody")),
+        Row::Message(MessageId(1), message("of both").into()),
+        Row::Message(MessageId(2), message("of n1").into()),
+        Row::Message(MessageId(3), message("of n2").into()),
+        Row::Message(MessageId(4), message("of nobody").into()),
         Row::Received(1, Received { packet: 1, digest: 2 }),
         Row::Releasing(id("n1"), 4),
         Row::Waiting(id("n1"), 1, waiting(1)),

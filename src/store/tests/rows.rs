@@ -147,7 +147,7 @@ fn every_kind() -> Vec<(Row, &'static str)> {
     vec![
         (Row::Gateway(GatewayRow { client_id: "gw".into() }), "01 = 01 02 67 77"),
         (
-            Row::Message(MessageId(258), message(QoS::AtMostOnce, true)),
+            Row::Message(MessageId(258), message(QoS::AtMostOnce, true).into()),
             "02 00 00 00 00 00 00 01 02 = 01 03 61 2f 62 02 68 69 00 01",
         ),
         (Row::Received(1, RECEIVED), "03 00 01 01 02 = 01 80 02"),

@@ -53,7 +53,7 @@ impl World {
                 // Some are of many pages.
                 let len = if rng.u8(0..8) == 0 { rng.usize(..40_000) } else { rng.usize(..300) };
                 let payload: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(len).collect();
-                Row::Message(MessageId(rng.u64(0..8)), message(payload))
+                Row::Message(MessageId(rng.u64(0..8)), message(payload).into())
             }
         }
     }

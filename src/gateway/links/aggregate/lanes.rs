@@ -144,7 +144,7 @@ impl Aggregate {
         self.filters.for_each_mut(|subscribers| {
             if subscribers.lane == lane {
                 let clients = std::mem::take(&mut subscribers.clients);
-                *subscribers = Subscribers { clients, id: subscribers.id, ..Subscribers::default() };
+                **subscribers = Subscribers { clients, id: subscribers.id, ..Subscribers::default() };
             }
             subscribers.lane -= usize::from(subscribers.lane > lane);
         });
@@ -167,7 +167,7 @@ impl Aggregate {
     /// and tries again.
     pub(super) fn ask_again(&mut self, mut asking: Asking, pool: &mut Pool, now: Instant) {
         let filter = asking.filter.clone();
-        let Some(qos) = self.filters.get(&filter).and_then(Subscribers::qos) else { return };
+        let Some(qos) = self.filters.get(&filter).and_then(|subscribers| subscribers.qos()) else { return };
         let subscription = self.subscription(&filter);
         let lane = self.place(&filter, pool, now);
         let Ok((token, rises)) = self.ask(lane, &[(filter.clone(), qos)], subscription, pool) else { return };

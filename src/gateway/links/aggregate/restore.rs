@@ -46,7 +46,8 @@ impl Aggregate {
             }
         }
         let claimed_alone = claim(&mut filters, claimed);
-        self.filters = filters.into_iter().chain(claimed_alone).collect();
+        let filters = filters.into_iter().chain(claimed_alone);
+        self.filters = filters.map(|(filter, subscribers)| (filter, Box::new(subscribers))).collect();
         self.had_ids = self.shares_overlaps();
         let is_settled = |it: &Subscribers| it.at_broker && it.granted && !it.clients.is_empty();
         let unsettled = self.filters.iter().filter(|(_, subscribers)| !is_settled(subscribers));

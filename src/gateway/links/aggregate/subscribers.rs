@@ -27,7 +27,7 @@ pub(super) struct Subscribers {
     /// The SUBSCRIBE to which the broker last said so.
     pub(super) granted_to: Option<Token>,
     /// SUBSCRIBEs for it that the broker has not answered. The connection repeats them by itself.
-    pub(super) asked: usize,
+    pub(super) asked: u32,
     /// The broker refused one that was a repetition. It may have taken the first, and not have told us.
     pub(super) left: bool,
     /// It leaves the first lane, and the broker has yet to say that it has it there no more: it is not asked for elsewhere before,
