@@ -214,21 +214,21 @@ fn a_client_that_begins_clean_sessions_for_years_does_not_run_out_of_topic_ids()
 #[test]
 fn a_subscribe_refused_for_congestion_takes_no_topic_id() {
     let mut w = world_with(|settings| {
-        settings.sessions.max = 1000;
+        settings.sessions.max = 3000;
         settings.sessions.max_topics = 1;
     });
     // As many SUBSCRIBEs with the broker as may be.
-    for at in 1..=512 {
+    for at in 1..=2048 {
         w.active(at, &format!("n{at}"));
         for msg_id in 1..=8 {
             w.send(at, subscribe(msg_id, &format!("{at}/{msg_id}/#"), Qos::AtMostOnce));
             w.quiet();
         }
     }
-    w.active(1000, "late");
-    w.send(1000, subscribe(1, "s/1", Qos::AtMostOnce));
-    w.expect(1000, refused(1, ReturnCode::Congestion));
-    w.registered(1000, "a/b");
+    w.active(3000, "late");
+    w.send(3000, subscribe(1, "s/1", Qos::AtMostOnce));
+    w.expect(3000, refused(1, ReturnCode::Congestion));
+    w.registered(3000, "a/b");
 }
 
 #[test]

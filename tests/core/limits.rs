@@ -576,15 +576,18 @@ proptest! {
 
 #[test]
 fn filters_beyond_the_requests_that_a_broker_may_have_open_follow_as_it_answers() {
-    const FILTERS: u32 = 4100;
+    const FILTERS: u32 = 16_388;
     let mut w = offline_world(|settings| {
         settings.broker.protocol = Protocol::V5;
         (settings.sessions.max_subscriptions, settings.sessions.max_topics) = (10_000, 10_000);
     });
-    w.active(A, "n1");
     for number in 0..FILTERS {
-        w.send(A, subscribe(2, &format!("{number:04}"), Qos::AtMostOnce));
-        w.next(A);
+        let at = A + (number / 1000) as At;
+        if number % 1000 == 0 {
+            w.active(at, &format!("n{at}"));
+        }
+        w.send(at, subscribe(2, &format!("{number:05}"), Qos::AtMostOnce));
+        w.next(at);
     }
     w.broker_answers_tcp();
     w.broker_takes_octets();
@@ -596,12 +599,12 @@ fn filters_beyond_the_requests_that_a_broker_may_have_open_follow_as_it_answers(
         let (mut rest, mut answers) = (&octets[..], Vec::new());
         while let [0x82, len, packet @ ..] = rest {
             let (packet, after) = packet.split_at(usize::from(*len));
-            assert!(asked.insert(packet[packet.len() - 5..packet.len() - 1].to_vec()));
+            assert!(asked.insert(packet[packet.len() - 6..packet.len() - 1].to_vec()));
             answers.push(vec![0x90, 4, packet[0], packet[1], 0, 0]);
             rest = after;
         }
         batches.push(answers.len());
         w.broker_octets(answers.concat().into());
     }
-    assert_eq!(batches, [4096, 4]);
+    assert_eq!(batches, [16_384, 4]);
 }
