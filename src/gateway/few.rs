@@ -19,6 +19,7 @@ const FEW_AGAIN: usize = 8;
 pub(super) enum FewMap<K, V> {
     /// In the order of their keys.
     Few(Vec<(K, V)>),
+    #[expect(clippy::box_collection, reason = "a map is no larger than a vector then")]
     Many(Box<BTreeMap<K, V>>),
 }
 
