@@ -27,6 +27,13 @@ impl Histogram {
         }
     }
 
+    pub(crate) fn merge(&mut self, other: &Self) {
+        if let (Some(histogram), Some(other)) = (&mut self.0, &other.0) {
+            // Both have the same range.
+            let _ = histogram.add(other);
+        }
+    }
+
     pub(crate) fn len(&self) -> u64 {
         self.0.as_ref().map_or(0, hdrhistogram::Histogram::len)
     }
@@ -190,7 +197,7 @@ pub(crate) fn summary(rows: &[Row]) -> String {
 fn short(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
-        ..0.9995 => format!("{value:.2}"),
+        ..9.995 => format!("{value:.2}"),
         ..99.95 => format!("{value:.1}"),
         _ => thousands(value),
     }

@@ -1,6 +1,7 @@
 //! What the gateway takes of memory, of the processor when nothing happens, and of the disk.
 
 use std::fs;
+use std::ops::Range;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -133,15 +134,15 @@ const ROUNDS: usize = 20;
 /// Sensors of a round.
 const ROUND: usize = 2_000;
 
-/// Of the memory after this round, how much more there may be at the end.
-const SETTLED: usize = 5;
+/// Memory after so many rounds at the end, beside that after as many in the middle, when all has found its size.
+const COMPARED: usize = 5;
 const GROWTH_BAR: f64 = 1.05;
 
 /// Sensors that come and go: nothing of them is to stay.
 pub(super) fn soak(bench: &mut Bench) -> Result<(), Failure> {
     let broker = Broker::start(Kind::Sink)?;
     let gateway = Subject::gateway(bench.program(), broker.addr, Mode::Aggregating)?;
-    let mut settled = 0;
+    let mut memory = Vec::new();
     for round in 0..ROUNDS {
         let mut swarm = Swarm::new(gateway.addr, round * ROUND..(round + 1) * ROUND, |_| {})?;
         swarm.connect()?;
@@ -151,16 +152,18 @@ pub(super) fn soak(bench: &mut Bench) -> Result<(), Failure> {
             Ok(())
         })?;
         swarm.until("leaving", ROUND, |_, _, event| usize::from(event == Event::Disconnected))?;
-        if round + 1 == SETTLED {
-            gateway.process.wait_until_idle()?;
-            settled = gateway.process.memory()?;
-        }
+        memory.push(gateway.process.memory()?);
     }
-    gateway.process.wait_until_idle()?;
-    let after = gateway.process.memory()?;
+    let mean = |rounds: Range<usize>| {
+        let rounds = memory.get(rounds).unwrap_or_default();
+        rounds.iter().sum::<u64>() as f64 / rounds.len() as f64
+    };
+    let (middle, end) = (mean(ROUNDS / 2 - COMPARED..ROUNDS / 2), mean(ROUNDS - COMPARED..ROUNDS));
+    let sessions = gateway.sessions(bench.program())?;
     let mut row = Row::new("soak", format!("{ROUNDS} times {ROUND} sensors that come, publish and leave"));
-    row.tell("MiB at the end", after as f64 / MIB);
-    row.hold("of the memory after 5 rounds", after as f64 / settled as f64, Bar::AtMost(GROWTH_BAR));
+    row.tell("MiB at the end", end / MIB);
+    row.hold("of the memory half-way", end / middle, Bar::AtMost(GROWTH_BAR));
+    row.hold("sessions left", sessions as f64, Bar::AtMost(0.0));
     bench.add(row);
     Ok(())
 }

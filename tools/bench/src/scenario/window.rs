@@ -33,7 +33,7 @@ pub(super) fn far(bench: &mut Bench) -> Result<(), Failure> {
         for (qos, round_trips) in [(Qos::AtLeastOnce, 1.0), (Qos::ExactlyOnce, 2.0)] {
             let gateway = Subject::gateway(bench.program(), addr, Mode::Aggregating)?;
             let used = gateway.process.usage()?;
-            let (latency, time, all) = uplink::one_by_one(gateway.addr, SENSORS, qos)?;
+            let (latency, time, all) = uplink::one_by_one(gateway.addr, SENSORS, qos, uplink::WHOLE)?;
             let used = gateway.process.usage()?.since(used);
             let rate = latency.len() as f64 / time.as_secs_f64();
             let most = SENSORS as f64 / (ROUND_TRIP.as_secs_f64() * round_trips);
