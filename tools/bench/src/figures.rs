@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(
             rows,
             [
-                "| flood | QoS 0 | 304,845 | 0 | 1,666 / 8,270 / 0.25 |  | 8.7 | -500 more than that; 0.50 of the bare relay's (at least 0.60, **missed**) |",
+                "| flood | QoS 0 | 304,845 | 0 | 1,666 / 8,270 / 0.25 |  | 8.70 | -500 more than that; 0.50 of the bare relay's (at least 0.60, **missed**) |",
                 "|  | QoS 1 |  |  |  |  |  |  |",
                 "| idle |  |  |  |  |  |  |  |",
             ]
