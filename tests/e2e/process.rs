@@ -298,8 +298,17 @@ impl Mosquitto {
         if openssl.exists() {
             command.env("OPENSSL_CONF", openssl);
         }
-        self.process = Some(Process::start(command.arg("-c").arg(config)));
-        wait_until("mosquitto listening", || TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok());
+        command.arg("-c").arg(config);
+        let mut process = Process::start(&mut command);
+        wait_until("mosquitto listening", || {
+            if !process.is_running() {
+                // What kept it from starting, perhaps somebody who had its port for a moment, may be gone.
+                println!("mosquitto ended at its start and is started again: {}", process.printed());
+                process = Process::start(&mut command);
+            }
+            TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok()
+        });
+        self.process = Some(process);
     }
 
     pub fn down(&mut self) {
