@@ -1,18 +1,17 @@
 //! A core whose broker and store do at once what they are asked, and that counts what it allocates.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use allocation_counter::measure;
 use bytes::{Bytes, BytesMut};
+use mqtt_sn_gateway::config::Config;
 use mqtt_sn_gateway::gateway::Gateway;
 use mqtt_sn_gateway::gateway::io::{
-    Address, BrokerSettings, Control, Endpoint, Input, LinkCommand, LinkEvent, LinkId, Mode, OutageQueue,
-    Output, Peer, PortId, PortSettings, Protocol, QueueFull, QueueSettings, Rebind, Route, SessionSettings,
-    Settings, Wills,
+    Address, Control, Input, LinkCommand, LinkEvent, LinkId, Output, Peer, PortId, Route, Settings,
 };
 use mqtt_sn_gateway::gateway::record::Outcome;
+use mqtt_sn_gateway::runtime::Setup;
 use mqtt_sn_gateway::wire::{
     Connect, Disconnect, FilterRef, Packet, Publish, Qos, Register, ReturnCode, Subscribe, TopicAck,
     TopicRef, decode,
@@ -201,55 +200,18 @@ fn answer(packet: v4::Packet) -> Option<v4::Packet> {
         v4::Packet::Publish(v4::Publish { pkid, qos: QoS::AtLeastOnce, .. }) => {
             v4::Packet::PubAck(v4::PubAck { pkid })
         }
+        v4::Packet::PingReq => v4::Packet::PingResp,
         _ => return None,
     })
 }
 
+/// A gateway as it is configured if nothing is said, but for its broker, which speaks MQTT 3.1.1.
 fn settings() -> Settings {
-    Settings {
-        gw_id: 1,
-        advertise_interval: Duration::from_secs(1200),
-        ports: vec![PortSettings {
-            name: "lan".into(),
-            mode: Mode::Aggregating,
-            mtu: 1024,
-            retry_interval: Duration::from_secs(10),
-            retry_limit: 3,
-            forwarders: true,
-            qos_minus_one: true,
-            advertise: true,
-        }],
-        broker: BrokerSettings {
-            endpoints: vec![Endpoint { host: "broker".into(), port: 1883, tls: false }],
-            protocol: Protocol::V311,
-            client_id: "gw".into(),
-            client_id_is_random: false,
-            credentials: None,
-            client_credentials: BTreeMap::new(),
-            client_id_template: "%c".into(),
-            wills: Wills::Gateway,
-            outage_queue: Some(OutageQueue {
-                messages: 100_000,
-                bytes: 64 << 20,
-                age: Duration::from_secs(86_400),
-            }),
-            grace: Duration::from_secs(60),
-            keep_alive: Duration::ZERO,
-            ack_timeout: Duration::from_secs(8),
-            connect_timeout: Duration::from_secs(10),
-        },
-        predefined: BTreeMap::new(),
-        client_predefined: BTreeMap::new(),
-        sessions: SessionSettings {
-            max: 100_000,
-            expiry: Duration::from_secs(86_400),
-            max_topics: 1000,
-            max_subscriptions: 100,
-            queue: QueueSettings { messages: 100, bytes: 65_536, full: QueueFull::DropOldest, qos0: true },
-            queue_total: 256 << 20,
-            rebind: Rebind::SameIp,
-        },
-        lasting: true,
-        seed: 7,
-    }
+    let text = "version: 1\n\
+                broker: { url: \"mqtt://broker:1883\", protocol: 3.1.1 }\n\
+                transports: [{ name: lan, type: udp, listen: [\"0.0.0.0:1884\"] }]\n\
+                store: { path: /nowhere }\n\
+                control: { socket: none }\n";
+    let config = Config::parse("heap", text.as_bytes(), &|_| None).unwrap();
+    Settings { seed: 7, ..Setup::new(config).unwrap().settings }
 }
