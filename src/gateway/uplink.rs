@@ -147,7 +147,7 @@ impl Uplink {
         let forgotten = if full { self.finished.pop_front() } else { None };
         if self.finished.len() == self.finished.capacity() {
             let more = (self.finished.len() / 2).max(1);
-            self.finished.reserve_exact(more.min(FINISHED_MAX - self.finished.len()));
+            self.finished.reserve_exact(more.min(FINISHED_MAX.saturating_sub(self.finished.len())));
         }
         self.finished.push_back(Finished { msg_id, digest, code, kept: kept.map(Box::new), at: now });
         let forgotten = forgotten?.msg_id;
