@@ -15,6 +15,7 @@
 //! | [`mqtt`] | one connection to a broker as a value |
 //! | [`gateway`] | the core: every client, every rule; its whole boundary is [`gateway::io`] |
 //! | [`node`] | an MQTT-SN client as a value: the other end of the wire |
+//! | [`deadline`] | when a loop goes on though nothing has happened |
 //! | [`broker`] | a small MQTT 3.1.1 broker as a value, and its TCP shell |
 //! | [`framing`] | frames in the octets of a serial line, and those of an XBee |
 //! | [`devices`] | serial devices as the system shows them: which there are, who may use them, who does |
@@ -58,6 +59,7 @@ pub mod admin;
 pub mod broker;
 pub mod cli;
 pub mod config;
+pub mod deadline;
 pub mod demo;
 pub mod devices;
 pub mod framing;

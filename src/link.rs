@@ -225,7 +225,7 @@ impl Connection {
                 }
                 permit = readable(&self.stream, &events), if self.connected => {
                     let Some(permit) = permit else { return Ok(()) };
-                    match self.stream.read()? {
+                    match self.stream.read().await? {
                         Heard::Octets(octets) => permit.send((self.outlet.id, LinkEvent::Bytes(octets))),
                         Heard::Nothing => {}
                         Heard::End => return Err(LinkFailure::Closed),
@@ -254,7 +254,7 @@ impl Connection {
         let Self { stream, outlet: Outlet { id, events, .. }, .. } = self;
         let all = async {
             while let Some(permit) = readable(stream, events).await {
-                match stream.read() {
+                match stream.read().await {
                     Ok(Heard::Octets(octets)) => permit.send((*id, LinkEvent::Bytes(octets))),
                     Ok(Heard::Nothing) => {}
                     Err(reason @ LinkFailure::Tls(_)) => return Some(reason),

@@ -19,13 +19,14 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, yield_now};
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use self::manager::Manager;
 use self::operator::Operator;
 use crate::admin::{self, Asked};
 use crate::broker;
+use crate::deadline::Deadline;
 use crate::gateway::io::{Control, Input, Mode, Output, PortId, Settings, Target};
 use crate::gateway::record::{Lsn, Outcome, Row};
 use crate::gateway::{Counters, Gateway};
@@ -197,6 +198,7 @@ pub struct Runtime {
     operator: Operator,
     manager: Manager,
     tally: Tally,
+    deadline: Deadline,
     stopped: bool,
     /// Keeps the loop from mistaking "no port" for "something arrived".
     _inbox: Inbox,
@@ -239,6 +241,7 @@ impl Runtime {
             orders,
             operator,
             manager: Manager::default(),
+            deadline: Deadline::default(),
             stopped: false,
             _inbox: inbox,
             handle: Handle(sender),
@@ -303,7 +306,7 @@ impl Runtime {
             report = self.store.stored() => stored = Some(report),
             _ = self.events.recv_many(&mut events, EVENTS_PER_TURN), if settled => {}
             _ = self.intake.recv_many(&mut frames, FRAMES_PER_TURN), if listens => {}
-            () = wait_until(wake), if settled => {}
+            () = self.deadline.reached(wake), if settled => {}
             () = yield_now(), if !settled => {}
         }
         if settled {
@@ -545,14 +548,6 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let listener = std::net::TcpListener::bind(addr)?;
     listener.set_nonblocking(true)?;
     TcpListener::from_std(listener)
-}
-
-/// Cancel-safe.
-async fn wait_until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at.into()).await,
-        None => pending().await,
-    }
 }
 
 /// What was counted when the log was last told, and when it will be again.

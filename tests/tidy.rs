@@ -7,20 +7,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every module of `src/` and what it may use of the others: design rule "dependencies point down".
-const LAYERS: [(&str, &[&str]); 18] = [
+const LAYERS: [(&str, &[&str]); 19] = [
     ("topic", &[]),
     ("wire", &["topic"]),
     ("mqtt", &["topic"]),
     ("gateway", &["topic", "wire", "mqtt"]),
     ("node", &["topic", "wire"]),
-    ("broker", &["topic"]),
+    ("deadline", &[]),
+    ("broker", &["deadline", "topic"]),
     ("framing", &[]),
     ("devices", &[]),
-    ("transport", &["devices", "framing", "topic", "wire", "gateway::io"]),
+    ("transport", &["deadline", "devices", "framing", "topic", "wire", "gateway::io"]),
     ("link", &["gateway::io", "topic"]),
     ("store", &["gateway::io", "gateway::record", "mqtt", "topic", "wire"]),
     ("admin", &["gateway::io", "topic"]),
-    ("runtime", &["admin", "broker", "gateway", "link", "store", "topic", "transport"]),
+    ("runtime", &["admin", "broker", "deadline", "gateway", "link", "store", "topic", "transport"]),
     ("config", &["topic"]),
     (
         "setup",

@@ -18,6 +18,7 @@ use tokio::time::{sleep, sleep_until};
 use tracing::{debug, warn};
 
 use super::{Broker, ConnectionId, Input, Limits, Memory, Output};
+use crate::deadline::Deadline;
 
 type Command = Box<dyn FnOnce(&mut Broker, Instant) + Send>;
 
@@ -102,15 +103,15 @@ impl Server {
         );
         let (inbox, mut inputs) = mpsc::channel(INBOX_MAX);
         tokio::pin!(shutdown);
-        let mut accept_from = Instant::now();
+        let (mut accept_from, mut deadline) = (Instant::now(), Deadline::default());
         loop {
-            let deadline = self.broker.poll_timeout();
+            let wake = self.broker.poll_timeout();
             // Accepting is cheap and bounded; what clients send comes last, and a batch of it with every turn.
             tokio::select! {
                 biased;
                 () = &mut shutdown => break,
                 Some(command) = self.commands.recv() => command(&mut self.broker, Instant::now()),
-                () = until(deadline) => self.broker.handle_timeout(Instant::now()),
+                () = deadline.reached(wake) => self.broker.handle_timeout(Instant::now()),
                 accepted = accept(&self.listener, accept_from) => match accepted {
                     Ok(stream) => self.open(stream, inbox.clone()),
                     Err(error) => {
@@ -211,13 +212,6 @@ impl Handle {
         let command: Command = Box::new(move |broker, now| drop(sender.send(f(broker, now))));
         self.0.send(command).await.ok()?;
         receiver.await.ok()
-    }
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -1,12 +1,16 @@
 //! An open connection to a broker, with or without TLS: read and written only when the socket is ready, so that nothing
 //! is taken from it before there is room.
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -97,22 +101,20 @@ impl Stream {
         self.tcp().writable().await
     }
 
-    /// Reads what is there, once. A buffer lives only for the call, so that idle connections take no memory, and its content
-    /// is copied, so that a message which is kept does not keep the buffer.
-    pub(super) fn read(&mut self) -> Result<Heard, LinkFailure> {
+    /// Reads what is there, once, and does not wait for more. The buffer lives only for the call, so that idle connections take no
+    /// memory, and its content is copied, so that a message which is kept does not keep the buffer.
+    pub(super) async fn read(&mut self) -> Result<Heard, LinkFailure> {
         match self {
-            Self::Plain { tcp, heard, .. } => {
-                let mut buffer = Vec::with_capacity(READ_MAX);
-                match tcp.try_read_buf(&mut buffer) {
-                    Ok(0) => Ok(Heard::End),
-                    Ok(_) if !std::mem::replace(heard, true) && buffer.starts_with(&ALERT) => {
-                        let text = "the broker speaks TLS on this port, so its url begins with mqtts://";
-                        Err(LinkFailure::Tls(text.into()))
-                    }
-                    Ok(_) => Ok(Heard::Octets(Bytes::copy_from_slice(&buffer))),
-                    Err(error) => nothing_or(&error),
+            Self::Plain { tcp, heard, .. } => match poll_fn(|cx| Poll::Ready(read_once(tcp, cx))).await {
+                Poll::Ready(Ok(octets)) if octets.is_empty() => Ok(Heard::End),
+                Poll::Ready(Ok(octets)) if !std::mem::replace(heard, true) && octets.starts_with(&ALERT) => {
+                    let text = "the broker speaks TLS on this port, so its url begins with mqtts://";
+                    Err(LinkFailure::Tls(text.into()))
                 }
-            }
+                Poll::Ready(Ok(octets)) => Ok(Heard::Octets(octets)),
+                Poll::Ready(Err(error)) => nothing_or(&error),
+                Poll::Pending => Ok(Heard::Nothing),
+            },
             Self::Tls { stream, shows } => {
                 let (tcp, session) = stream.get_mut();
                 if session.wants_read() {
@@ -197,6 +199,15 @@ impl Stream {
             Self::Tls { stream, .. } => stream.get_ref().0,
         }
     }
+}
+
+/// What is there. Unlike [`TcpStream::try_read`] this knows of a buffer that was not filled that nothing is left, and need not be
+/// tried again.
+fn read_once(tcp: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    let mut room = [MaybeUninit::uninit(); READ_MAX];
+    let mut buffer = ReadBuf::uninit(&mut room);
+    let read = Pin::new(tcp).poll_read(cx, &mut buffer);
+    read.map_ok(|()| Bytes::copy_from_slice(buffer.filled()))
 }
 
 fn nothing_or(error: &io::Error) -> Result<Heard, LinkFailure> {

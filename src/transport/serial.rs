@@ -19,7 +19,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking, yield_now};
-use tokio::time::{sleep, sleep_until};
+use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::fault::Fault;
@@ -28,6 +28,7 @@ use super::line::{Device, Line};
 use super::speech::{Event, Speech, To};
 use super::xbee::Radio;
 use super::{Count, Counters, Inbox, Status};
+use crate::deadline::Deadline;
 use crate::devices::{Holders, Roots, holders};
 use crate::framing::{Framing, xbee};
 use crate::gateway::io::{Address, Input, Peer, PortEvent, PortId, Route};
@@ -242,7 +243,7 @@ impl Keeper {
         let mut device = Closing(Some(device));
         let mut buffer = vec![0; READ_MAX];
         let (mut out, mut written, mut closing) = (Bytes::new(), clock(), false);
-        let (mut others, mut look) = (JoinSet::new(), clock());
+        let (mut others, mut look, mut deadline) = (JoinSet::new(), clock(), Deadline::default());
         self.suspects = true;
         loop {
             let now = clock();
@@ -267,7 +268,7 @@ impl Keeper {
                 handed = self.frames.recv(), if !closing => Happened::Handed(handed),
                 happened = device.ready(&mut buffer, &out) => happened,
                 Some(Ok(holders)) = others.join_next() => Happened::Seen(holders),
-                () = wait_until(wake) => Happened::Due,
+                () = deadline.reached(wake) => Happened::Due,
             };
             let now = clock();
             // Octets that came meanwhile are read before there was silence.
@@ -535,14 +536,6 @@ impl Drop for Closing {
 /// The time as the timers here take it.
 fn clock() -> Instant {
     tokio::time::Instant::now().into_std()
-}
-
-/// Cancel-safe.
-async fn wait_until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at.into()).await,
-        None => pending().await,
-    }
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@
 //! own. That one alone shares its port with other programs; a listen socket never does, or two gateways could start on
 //! one port and each see half of the clients.
 
+use std::future::pending;
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -21,13 +22,14 @@ use nix::libc::{in_addr, in6_pktinfo};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use tokio::io::unix::AsyncFd;
 use tokio::task::{JoinSet, yield_now};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use self::outgoing::Outgoing;
 use super::{Count, Counters, Inbox, OpenError, Status};
+use crate::deadline::Deadline;
 use crate::gateway::io::{Address, Input, Peer, PortEvent, PortId, Route};
 
 mod outgoing;
@@ -171,7 +173,7 @@ impl Udp {
     /// The addresses it listens on at the moment, without the group's.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
         let listening = self.slots.iter().filter(|slot| !slot.plan.only_group);
-        listening.filter_map(|slot| slot.socket.get()?.local_addr().ok()).collect()
+        listening.filter_map(|slot| slot.socket.get()?.get_ref().local_addr().ok()).collect()
     }
 
     /// Whether it listens on every address.
@@ -198,7 +200,10 @@ impl Udp {
         let slot = known.or_else(|| self.slots.iter().find(|slot| fits(slot)));
         // Packet information that names no source would leave it to the routes, even for a socket bound to one.
         outgoing.from = outgoing.from.or_else(|| slot?.own_ip());
-        let count = match slot.and_then(|slot| slot.socket.get()).map(|socket| outgoing.send(socket, frame)) {
+        let count = match slot
+            .and_then(|slot| slot.socket.get())
+            .map(|socket| outgoing.send(socket.get_ref(), frame))
+        {
             None => Count::NotUp,
             Some(Ok(())) => Count::Sent,
             Some(Err(errno)) => {
@@ -260,7 +265,7 @@ impl Plan {
     }
 
     /// A socket with all its options, bound.
-    fn bind(&self) -> io::Result<UdpSocket> {
+    fn bind(&self) -> io::Result<Readable> {
         let mut addr = self.addr;
         if let (true, Some(group)) = (self.only_group, &self.group) {
             addr = group.scoped(group.interface_index()?);
@@ -282,7 +287,11 @@ impl Plan {
         // Before bind, or what arrives between would lack all that.
         socket.set_reuse_address(self.only_group)?;
         socket.bind(&addr.into())?;
-        UdpSocket::from_std(socket.into())
+        #[expect(
+            deprecated,
+            reason = "only for what might lend a descriptor that is not its own; a socket does not"
+        )]
+        AsyncFd::with_interest(socket.into(), Interest::READABLE)
     }
 }
 
@@ -294,11 +303,15 @@ fn speaker(options: &Options, group: &Group) -> Option<u16> {
         .map(|(index, _)| index)
 }
 
+/// A socket that is waited for only to read it. Sending never waits, and that a datagram has been taken at the other end is no
+/// reason to wake up.
+type Readable = AsyncFd<UdpSocket>;
+
 /// A socket as soon as it is there.
 #[derive(Debug)]
 struct Slot {
     plan: Plan,
-    socket: OnceLock<UdpSocket>,
+    socket: OnceLock<Readable>,
 }
 
 impl Slot {
@@ -306,8 +319,8 @@ impl Slot {
         Self { plan, socket: OnceLock::new() }
     }
 
-    fn fill(&self, socket: UdpSocket, name: &str) {
-        let addr = socket.local_addr().unwrap_or(self.plan.addr);
+    fn fill(&self, socket: Readable, name: &str) {
+        let addr = socket.get_ref().local_addr().unwrap_or(self.plan.addr);
         info!(port = name, "listening on udp {addr}");
         let filled = self.socket.set(socket);
         debug_assert!(filled.is_ok(), "a slot is filled once");
@@ -345,12 +358,12 @@ impl Listener {
         if !self.up.swap(true, Ordering::Relaxed) {
             self.inbox.tell(Input::Port(self.port, PortEvent::Up)).await;
         }
-        let mut buffer = vec![0; DATAGRAM_MAX];
+        let (mut buffer, mut deadline) = (vec![0; DATAGRAM_MAX], Deadline::default());
         loop {
             // The membership first: it is due twice a minute at most, and a flood must not keep it waiting.
             tokio::select! {
                 biased;
-                membership = due(&mut membership) => {
+                membership = due(&mut membership, &mut deadline) => {
                     // ADVERTISE has not reached the group so far.
                     if membership.renew(socket, &self.name) {
                         self.inbox.tell(Input::Port(self.port, PortEvent::Up)).await;
@@ -371,7 +384,7 @@ impl Listener {
     }
 
     /// The socket, once its address is there.
-    async fn bound<'a>(&self, slot: &'a Slot) -> Option<&'a UdpSocket> {
+    async fn bound<'a>(&self, slot: &'a Slot) -> Option<&'a Readable> {
         let mut wait = RETRY_MIN;
         while slot.socket.get().is_none() {
             sleep(wait).await;
@@ -385,13 +398,13 @@ impl Listener {
     }
 
     /// Completes when there is something to read and room to put it. Cancel-safe.
-    async fn readable(&self, socket: &UdpSocket) -> io::Result<()> {
+    async fn readable(&self, socket: &Readable) -> io::Result<()> {
         self.inbox.room().await;
-        socket.readable().await
+        socket.readable().await.map(drop)
     }
 
     /// Reads until the socket is empty or the inbox full, but not for long.
-    fn burst(&mut self, socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Burst> {
+    fn burst(&mut self, socket: &Readable, buffer: &mut [u8]) -> io::Result<Burst> {
         for _ in 0..BURST {
             if !self.inbox.has_room() {
                 return Ok(Burst::Over);
@@ -436,13 +449,13 @@ enum Burst {
 }
 
 /// Completes when the membership is to be renewed; never, if there is none. Cancel-safe.
-async fn due(membership: &mut Option<Membership>) -> &mut Membership {
+async fn due<'a>(membership: &'a mut Option<Membership>, deadline: &mut Deadline) -> &'a mut Membership {
     match membership {
         Some(membership) => {
-            sleep_until(membership.due).await;
+            deadline.reached(Some(membership.due.into_std())).await;
             membership
         }
-        None => std::future::pending().await,
+        None => pending().await,
     }
 }
 
@@ -467,7 +480,7 @@ impl Membership {
     }
 
     /// Joins the group unless it is joined already; reports changes. Whether it is joined and was not at the last try.
-    fn renew(&mut self, socket: &UdpSocket, name: &str) -> bool {
+    fn renew(&mut self, socket: &Readable, name: &str) -> bool {
         let before = self.state;
         match self.join(socket) {
             Ok(()) => {
@@ -498,7 +511,7 @@ impl Membership {
         (before, self.state) == (Joined::No, Joined::Yes)
     }
 
-    fn join(&self, socket: &UdpSocket) -> io::Result<()> {
+    fn join(&self, socket: &Readable) -> io::Result<()> {
         let interface = self.group.interface_index()?;
         let socket = SockRef::from(socket);
         let joined = match self.group.addr.ip() {
@@ -526,8 +539,8 @@ struct Datagram {
 }
 
 /// `control` has room for what the system tells beside the octets.
-fn receive(socket: &UdpSocket, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Datagram> {
-    socket.try_io(Interest::READABLE, || {
+fn receive(socket: &Readable, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Datagram> {
+    socket.try_io(Interest::READABLE, |socket| {
         let mut parts = [IoSliceMut::new(buffer)];
         let flags = MsgFlags::MSG_DONTWAIT;
         let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(control), flags)?;
@@ -572,8 +585,8 @@ mod tests {
         let (mut listener, socket, node) = listener();
         let mut buffer = [0; 8];
         for (octets, len) in [(&b"12345678"[..], Some(8)), (b"123456789", None), (b"1", Some(1))] {
-            node.send_to(octets, socket.local_addr().unwrap()).unwrap();
-            socket.readable().await.unwrap();
+            node.send_to(octets, socket.get_ref().local_addr().unwrap()).unwrap();
+            drop(socket.readable().await.unwrap());
             let datagram = receive(&socket, &mut buffer, &mut listener.control).unwrap();
             assert_eq!((datagram.from, datagram.len), (node.local_addr().unwrap(), len));
             listener.accept(&datagram, &buffer);
@@ -585,13 +598,13 @@ mod tests {
     #[tokio::test]
     async fn an_icmp_error_does_not_end_reading() {
         let (listener, socket, node) = listener();
-        let addr = socket.local_addr().unwrap();
+        let addr = socket.get_ref().local_addr().unwrap();
         let counters = listener.counters.clone();
         // Only a connected socket is told of ICMP errors: one that sent to a port nobody listens on.
-        let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        socket.connect(nobody).await.unwrap();
-        socket.send(&[1]).await.unwrap();
-        socket.connect(node.local_addr().unwrap()).await.unwrap();
+        let nobody = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        socket.get_ref().connect(nobody).unwrap();
+        socket.get_ref().send(&[1]).unwrap();
+        socket.get_ref().connect(node.local_addr().unwrap()).unwrap();
         node.send_to(&[1], addr).unwrap();
         assert!(listener.slot.socket.set(socket).is_ok());
         let task = tokio::spawn(listener.run());
@@ -606,7 +619,7 @@ mod tests {
     }
 
     /// A listener whose slot is empty, a socket for it, and a node.
-    fn listener() -> (Listener, UdpSocket, std::net::UdpSocket) {
+    fn listener() -> (Listener, Readable, UdpSocket) {
         let plan = Plan { addr: ([127, 0, 0, 1], 0).into(), group: None, only_group: false, answers: 0 };
         let socket = plan.bind().unwrap();
         // What is offered after the other side is gone would be dropped.
@@ -622,6 +635,6 @@ mod tests {
             kernel_full: 0,
             control: nix::cmsg_space!(in6_pktinfo, u32),
         };
-        (listener, socket, std::net::UdpSocket::bind("127.0.0.1:0").unwrap())
+        (listener, socket, UdpSocket::bind("127.0.0.1:0").unwrap())
     }
 }

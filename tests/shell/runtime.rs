@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use mqtt_sn_gateway::broker;
@@ -15,6 +16,8 @@ use mqtt_sn_gateway::runtime::{Handle, Runtime, RuntimeError, Setup, block_on, r
 use mqtt_sn_gateway::transport::{self, udp};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, UdpSocket};
+use tokio::runtime::Builder;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::soon;
@@ -155,6 +158,39 @@ async fn a_message_with_more_recipients_than_outputs_in_a_turn_reaches_all_of_th
         assert_eq!((publish[6], publish.last()), (0x0C, Some(&b'!')), "{publish:?}");
     }
     gateway.stop().await;
+}
+
+/// Each wake-up more takes time from who sends, and from a battery.
+#[tokio::test]
+async fn a_lone_message_wakes_it_for_itself_and_for_its_acknowledgement_alone() {
+    const MESSAGES: u8 = 100;
+    let (broker, _broker) = start_broker().await;
+    let (tell, told) = oneshot::channel();
+    let gateway = thread::spawn(move || {
+        let alone = Builder::new_current_thread().enable_all().build().unwrap();
+        alone.block_on(async {
+            let gateway = Running::start(setup(broker)).await;
+            let node = gateway.node().await.socket.into_std().unwrap();
+            tell.send((node, gateway.handle.clone(), tokio::runtime::Handle::current().metrics())).unwrap();
+            gateway.task.await.unwrap();
+        });
+    });
+    let (socket, handle, metrics) = soon("the gateway", told).await.unwrap();
+    let node = Node { socket: UdpSocket::from_std(socket).unwrap() };
+    node.connect().await;
+    // That waits for the broker.
+    node.say(&[7, 0x12, 0x02, 0, 1, b's', b'/']).await;
+    assert_eq!(node.hear().await[1], 0x13);
+    let before = metrics.worker_park_count(0);
+    for id in 1..=MESSAGES {
+        node.say(&[9, 0x0C, 0x22, b't', b'/', 0, id, b'4', b'2']).await;
+        assert_eq!(node.hear().await, [7, 0x0D, b't', b'/', 0, id, 0]);
+    }
+    let wakes = metrics.worker_park_count(0) - before;
+    let most = 2 * u64::from(MESSAGES);
+    assert!(wakes <= most + most / 10, "{wakes}");
+    handle.stop();
+    gateway.join().unwrap();
 }
 
 #[tokio::test]

@@ -1,13 +1,12 @@
 //! A datagram on its way out: from which of our addresses, by which interface, how many hops far.
 
 use std::io::IoSlice;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use bytes::BufMut;
 use nix::errno::Errno;
 use nix::libc::{IP_PKTINFO, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_PKTINFO, MSG_DONTWAIT};
 use socket2::{MsgHdr, SockAddr, SockRef};
-use tokio::net::UdpSocket;
 
 use crate::transport::Count;
 
