@@ -111,6 +111,13 @@ impl App {
         self.flush()
     }
 
+    /// The socket, and the octets of a first PUBLISH.
+    pub(crate) fn take_apart(mut self, topic: &TopicName, qos: QoS) -> Result<(TcpStream, Bytes), Failure> {
+        self.publish(topic, stamp::bytes(), qos)?;
+        let octets = self.connection.take_output(Instant::now());
+        Ok((self.socket, octets.unwrap_or_default()))
+    }
+
     /// Waits until the broker has acknowledged everything, and everything has left.
     pub(crate) fn settle(&mut self) -> Result<(), Failure> {
         let end = Instant::now() + PATIENCE;

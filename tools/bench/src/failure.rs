@@ -20,6 +20,8 @@ pub(crate) enum Failure {
     Broker(String),
     #[error("the gateway: {0}")]
     Gateway(String),
+    #[error("instead of an answer there came {0:02x?}")]
+    Unexpected(Vec<u8>),
     #[error("{} has no place for figures: <!-- bench -->, and <!-- /bench --> behind it", .0.display())]
     NoMarks(PathBuf),
     #[error("there is no scenario {0:?}; `mqtt-sn-bench list` names them")]

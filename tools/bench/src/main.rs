@@ -10,6 +10,7 @@ mod count;
 mod delay;
 mod failure;
 mod figures;
+mod lone;
 mod process;
 mod readme;
 mod rig;

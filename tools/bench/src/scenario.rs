@@ -1,5 +1,6 @@
 //! What is measured, one file for each subject.
 
+mod closed;
 mod connect;
 mod downlink;
 mod memory;
@@ -24,7 +25,7 @@ use crate::rig::{self, Kind};
 const QUIET: Duration = Duration::from_secs(1);
 
 /// The same for a client of a broker.
-fn mqtt(qos: Qos) -> QoS {
+pub(crate) fn mqtt(qos: Qos) -> QoS {
     match qos {
         Qos::MinusOne | Qos::AtMostOnce => QoS::AtMostOnce,
         Qos::AtLeastOnce => QoS::AtLeastOnce,
@@ -151,7 +152,7 @@ impl Scenario {
             Self::Connect => connect::storm(bench),
             Self::Flood => uplink::flood(bench),
             Self::Steady => uplink::steady(bench),
-            Self::Closed => uplink::closed(bench),
+            Self::Closed => closed::closed(bench),
             Self::Cores => uplink::cores(bench),
             Self::Downlink => downlink::awake(bench),
             Self::Sleepers => sleepers::drain(bench),

@@ -94,6 +94,15 @@ impl Sensors {
     }
 }
 
+/// A socket that is connected to a gateway and blocks, and a PUBLISH on a topic id.
+pub(crate) fn registered(gateway: SocketAddr, qos: Qos) -> Result<(UdpSocket, Bytes), Failure> {
+    let socket = socket(gateway)?;
+    let topic = TopicRef::Normal(connect(&socket, 0)?);
+    let data = stamp::now();
+    let publish = Publish { dup: false, qos, retain: false, topic, msg_id: 1, data: &data };
+    Ok((socket, encoded(&Packet::Publish(publish))?))
+}
+
 impl Sensor {
     fn new(socket: UdpSocket, topic: TopicRef, qos: Qos) -> Result<Self, Failure> {
         let data = stamp::now();

@@ -1,19 +1,19 @@
 //! From sensors to the broker.
 
-use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use mqtt_sn_gateway::mqtt::{Event as AtBroker, QoS};
+use mqtt_sn_gateway::mqtt::QoS;
 use mqtt_sn_gateway::node::{Event, Node, Outcome, Topic};
 use mqtt_sn_gateway::topic::TopicName;
 use mqtt_sn_gateway::wire::Qos;
 
+use super::closed::WHOLE;
 use super::{Bench, QUIET, mqtt};
 use crate::app::{App, Listener};
 use crate::failure::Failure;
-use crate::figures::{Bar, Histogram, Latency, Row};
+use crate::figures::{Bar, Histogram, Row};
+use crate::lone::{self, Spoken};
 use crate::process::Usage;
 use crate::rig::{Broker, Kind, Mode, Subject};
 use crate::sensor::{STEP, Sensors, TOPIC};
@@ -141,11 +141,11 @@ pub(super) fn cores(bench: &mut Bench) -> Result<(), Failure> {
         let mut alone = None;
         for threads in [1, 2] {
             let gateway = Subject::gateway_on(bench.program(), broker.addr, mode, threads)?;
-            let (latency, ..) = one_by_one(gateway.addr, 1, Qos::AtLeastOnce, WHOLE)?;
+            let Spoken { latency, .. } = lone::sensor(gateway.addr, Qos::AtLeastOnce, WHOLE)?;
             let stream =
                 flooded(&gateway, &broker, &mut Sensors::new(gateway.addr, SENSORS, Qos::AtMostOnce)?)?;
             let mut row = stream.row("cores", format!("QoS 0, {mode}, sink, threads: {threads}"));
-            let lone = of(latency.latency()).p50;
+            let lone = latency.latency().map_or(f64::NAN, |latency| latency.p50);
             row.tell("µs for a lone QoS 1 at p50", lone);
             match alone {
                 None => alone = Some((stream.per_second(), lone)),
@@ -297,186 +297,12 @@ fn talk(swarm: &mut Swarm, qos: Qos, rate: f64, time: Duration) -> Result<u64, F
     Ok(sent)
 }
 
-/// Rounds of one message after the other, by all in their turn, each from a start of its own: where the system puts processes
-/// that wake each other makes more of a difference than anything they do.
-const ROUNDS: usize = 5;
-
-/// How long one of them takes, its warm-up before.
-const ROUND: Span = Span { warm_up: Duration::from_millis(200), time: Duration::from_millis(400) };
-
-/// The whole of it in one go.
-pub(super) const WHOLE: Span = Span { warm_up: WARM_UP, time: TIME };
-
-/// How long something is measured.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Span {
-    warm_up: Duration,
-    time: Duration,
-}
-
-/// One message after the other, from one sensor and from a hundred, and the same from direct MQTT clients.
-pub(super) fn closed(bench: &mut Bench) -> Result<(), Failure> {
-    for kind in bench.brokers() {
-        let broker = Broker::start(kind)?;
-        for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
-            let (mut client, mut lone) = (Alone::default(), [Alone::default(), Alone::default()]);
-            let modes = [Mode::Aggregating, Mode::Transparent];
-            for _ in 0..ROUNDS {
-                client.add(direct(broker.addr, qos, ROUND)?, 0, Duration::ZERO);
-                for (mode, alone) in modes.iter().zip(&mut lone) {
-                    let gateway = Subject::gateway(bench.program(), broker.addr, *mode)?;
-                    let used = gateway.process.usage()?;
-                    let (latency, _, all) = one_by_one(gateway.addr, 1, qos, ROUND)?;
-                    alone.add(latency, all, gateway.process.usage()?.since(used).cpu);
-                }
-            }
-            bench.add(client.row(format!("QoS {qos}, direct client, {kind}")));
-            for (mode, alone) in modes.into_iter().zip(&lone) {
-                let mut row = alone.row(format!("QoS {qos}, 1 sensor, {mode}, {kind}"));
-                row.cpu_us_per_message = Some(alone.cpu.as_secs_f64() * 1e6 / alone.all as f64);
-                let (added, times) = alone.beside(&client);
-                let (what_added, what_times) = ("µs more at p50 than the direct client", "times its p99");
-                // Beside the broker that people use: the sink is there to be fast with many.
-                if (qos, mode, kind) == (Qos::AtLeastOnce, Mode::Aggregating, bench.real_broker()) {
-                    row.hold(what_added, added, Bar::AtMost(60.0));
-                    row.hold(what_times, times, Bar::AtMost(10.0));
-                } else {
-                    row.tell(what_added, added);
-                    row.tell(what_times, times);
-                }
-                bench.add(row);
-            }
-            let gateway = Subject::gateway(bench.program(), broker.addr, Mode::Aggregating)?;
-            let used = gateway.process.usage()?;
-            let (latency, time, all) = one_by_one(gateway.addr, 100, qos, WHOLE)?;
-            let used = gateway.process.usage()?.since(used);
-            let mut row = Row::new("closed", format!("QoS {qos}, 100 sensors, aggregating, {kind}"));
-            row.messages_per_s = Some(latency.len() as f64 / time.as_secs_f64());
-            row.cpu_us_per_message = Some(used.cpu.as_secs_f64() * 1e6 / all as f64);
-            row.latency_us = latency.latency();
-            row.memory_octets = Some(gateway.process.memory()?);
-            bench.add(row);
-        }
-    }
-    Ok(())
-}
-
-/// All rounds of one who sends one message after the other.
-#[derive(Default)]
-struct Alone {
-    rounds: Vec<Latency>,
-    latency: Histogram,
-    /// Messages, those of the warm-up too, and the processor time of all.
-    all: u64,
-    cpu: Duration,
-}
-
-impl Alone {
-    fn add(&mut self, latency: Histogram, all: u64, cpu: Duration) {
-        self.rounds.push(of(latency.latency()));
-        self.latency.merge(&latency);
-        self.all += all;
-        self.cpu += cpu;
-    }
-
-    fn row(&self, case: String) -> Row {
-        let time = ROUND.time * u32::try_from(self.rounds.len()).unwrap_or(u32::MAX);
-        Row {
-            messages_per_s: Some(self.latency.len() as f64 / time.as_secs_f64()),
-            latency_us: self.latency.latency(),
-            ..Row::new("closed", case)
-        }
-    }
-
-    /// Microseconds more at p50 than `direct`, and how many times its p99: the median of the rounds.
-    fn beside(&self, direct: &Self) -> (f64, f64) {
-        let rounds = || self.rounds.iter().zip(&direct.rounds);
-        (
-            median(rounds().map(|(own, direct)| own.p50 - direct.p50).collect()),
-            median(rounds().map(|(own, direct)| own.p99 / direct.p99).collect()),
-        )
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// What could not be measured keeps no bar.
-fn of(latency: Option<Latency>) -> Latency {
-    latency.unwrap_or(Latency { p50: f64::NAN, p99: f64::NAN, p999: f64::NAN })
-}
-
-/// A direct client publishes again as soon as the broker has acknowledged.
-fn direct(broker: SocketAddr, qos: Qos, span: Span) -> Result<Histogram, Failure> {
-    let mut app = App::connect(broker, "direct")?;
-    let topic = TopicName::new(TOPIC).map_err(|error| Failure::Broker(error.to_string()))?;
-    let mut latency = Histogram::default();
-    let start = Instant::now();
-    while start.elapsed() < span.warm_up + span.time {
-        let sent = Instant::now();
-        app.publish(&topic, stamp::bytes(), mqtt(qos))?;
-        let mut done = false;
-        while !done {
-            app.live(QUIET, |event| done |= matches!(event, AtBroker::Completed(..)))?;
-        }
-        if start.elapsed() > span.warm_up {
-            latency.add(sent.elapsed());
-        }
-    }
-    Ok(latency)
-}
-
-/// Sensors publish again as soon as the gateway has acknowledged. Latencies in how long a time, and how many messages with those
-/// before it.
-pub(super) fn one_by_one(
-    gateway: SocketAddr,
-    count: usize,
-    qos: Qos,
-    span: Span,
-) -> Result<(Histogram, Duration, u64), Failure> {
-    let mut swarm = Swarm::new(gateway, 0..count, |_| {})?;
-    swarm.connect()?;
-    let topic = topic()?;
-    let mut sent = VecDeque::from(vec![Instant::now(); count]);
-    let mut latency = Histogram::default();
-    swarm.each(|_, node, now| {
-        publish(node, now, &topic, qos);
-        Ok(())
-    })?;
-    let start = Instant::now();
-    let (mut all, mut refused) = (0, None);
-    while start.elapsed() < span.warm_up + span.time {
-        swarm.live(QUIET, |index, node, event| {
-            match event {
-                Event::Published(_, Outcome::Acknowledged) => all += 1,
-                Event::Published(_, outcome) => return refused = Some(format!("a message was {outcome:?}")),
-                Event::ConnectionLost(loss) => return refused = Some(format!("a sensor was lost: {loss}")),
-                _ => return,
-            }
-            let now = Instant::now();
-            if let Some(sent) = sent.get_mut(index) {
-                if start.elapsed() > span.warm_up {
-                    latency.add(now - *sent);
-                }
-                *sent = now;
-            }
-            publish(node, now, &topic, qos);
-        })?;
-        if let Some(refused) = refused {
-            return Err(Failure::Gateway(refused));
-        }
-    }
-    Ok((latency, span.time, all))
-}
-
-fn publish(node: &mut Node, now: Instant, topic: &Topic, qos: Qos) {
+pub(super) fn publish(node: &mut Node, now: Instant, topic: &Topic, qos: Qos) {
     // Its queue has room for more than is ever due.
     let _ = node.publish(now, topic.clone(), stamp::bytes(), qos, false);
 }
 
-fn topic() -> Result<Topic, Failure> {
+pub(super) fn topic() -> Result<Topic, Failure> {
     TopicName::new(TOPIC).map(Topic::Name).map_err(|error| Failure::Gateway(error.to_string()))
 }
 

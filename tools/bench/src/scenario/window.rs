@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use mqtt_sn_gateway::wire::Qos;
 
-use super::{Bench, uplink};
+use super::Bench;
+use super::closed::{WHOLE, one_by_one};
 use crate::delay;
 use crate::failure::Failure;
 use crate::figures::{Bar, Row};
+use crate::lone::Spoken;
 use crate::rig::{self, Broker, Kind, Mode, Subject};
 
 /// Sensors with one message each on its way.
@@ -33,9 +35,9 @@ pub(super) fn far(bench: &mut Bench) -> Result<(), Failure> {
         for (qos, round_trips) in [(Qos::AtLeastOnce, 1.0), (Qos::ExactlyOnce, 2.0)] {
             let gateway = Subject::gateway(bench.program(), addr, Mode::Aggregating)?;
             let used = gateway.process.usage()?;
-            let (latency, time, all) = uplink::one_by_one(gateway.addr, SENSORS, qos, uplink::WHOLE)?;
+            let Spoken { latency, all } = one_by_one(gateway.addr, SENSORS, qos)?;
             let used = gateway.process.usage()?.since(used);
-            let rate = latency.len() as f64 / time.as_secs_f64();
+            let rate = latency.len() as f64 / WHOLE.time.as_secs_f64();
             let most = SENSORS as f64 / (ROUND_TRIP.as_secs_f64() * round_trips);
             let mut row = Row::new("far", format!("QoS {qos}, {SENSORS} sensors, {name} 100 ms away"));
             row.messages_per_s = Some(rate);
