@@ -11,7 +11,7 @@ const LATENCY_MAX: u64 = 60_000_000_000;
 pub(crate) const MIB: f64 = 1024.0 * 1024.0;
 
 /// Latencies, to a thousandth.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Histogram(Option<hdrhistogram::Histogram<u64>>);
 
 impl Default for Histogram {
@@ -213,6 +213,12 @@ pub(crate) fn thousands(value: f64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// The middle one; no number if there is none.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]

@@ -155,3 +155,20 @@ impl<S: Talk> Lone<S> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_waited_for_is_an_answer() {
+        let ack = Answer { accepted_at: Some(6), ..Answer::new(1, 0x0d, 4) };
+        assert!(ack.is(&[7, 0x0d, 0, 1, 0x12, 0x34, 0], [0x12, 0x34]));
+        let refused = [7, 0x0d, 0, 1, 0x12, 0x34, 1];
+        let of_another = [7, 0x0d, 0, 1, 0x12, 0x35, 0];
+        let something_else = [7, 0x0b, 0, 1, 0x12, 0x34, 0];
+        for octets in [&refused[..], &of_another, &something_else, &[7, 0x0d, 0, 1], &[]] {
+            assert!(!ack.is(octets, [0x12, 0x34]), "{octets:?}");
+        }
+    }
+}

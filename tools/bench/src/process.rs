@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::iter::Sum;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -141,6 +142,13 @@ impl Drop for Process {
 fn field(text: &str, name: &str) -> u64 {
     let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or_default()
+}
+
+impl Sum for Usage {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        let none = Self { cpu: Duration::ZERO, wakes: 0 };
+        all.fold(none, |sum, one| Self { cpu: sum.cpu + one.cpu, wakes: sum.wakes + one.wakes })
+    }
 }
 
 impl Usage {

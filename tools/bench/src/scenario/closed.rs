@@ -9,7 +9,7 @@ use mqtt_sn_gateway::wire::Qos;
 use super::uplink::{publish, topic};
 use super::{Bench, QUIET};
 use crate::failure::Failure;
-use crate::figures::{Bar, Histogram, Latency, Row};
+use crate::figures::{Bar, Histogram, Latency, Row, median};
 use crate::lone::{self, Span, Spoken};
 use crate::rig::{Broker, Kind, Mode, Subject};
 use crate::swarm::Swarm;
@@ -122,11 +122,6 @@ impl Alone {
             median(rounds().map(|(own, direct)| own.p99 / direct.p99).collect()),
         )
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// What could not be measured keeps no bar.
