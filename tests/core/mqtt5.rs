@@ -381,3 +381,51 @@ fn a_filter_that_ends_and_begins_anew_takes_nothing_from_one_that_stays() {
     w.send(A, puback(topic, msg_id, ReturnCode::Accepted));
     w.expect_publish(A, topic, Qos::AtLeastOnce, false, "off");
 }
+
+/// The broker has not heard yet that the filter was given up and is asked for anew, and what it sends under the former identifier is
+/// the only copy.
+#[test]
+fn what_comes_under_the_former_identifier_of_a_filter_is_for_who_holds_it_now() {
+    let mut w = world_5(&[]);
+    w.active(A, "n1");
+    w.send(A, subscribe(2, "s/1", Qos::AtLeastOnce));
+    w.broker_takes_octets();
+    w.broker_octets(Bytes::from_static(&[0x90, 4, 0, 1, 0, 1]));
+    w.next(A);
+    w.unsubscribed(A, "s/1");
+    w.broker_takes_octets();
+    w.broker_down();
+    w.send(A, subscribe(5, "s/1", Qos::AtLeastOnce));
+    let Packet::SubAck(SubAck { topic_id, code: ReturnCode::Accepted, .. }) =
+        decode(&w.next(A)).unwrap().packet
+    else {
+        panic!("SUBACK")
+    };
+    w.pass(Duration::from_secs(2));
+    hears_connect(&mut w, 5);
+    w.broker_octets(Bytes::from_static(&[0x20, 3, 1, 0, 0])); // session present
+    let message = [0x32, 14, 0, 3, b's', b'/', b'1', 0, 8, 2, 0x0B, 1, b'e', b'a', b'r', b'l'];
+    w.broker_octets(Bytes::copy_from_slice(&message));
+    w.expect_publish(A, TopicRef::Normal(topic_id), Qos::AtLeastOnce, false, "earl");
+    assert_eq!(w.gw.counters().downlink_unrouted, 0);
+}
+
+#[test]
+fn what_comes_for_a_filter_that_nobody_holds_any_more_is_not_for_who_holds_another() {
+    let mut w = world_5(&[]);
+    w.active(A, "n1");
+    for (msg_id, filter) in [(2, "s/1"), (3, "s/#")] {
+        w.send(A, subscribe(msg_id, filter, Qos::AtLeastOnce));
+        w.broker_takes_octets();
+        w.broker_octets(Bytes::copy_from_slice(&[0x90, 4, 0, (msg_id - 1) as u8, 0, 1]));
+        w.next(A);
+    }
+    w.unsubscribed(A, "s/1");
+    let mut publish = [0x32, 12, 0, 3, b's', b'/', b'1', 0, 8, 2, 0x0B, 1, b'o', b'n'];
+    // Under the former identifier of the one, and under that of the other.
+    for (id, comes) in [(1, false), (2, true)] {
+        (publish[8], publish[11]) = (7 + id, id);
+        w.broker_octets(Bytes::copy_from_slice(&publish));
+        assert_eq!(w.gw.counters().downlink_recipients, u64::from(comes));
+    }
+}

@@ -112,7 +112,8 @@ fn a_broker_that_restarts_and_hangs_again_and_again_costs_no_message_on_two_thre
 fn come_and_go_under_load(mode: &str, threads: &str) {
     let mosquitto = Mosquitto::persistent();
     let verify = format!("mqtt://127.0.0.1:{}", mosquitto.port);
-    let more = format!("  mode: {mode}\n  ack_timeout: 500ms\n");
+    // Longer than a slow disk may take, or subscriptions are refused, and asked for anew while the broker is away.
+    let more = format!("  mode: {mode}\n  ack_timeout: 1500ms\n");
     let mut gateway = Gateway::start_with(&verify, mosquitto.port, &more, Some(mosquitto), |command| {
         command.args(["--threads", threads]);
     });

@@ -61,6 +61,9 @@ pub(super) struct Aggregate {
     /// Clients that have yet to settle a message.
     owed: HashMap<Delivery, usize>,
     last_subscription: u32,
+    /// Filters that were given up on the first lane, with their identifiers, and how often until the broker has heard it: what it
+    /// sends under such a one is for who has asked for the filter anew.
+    former: BTreeMap<TopicFilter, (SubscriptionId, usize)>,
     /// A filter has left its lane, which may be empty now.
     vacated: bool,
     /// Filters for which there was no lane.
@@ -114,6 +117,7 @@ impl Aggregate {
             hand_outs: HandOuts::default(),
             owed: HashMap::new(),
             last_subscription: 0,
+            former: BTreeMap::new(),
             vacated: false,
             crowded: 0,
             alone: false,
@@ -533,7 +537,11 @@ impl Aggregate {
             (Err(_), _) => return self.unsettled.extend(unwanted.iter().cloned()),
         }
         for filter in unwanted {
-            self.filters.remove(filter);
+            let id = self.filters.remove(filter).and_then(|subscribers| subscribers.id);
+            // Further lanes are for brokers without identifiers.
+            if let Some(id) = id.filter(|_| lane == 0) {
+                self.former.entry(filter.clone()).or_insert((id, 0)).1 += 1;
+            }
             self.given_up.insert((self.lanes[lane].number, filter.clone()));
         }
     }
@@ -617,6 +625,9 @@ impl Aggregate {
     fn handle_unsubscribed(&mut self, lane: usize, token: Token) {
         if let Some(Purpose::Unsubscribe(filters)) = self.lanes[lane].purposes.remove(&token) {
             for filter in filters {
+                if lane == 0 {
+                    self.forget_former(&filter);
+                }
                 let found = self.filters.get_mut(&filter).filter(|found| found.lane == lane);
                 if let Some(subscribers) = found {
                     subscribers.granted &= subscribers.granted_to > Some(token);
@@ -626,6 +637,16 @@ impl Aggregate {
             }
         }
         self.vacated = true;
+    }
+
+    /// The broker has heard one more time that a filter was given up.
+    fn forget_former(&mut self, filter: &TopicFilter) {
+        if let Some((_, times)) = self.former.get_mut(filter) {
+            *times -= 1;
+            if *times == 0 {
+                self.former.remove(filter);
+            }
+        }
     }
 
     /// Who subscribed while the broker was away gets what it has kept from now on.
@@ -711,7 +732,7 @@ impl Aggregate {
     /// The identifier of a filter, a new one if it has none. There are enough for one a second for eight years.
     fn subscription(&mut self, filter: &TopicFilter) -> Option<SubscriptionId> {
         let known = self.filters.get(filter).and_then(|subscribers| subscribers.id);
-        known.or_else(|| {
+        known.or_else(|| self.former.get(filter).map(|(id, _)| *id)).or_else(|| {
             let id = SubscriptionId::new(self.last_subscription + 1)?;
             self.last_subscription = id.get();
             Some(id)
