@@ -115,6 +115,7 @@ impl App {
     pub(crate) fn take_apart(mut self, topic: &TopicName, qos: QoS) -> Result<(TcpStream, Bytes), Failure> {
         self.publish(topic, stamp::bytes(), qos)?;
         let octets = self.connection.take_output(Instant::now());
+        self.socket.set_read_timeout(Some(PATIENCE)).attempt("set a timeout")?;
         Ok((self.socket, octets.unwrap_or_default()))
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::time::TimeValLike;
-use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
 use crate::failure::{Attempt, Failure};
@@ -142,6 +142,12 @@ impl Drop for Process {
 fn field(text: &str, name: &str) -> u64 {
     let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or_default()
+}
+
+/// Processor time that this program has had so far.
+pub(crate) fn own_time() -> Result<Duration, Failure> {
+    let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).attempt("read what this program has used")?;
+    Ok(Duration::from_nanos(time.num_nanoseconds().unsigned_abs()))
 }
 
 impl Sum for Usage {

@@ -12,17 +12,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::available_parallelism;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mqtt_sn_gateway::mqtt::QoS;
+use mqtt_sn_gateway::node::{Node, Topic};
+use mqtt_sn_gateway::topic::TopicName;
 use mqtt_sn_gateway::wire::Qos;
 
 use crate::failure::Failure;
 use crate::figures::Row;
+use crate::lone::Span;
 use crate::rig::{self, Kind};
+use crate::sensor::TOPIC;
+use crate::stamp;
 
 /// What is lost does not come any more after so long a silence.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// How long something is measured that does as much as it can.
+const WHOLE: Span = Span { warm_up: Duration::from_millis(500), time: Duration::from_secs(2) };
 
 /// The same for a client of a broker.
 pub(crate) fn mqtt(qos: Qos) -> QoS {
@@ -31,6 +39,15 @@ pub(crate) fn mqtt(qos: Qos) -> QoS {
         Qos::AtLeastOnce => QoS::AtLeastOnce,
         Qos::ExactlyOnce => QoS::ExactlyOnce,
     }
+}
+
+fn publish(node: &mut Node, now: Instant, topic: &Topic, qos: Qos) {
+    // Its queue has room for more than is ever due.
+    let _ = node.publish(now, topic.clone(), stamp::bytes(), qos, false);
+}
+
+fn topic() -> Result<Topic, Failure> {
+    TopicName::new(TOPIC).map(Topic::Name).map_err(|error| Failure::Gateway(error.to_string()))
 }
 
 /// What all scenarios share.
@@ -72,9 +89,13 @@ impl Bench {
             let said = Command::new(program).args(arguments).output().map(|it| it.stdout).unwrap_or_default();
             String::from_utf8_lossy(&said).trim().to_owned()
         };
+        let room = fs::read_to_string("/proc/sys/net/core/rmem_max").unwrap_or_default();
         let (kernel, rustc) = (says("uname", &["-sr"]), says("rustc", &["--version"]));
         let commit = says("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"]);
-        format!("{model}, {cores} cores, {kernel}, {rustc}, commit {commit}")
+        format!(
+            "{model}, {cores} cores, {kernel}, net.core.rmem_max={}, {rustc}, commit {commit}",
+            room.trim()
+        )
     }
 
     /// Takes what was found, and prints it.

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use mqtt_sn_gateway::node::{Event, Outcome};
 use mqtt_sn_gateway::wire::Qos;
 
-use super::uplink::{publish, topic};
-use super::{Bench, QUIET};
+use super::{Bench, QUIET, WHOLE, publish, topic};
 use crate::failure::Failure;
 use crate::figures::{Bar, Histogram, Latency, Row, median};
 use crate::lone::{self, Span, Spoken};
@@ -23,9 +22,8 @@ const TIMES_BAR: f64 = 10.0;
 /// How long a round takes.
 const ROUND: Span = Span { warm_up: Duration::from_millis(200), time: Duration::from_millis(300) };
 
-/// Sensors that do it all together, and for how long.
+/// Sensors that do it all together.
 const SENSORS: usize = 100;
-pub(super) const WHOLE: Span = Span { warm_up: Duration::from_millis(500), time: Duration::from_secs(2) };
 
 /// From one sensor and from a hundred, and the same from direct MQTT clients.
 pub(super) fn closed(bench: &mut Bench) -> Result<(), Failure> {

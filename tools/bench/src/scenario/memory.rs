@@ -140,8 +140,13 @@ const GROWTH_BAR: f64 = 1.05;
 
 /// Sensors that come and go: nothing of them is to stay.
 pub(super) fn soak(bench: &mut Bench) -> Result<(), Failure> {
+    soak_in(bench, Mode::Aggregating)?;
+    soak_in(bench, Mode::Transparent)
+}
+
+fn soak_in(bench: &mut Bench, mode: Mode) -> Result<(), Failure> {
     let broker = Broker::start(Kind::Sink)?;
-    let gateway = Subject::gateway(bench.program(), broker.addr, Mode::Aggregating)?;
+    let gateway = Subject::gateway(bench.program(), broker.addr, mode)?;
     let mut memory = Vec::new();
     for round in 0..ROUNDS {
         let mut swarm = Swarm::new(gateway.addr, round * ROUND..(round + 1) * ROUND, |_| {})?;
@@ -160,7 +165,8 @@ pub(super) fn soak(bench: &mut Bench) -> Result<(), Failure> {
     };
     let (middle, end) = (mean(ROUNDS / 2 - COMPARED..ROUNDS / 2), mean(ROUNDS - COMPARED..ROUNDS));
     let sessions = gateway.sessions(bench.program())?;
-    let mut row = Row::new("soak", format!("{ROUNDS} times {ROUND} sensors that come, publish and leave"));
+    let case = format!("{ROUNDS} times {ROUND} sensors that come, publish and leave, {mode}");
+    let mut row = Row::new("soak", case);
     row.tell("MiB at the end", end / MIB);
     row.hold("of the memory half-way", end / middle, Bar::AtMost(GROWTH_BAR));
     row.hold("sessions left", sessions as f64, Bar::AtMost(0.0));

@@ -12,6 +12,7 @@ use super::Bench;
 use crate::app::App;
 use crate::failure::Failure;
 use crate::figures::{Bar, Row};
+use crate::process;
 use crate::rig::{Broker, Mode, Subject};
 use crate::stamp;
 use crate::swarm::Swarm;
@@ -27,6 +28,9 @@ const WINDOW: usize = 1_000;
 
 /// How long an application waits for the broker before it looks again.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// Of a core that the gateway or the sensors are to have while these fetch: what they wait for is each other's work.
+const BUSY_BAR: f64 = 0.8;
 
 /// For how long they sleep: nobody is to count as lost.
 const ASLEEP: Duration = Duration::from_secs(3600);
@@ -48,16 +52,21 @@ pub(super) fn drain(bench: &mut Bench) -> Result<(), Failure> {
         let filled = filled.elapsed();
         gateway.process.wait_until_idle()?;
         let kept = gateway.process.memory()?.saturating_sub(memory) as f64 / (SLEEPERS * MESSAGES) as f64;
-        let used = gateway.process.usage()?;
+        let (used, own) = (gateway.process.usage()?, process::own_time()?);
         let (time, got) = wake(&mut swarm)?;
-        let used = gateway.process.usage()?.since(used);
+        let (used, own) = (gateway.process.usage()?.since(used), process::own_time()?.saturating_sub(own));
         let mut row =
             Row::new("sleepers", format!("{SLEEPERS} with {MESSAGES} QoS 1 messages each, {mode}, {kind}"));
         row.messages_per_s = Some(got as f64 / time.as_secs_f64());
         row.memory_octets = Some(gateway.process.memory()?);
         row.tell("seconds to fetch them", time.as_secs_f64());
         row.cpu_us_per_message = Some(used.cpu.as_secs_f64() * 1e6 / got as f64);
-        row.tell("of a core", used.cpu.as_secs_f64() / time.as_secs_f64());
+        let share = |used: Duration| used.as_secs_f64() / time.as_secs_f64();
+        row.tell("of a core for the gateway", share(used.cpu));
+        row.tell("for the sensors", share(own));
+        // One of them has always something to do: nothing else holds up who fetches.
+        row.hold("of a core, the busier of both", share(used.cpu).max(share(own)), Bar::AtLeast(BUSY_BAR));
+        row.lost = Some((SLEEPERS * MESSAGES).saturating_sub(got) as u64);
         row.tell("seconds to publish them", filled.as_secs_f64());
         row.tell("octets a kept message", kept);
         row.hold("lost", (SLEEPERS * MESSAGES).saturating_sub(got) as f64, Bar::AtMost(0.0));

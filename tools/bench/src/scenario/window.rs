@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use mqtt_sn_gateway::wire::Qos;
 
-use super::Bench;
-use super::closed::{WHOLE, one_by_one};
+use super::closed::one_by_one;
+use super::{Bench, WHOLE};
 use crate::delay;
 use crate::failure::Failure;
 use crate::figures::{Bar, Row};
