@@ -42,7 +42,7 @@ const STREAMS: [(f64, &[Priced]); 2] = [
 const FLOOD_BAR: f64 = 0.6;
 
 /// Rounds of what is measured beside the bare relay.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 
 /// How long each is measured in one.
 const ROUND: Duration = Duration::from_millis(600);
